@@ -18,6 +18,9 @@ from protocol.messages import EPOCHS_LIMIT, MOST_SEEDS, ActivationPlan, SpsaPlan
 from protocol.noise import derive_seed
 from protocol.tensor_codec import BITS
 
+SERVINGS = ("best", "latest", "statistics")
+"""What `blackfleet.serving` may name."""
+
 
 def _at_least(value: float, lowest: float, name: str) -> None:
     if not value >= lowest:
@@ -193,12 +196,22 @@ class LocalLossConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=
     """Adam's step size on the head at its highest."""
     schedule: str = "one-cycle"
     """`constant`, `cosine` or `one-cycle`, over the warm-up and all rounds."""
+    weight_power: float = 0.5
+    """p: each pixel counts with min(ℓ / mean ℓ, cap)^p, ℓ the cloud's loss there after the round before; 0 =
+    all count alike, and no loss maps are fetched."""
+    weight_cap: float = 5.0
+    """Share of the mean loss above which a loss counts no more."""
+    weight_map_stride: int = 1
+    """Feature cells that a cell of those loss maps covers along each side; must divide the feature map."""
 
     def __post_init__(self) -> None:
         _at_least(self.warm_up_epochs, 0, "local_loss.warm_up_epochs")
         _at_least(self.epochs, 0, "local_loss.epochs")
         _above(self.rate, 0, "local_loss.rate")
         _above(self.head_rate, 0, "local_loss.head_rate")
+        _at_least(self.weight_power, 0, "local_loss.weight_power")
+        _at_least(self.weight_cap, 1, "local_loss.weight_cap")
+        _at_least(self.weight_map_stride, 1, "local_loss.weight_map_stride")
         if self.warm_up_epochs + self.epochs > EPOCHS_LIMIT:
             raise ValueError(
                 f"local_loss.warm_up_epochs and epochs must be at most {EPOCHS_LIMIT} together, got "
@@ -208,6 +221,19 @@ class LocalLossConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=
             raise ValueError(
                 f"local_loss.schedule must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}"
             )
+
+
+class BlackFleetConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`blackfleet` only."""
+
+    serving: str = "best"
+    """Which weights of the cloud's network predict for a vehicle: `best`, those that did best on its
+    validation frames; `latest`, the same for all; or `statistics`, the latest with BatchNorm statistics of
+    its own train features (AdaBN, Li et al., 2017)."""
+
+    def __post_init__(self) -> None:
+        if self.serving not in SERVINGS:
+            raise ValueError(f"blackfleet.serving must be one of {', '.join(SERVINGS)}, got {self.serving!r}")
 
 
 class FederatedConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -318,6 +344,7 @@ class CloudConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True
     white_box: WhiteBoxConfig = WhiteBoxConfig()
     federated: FederatedConfig = FederatedConfig()
     local_loss: LocalLossConfig = LocalLossConfig()
+    blackfleet: BlackFleetConfig = BlackFleetConfig()
     patience: PatienceConfig = PatienceConfig()
 
     def __post_init__(self) -> None:

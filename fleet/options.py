@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cloud_server.config import SERVINGS
 from datasets.conditions import CONDITIONS
 from fleet.encoders import ENCODERS
 from fleet.errors import OperatorError
@@ -102,6 +103,18 @@ SCENARIO_OPTIONS = (
         "local_loss.epochs",
         int,
         "blackfleet: passes over the train frames on the vehicle in each round.",
+    ),
+    ScenarioOption(
+        "weight_power",
+        "local_loss.weight_power",
+        float,
+        "blackfleet: how much the cloud's loss maps weight a vehicle's own loss; 0 = not at all.",
+    ),
+    ScenarioOption(
+        "serving",
+        "blackfleet.serving",
+        str,
+        f"blackfleet: which weights predict for a vehicle: {', '.join(SERVINGS)}.",
     ),
     ScenarioOption(
         "estimator", "zeroth_order.estimator", str, "BlackFed: from losses to gradients: spsa-gc, activation."

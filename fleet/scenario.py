@@ -13,6 +13,7 @@ import msgspec
 import yaml
 
 from cloud_server.config import (
+    BlackFleetConfig,
     CloudConfig,
     FederatedConfig,
     FirstOrderConfig,
@@ -141,6 +142,7 @@ class Scenario(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
     white_box: WhiteBoxConfig = WhiteBoxConfig()
     federated: FederatedConfig = FederatedConfig()
     local_loss: LocalLossConfig = LocalLossConfig()
+    blackfleet: BlackFleetConfig = BlackFleetConfig()
     local_head: LocalHeadPart = LocalHeadPart()
     evaluation: EvaluationPart = EvaluationPart()
     patience: PatienceConfig = PatienceConfig()
@@ -207,6 +209,7 @@ class Scenario(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
             zeroth_order=self.zeroth_order,
             federated=self.federated,
             local_loss=self.local_loss,
+            blackfleet=self.blackfleet,
             white_box=self.white_box,
             patience=self.patience,
         )

@@ -121,8 +121,19 @@ class FedAvgPlan(_Message, frozen=True, array_like=True, kw_only=True, tag="feda
     """Whether the vehicle writes what it predicts on its own test frames."""
 
 
+class LossWeighting(_Message, frozen=True, array_like=True, kw_only=True):
+    """How a vehicle weights the pixels of its local loss by the cloud's loss maps."""
+
+    map_stride: Annotated[int, Meta(ge=1, le=1024)]
+    """Feature cells that a cell of the loss maps covers along each side."""
+    power: Annotated[float, Meta(gt=0)]
+    """p of the weight min(ℓ / mean ℓ, cap)^p."""
+    cap: Annotated[float, Meta(ge=1)]
+    """Share of the mean loss above which a loss counts no more."""
+
+
 class LocalLossPlan(_Message, frozen=True, array_like=True, kw_only=True, tag="local-loss"):
-    """Settings of learning from the vehicle's own labels with its local head: nobody is asked."""
+    """Settings of learning from the vehicle's own labels with its local head."""
 
     rate: Annotated[float, Meta(gt=0)]
     """Highest step size of Adam on the encoder."""
@@ -130,6 +141,8 @@ class LocalLossPlan(_Message, frozen=True, array_like=True, kw_only=True, tag="l
     """Highest step size of Adam on the head."""
     rate_shares: Annotated[tuple[Annotated[float, Meta(gt=0, le=1)], ...], Meta(max_length=EPOCHS_LIMIT)]
     """Share of the highest rates in each of the turn's epochs."""
+    weighting: LossWeighting | None
+    """With it, the vehicle first fetches the loss maps of its train frames; None: nobody is asked."""
 
 
 Learner = SpsaPlan | ActivationPlan | WhiteBoxPlan | FedAvgPlan | LocalLossPlan
@@ -246,6 +259,13 @@ class FetchWeights(_Turned, frozen=True, array_like=True, kw_only=True, tag="fet
     """Which weights does this turn start from? Answered by `Weights`."""
 
 
+class FetchLossMaps(_Turned, frozen=True, array_like=True, kw_only=True, tag="fetch-maps"):
+    """Where did the loss lie in some train frames after the latest learning? Answered by `LossMaps`."""
+
+    frames: tuple[Index, ...]
+    """A batch as it was uploaded."""
+
+
 class Update(_Turned, frozen=True, array_like=True, kw_only=True, tag="update"):
     """The weights after the turn's epochs, once a turn; answered by `Ack`."""
 
@@ -302,10 +322,10 @@ class Feedback(_Turned, frozen=True, array_like=True, kw_only=True, tag="feedbac
 
 
 class LossMaps(_Turned, frozen=True, array_like=True, kw_only=True, tag="maps"):
-    """The answer to a seeded query: losses by place, never gradients."""
+    """The answer to a seeded query or a fetch of loss maps: losses by place, never gradients."""
 
     maps: EncodedTensor
-    """(B, 1 + K, rows, columns): the map at the clean features, then each seed's difference.
+    """(B, 1 + K, rows, columns): the map at the clean features, then each seed's difference; fetched: K = 0.
 
     The mean over the cells of a clean map is the cross-entropy of its frame. Coded as features are, each map
     with a scale of its own over the batch."""
@@ -374,6 +394,7 @@ Up = (
     | TrainStep
     | Upload
     | FetchWeights
+    | FetchLossMaps
     | Update
     | SplitScores
     | TurnDone
@@ -388,6 +409,7 @@ Request = (
     | TrainStep
     | Upload
     | FetchWeights
+    | FetchLossMaps
     | Update
     | SplitScores
     | TurnDone
