@@ -1,4 +1,4 @@
-"""The choices inside blackfleet, each against the same run without it: loss-map weighting, and what serves.
+"""The choices inside blackfleet, each against the same run without it: loss-map weighting, and serving.
 
 `python -m benchmarks.blackfleet_choices --data-root CAMVID` prints a table and last one JSON line. A choice is
 made on mIoU on validation frames, with the weights that would serve each vehicle after the last round; test

@@ -32,12 +32,25 @@ def check_runnable(scenario: Scenario) -> None:
     _check_name("encoder.mode", scenario.encoder.mode, ("auto", "bind", "rebuild"))
     for name in {scenario.encoder.name, *scenario.encoders.values()}:
         check_image_size(parse_image_size(scenario.image_size), name, ENCODERS[name]().stride)
+        _check_loss_maps(scenario, name)
     if scenario.broker not in OWN_BROKERS:
         parse_broker_url(scenario.broker)
     else:
         broker.choose_kind(scenario.broker)
     if scenario.broker_port is not None:
         broker.check_port_number(scenario.broker_port)
+
+
+def _check_loss_maps(scenario: Scenario, encoder: str) -> None:
+    local, stride = scenario.local_loss, ENCODERS[encoder]().stride
+    width, height = (size // stride for size in parse_image_size(scenario.image_size))
+    if scenario.algorithm != "blackfleet" or local.weight_power == 0:
+        return
+    if width % local.weight_map_stride or height % local.weight_map_stride:
+        raise OperatorError(
+            f"local_loss.weight_map_stride must divide the features of encoder {encoder}, {width}x{height} "
+            f"cells, got {local.weight_map_stride}"
+        )
 
 
 def _check_name(key: str, name: str, known: Collection[str]) -> None:
