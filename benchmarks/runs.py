@@ -1,14 +1,13 @@
-"""Runs of a benchmark: several at once as processes of their own, kept on disk, none done twice."""
+"""Runs of a benchmark: several at once in worker processes, kept on disk, none done twice."""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from fleet.job import RESULT_NAME
-from fleet.launch import SCENARIO_NAME
+from fleet.launch import SCENARIO_NAME, launch
 from fleet.scenario import load_scenario, save_scenario
 
 _LOG_NAME = "launch.log"
@@ -52,41 +51,40 @@ def finish(runs: Sequence[Run], *, jobs: int) -> None:
     console = Console(stderr=True)
     todo = [run for run in runs if not run.is_complete]
     console.print(f"{len(runs) - len(todo)} of {len(runs)} runs are complete already")
-
-    def work(numbered: tuple[int, Run]) -> None:
-        number, run = numbered
-        began = time.monotonic()
-        _launch(run)
-        result = run.result()
-        console.print(
-            f"{number}/{len(todo)} {run.folder.name}: mIoU {result['mean_local_miou']:.3f}, "
-            f"{(time.monotonic() - began) / 60:.1f} min"
-        )
-
-    with ThreadPoolExecutor(jobs) as pool:
-        for _ in pool.map(work, enumerate(todo, start=1)):
-            pass
+    # The workers inherit it: pools of threads beyond a run's own would slow its neighbours.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    began = time.monotonic()
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        futures = {pool.submit(_launch, run): run for run in todo}
+        for number, future in enumerate(as_completed(futures), start=1):
+            run = futures[future]
+            try:
+                miou = future.result()
+            except Exception as error:
+                pool.shutdown(cancel_futures=True)
+                raise SystemExit(f"{run.folder} failed: {error}; see {_LOG_NAME} there") from error
+            left_s = (time.monotonic() - began) / number * (len(todo) - number)
+            console.print(
+                f"{number}/{len(todo)} {run.folder.name}: mIoU {miou:.3f}, {left_s / 60:.0f} min left",
+                highlight=False,
+            )
 
 
 def _check_same(run: Run) -> None:
     """A kept run is only good for the settings that it was made with."""
     path = run.folder / SCENARIO_NAME
-    if not path.exists():
-        return
-    if save_scenario(load_scenario(path, {})) != save_scenario(load_scenario(None, run.settings)):
+    if path.exists() and save_scenario(load_scenario(path, {})) != save_scenario(
+        load_scenario(None, run.settings)
+    ):
         raise SystemExit(f"{run.folder} holds a run of other settings; remove it, or choose another folder")
 
 
-def _launch(run: Run) -> None:
+def _launch(run: Run) -> float:
+    """The mean local mIoU of a run, done in this process, its progress in a file of its folder."""
     run.folder.mkdir(parents=True, exist_ok=True)
     begun = (run.folder / SCENARIO_NAME).exists()
-    wanted = run.folder / "wanted.yaml"
-    wanted.write_text(save_scenario(load_scenario(None, run.settings)), encoding="utf-8")
-    command = [sys.executable, "-m", "fleet.cli", "launch", "--run-dir", str(run.folder)]
-    command += ["--resume"] if begun else ["--scenario", str(wanted)]
-    with (run.folder / _LOG_NAME).open("ab") as log:
-        # What torch and ONNX Runtime take beyond a run's own threads would slow its neighbours.
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, stdout=log, stderr=log, env=environment, check=False)
-    if done.returncode or not run.is_complete:
-        raise SystemExit(f"{run.folder} ended with exit code {done.returncode}; see {_LOG_NAME} there")
+    with (run.folder / _LOG_NAME).open("a", encoding="utf-8") as log:
+        result = launch(
+            load_scenario(None, run.settings), run.folder, resume=begun, console=Console(file=log, width=120)
+        )
+    return float(result["mean_local_miou"])
