@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from protocol.packing import STEPS_PER_BYTE, packed_bytes
-from protocol.tensor_codec import CodedChannels, EncodedTensor, Quantiser, most_coded_bytes
+from protocol.quantiser import CodedChannels, Quantiser
+from protocol.tensor_codec import EncodedTensor, assemble, most_coded_bytes
 
 FEWEST_BITS = min(STEPS_PER_BYTE)
 _RANGE_BYTES = 8  # scale and zero point of a channel
@@ -28,17 +29,15 @@ def sure_frame_bytes(feature_shape: tuple[int, int, int]) -> int:
     return _RANGE_BYTES * channels + most_coded_bytes(channels * packed_bytes(height * width, FEWEST_BITS))
 
 
-def check_frame_bytes(frame_bytes: int, most_bits: int, feature_shape: tuple[int, int, int] | None) -> None:
-    """Raise ValueError, naming the setting, for a bound that can't be promised; None = shape not known yet."""
-    if most_bits not in STEPS_PER_BYTE:
-        raise ValueError(
-            f"frame_bytes chooses at most {max(STEPS_PER_BYTE)} bits an element, got bits {most_bits}; "
-            f"set bits to {max(STEPS_PER_BYTE)}, or leave frame_bytes out"
-        )
-    least = 1 if feature_shape is None else sure_frame_bytes(feature_shape)
+def check_frame_bytes(frame_bytes: int, feature_shape: tuple[int, int, int]) -> None:
+    """Raise ValueError, naming the setting, where a bound is below `sure_frame_bytes`."""
+    least = sure_frame_bytes(feature_shape)
     if frame_bytes < least:
-        which = "" if feature_shape is None else f" for features of {'x'.join(map(str, feature_shape))}"
-        raise ValueError(f"frame_bytes must be at least {least}{which}, got {frame_bytes}")
+        shape = "x".join(map(str, feature_shape))
+        raise ValueError(
+            f"frame_bytes must be at least {least} for features of {shape}, {FEWEST_BITS} bits an element, "
+            f"got {frame_bytes}"
+        )
 
 
 def encode_within(
@@ -51,12 +50,13 @@ def encode_within(
     Raises ValueError for another dtype or rank, an empty tensor, NaN or infinity, `most_bits` that a channel
     can't have, or a bound that even 2 bits do not keep; from `sure_frame_bytes` on every tensor keeps it.
     """
-    check_frame_bytes(bytes_per_frame, most_bits, None)
+    if most_bits not in STEPS_PER_BYTE:
+        raise ValueError(f"most bits must be one of {tuple(STEPS_PER_BYTE)}, got {most_bits}")
     quantiser = Quantiser(features_BCHW)
     batch, channels, height, width = quantiser.shape
     bound = batch * bytes_per_frame
     generous = quantiser.code(most_bits)
-    encoded = quantiser.assemble(most_bits, generous.scale_C, generous.packed_CP)
+    encoded = assemble(quantiser, most_bits, generous.scale_C, generous.packed_CP)
     if encoded.payload_bytes <= bound:
         return encoded
     choices = [bits for bits in sorted(STEPS_PER_BYTE) if bits <= most_bits]
@@ -73,16 +73,16 @@ def encode_within(
         taken = min(max(fitting, 0), most)
         choice_C = [0] * channels
         for upgrade in upgrades[:taken]:
-            choice_C[upgrade.channel] = upgrade.choice
+            choice_C[upgrade.channel] = max(upgrade.choice, choice_C[upgrade.channel])
         encoded = _assemble(quantiser, [choices[k] for k in choice_C], [coded[k] for k in choice_C])
         excess = encoded.payload_bytes - bound
         if excess <= 0:
             return encoded
         if taken == 0:
             raise ValueError(
-                f"features can't be coded into {bytes_per_frame} bytes a frame: {FEWEST_BITS} bits an element "
-                f"take {-(-encoded.payload_bytes // batch)}; frame_bytes of "
-                f"{sure_frame_bytes((channels, height, width))} is always enough"
+                f"features can't be coded into {bytes_per_frame} bytes a frame: at {FEWEST_BITS} bits an "
+                f"element they take {-(-encoded.payload_bytes // batch)}; "
+                f"{sure_frame_bytes((channels, height, width))} is enough for any"
             )
         allowed, most = allowed - excess, taken - 1
 
@@ -120,7 +120,7 @@ def _upgrades(size_KC: npt.NDArray[np.float64], error_KC: npt.NDArray[np.float64
 
 
 def _estimated_bytes(packed_CP: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
-    """float64 (C,): the order-0 entropy of each channel's bytes, no less than Huffman's bit a byte, and its code."""
+    """float64 (C,): the order-0 entropy of each channel's bytes, one bit a byte at least (Huffman)."""
     channels, packed = packed_CP.shape
     values = packed_CP + (np.arange(channels) << 8)[:, None]
     count_CV = np.bincount(values.reshape(-1), minlength=channels << 8).reshape(channels, 256)
@@ -135,4 +135,4 @@ def _assemble(quantiser: Quantiser, bits_C: list[int], coded_C: list[CodedChanne
     scale_C = np.array([coded.scale_C[channel] for channel, coded in enumerate(coded_C)])
     channels_P = [coded.packed_CP[channel] for channel, coded in enumerate(coded_C)]
     bits = bits_C[0] if len(set(bits_C)) == 1 else bytes(bits_C)
-    return quantiser.assemble(bits, scale_C, channels_P)
+    return assemble(quantiser, bits, scale_C, channels_P)

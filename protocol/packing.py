@@ -1,4 +1,4 @@
-"""Quantisation steps to bytes and back: several steps of few bits share a byte, which Huffman codes as one symbol.
+"""Quantisation steps to bytes and back: several steps of few bits share a byte.
 
 Legend: C channel, N elements of a channel, P bytes of a channel.
 """
@@ -20,9 +20,9 @@ def packed_bytes(elements: int, bits: int) -> int:
 
 
 def pack(steps_CN: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
-    """uint8 (C, P), the first of the elements that share a byte in its highest bits, zeros for what is missing.
+    """uint8 (C, P): of the elements that share a byte the first in the highest bits, zeros at the end.
 
-    Neighbours share a byte, so that the Huffman code also sees what they have in common, and can spend less
+    Neighbours share a byte, so that a Huffman code also sees what they have in common, and can spend less
     than one bit on an element.
     """
     count = STEPS_PER_BYTE[bits]

@@ -1,4 +1,4 @@
-"""Features on the wire: per-channel affine quantisation to 8, 6, 4, 3 or 2 bits, or float32, then Huffman coding.
+"""Features on the wire: per-channel affine quantisation to 8, 6, 4, 3 or 2 bits, then Huffman coding.
 
 Shapes: B batch, C channel, H and W rows and columns of the feature map, N elements and P bytes of a channel.
 Elements are coded channel by channel, because channels differ: each gets a Huffman code of its own.
@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import msgspec
 import numpy as np
@@ -18,15 +17,14 @@ import numpy.typing as npt
 
 from protocol.deflate import CodecError as CodecError
 from protocol.deflate import deflate, deflate_pieces, inflate
-from protocol.packing import STEPS_PER_BYTE, pack, packed_bytes, unpack
+from protocol.packing import STEPS_PER_BYTE, packed_bytes, unpack
+from protocol.quantiser import Quantiser
 
 BITS = (32, *STEPS_PER_BYTE)
-"""Bits that the elements of a tensor may be coded with; 32 is float32 as it is, which a single channel can't be."""
+"""Bits that an element may be coded with; 32 is float32 as it is, for a whole tensor only."""
 
 _HUFFMAN_MOST_BYTES_PER_BYTE = 8
 _FLOAT32 = np.dtype("<f4")
-_FLOAT32_TINY = np.finfo(np.float32).tiny
-_LARGEST = 1e38
 _MEMORY_LEVEL = 7  # 8192 symbols a Huffman code at most
 _LEAST_BYTES_PER_CODE = 512  # with fewer, describing a code costs about what it saves
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -54,72 +52,6 @@ class EncodedTensor(msgspec.Struct, frozen=True, array_like=True):
         return per_channel + len(self.scale) + len(self.zero) + len(self.data)
 
 
-@dataclass(frozen=True, kw_only=True)
-class CodedChannels:
-    """All channels of a tensor at one number of bits, ready for the Huffman code."""
-
-    packed_CP: npt.NDArray[np.uint8]
-    scale_C: npt.NDArray[np.float32]
-    squared_error_C: npt.NDArray[np.float64]
-    """Summed over the elements; zeros where it was not asked for."""
-
-
-class Quantiser:
-    """Features whose values were checked and whose channels' ranges are known.
-
-    Raises ValueError for another dtype or rank than float32 BCHW, an empty tensor, NaN or infinity.
-    """
-
-    def __init__(self, features_BCHW: npt.NDArray[np.float32]) -> None:
-        if features_BCHW.ndim != 4 or features_BCHW.dtype != np.float32 or features_BCHW.size == 0:
-            got = f"{features_BCHW.dtype} {features_BCHW.shape}"
-            raise ValueError(f"features must be a non-empty float32 tensor BCHW, got {got}")
-        low_C = features_BCHW.min(axis=(0, 2, 3))
-        high_C = features_BCHW.max(axis=(0, 2, 3))
-        # min and max carry NaN along, so that the tensor itself need not be searched.
-        if not (low_C.min() >= -_LARGEST and high_C.max() <= _LARGEST):
-            raise ValueError(
-                f"features must be finite and within ±{_LARGEST:g}, got {low_C.min()} to {high_C.max()}"
-            )
-        batch, channels, height, width = features_BCHW.shape
-        self.shape = (batch, channels, height, width)
-        self._low_C = low_C
-        self._range_C = high_C - low_C
-        above_low_CBHW = features_BCHW.transpose(1, 0, 2, 3) - low_C[:, None, None, None]
-        self._above_low_CN = above_low_CBHW.reshape(channels, -1)
-
-    def code(self, bits: int, *, with_error: bool = False) -> CodedChannels:
-        """Quantise all channels to 2^bits levels over their ranges and pack them."""
-        levels = np.float32((1 << bits) - 1)
-        scale_C = self._range_C / levels
-        scale_C[scale_C < _FLOAT32_TINY] = 0  # a subnormal scale would be too coarse
-        steps_CN = self._above_low_CN / np.where(scale_C > 0, scale_C, np.float32(1))[:, None]
-        np.rint(steps_CN, out=steps_CN)
-        np.minimum(steps_CN, levels, out=steps_CN)
-        packed_CP = pack(steps_CN.astype(np.uint8), bits)
-        squared_error_C = np.zeros(len(scale_C))
-        if with_error:
-            steps_CN *= scale_C[:, None]
-            steps_CN -= self._above_low_CN
-            squared_error_C = np.einsum("cn,cn->c", steps_CN, steps_CN, dtype=np.float64)
-        return CodedChannels(packed_CP=packed_CP, scale_C=scale_C, squared_error_C=squared_error_C)
-
-    def assemble(
-        self,
-        bits: int | bytes,
-        scale_C: npt.NDArray[np.float32],
-        channels_P: Iterable[npt.NDArray[np.uint8]],
-    ) -> EncodedTensor:
-        """The tensor of these packed channels, in their order."""
-        return EncodedTensor(
-            bits,
-            self.shape,
-            scale_C.astype(_FLOAT32, copy=False).tobytes(),
-            self._low_C.astype(_FLOAT32, copy=False).tobytes(),
-            _huffman(channels_P),
-        )
-
-
 def encode(features_BCHW: npt.NDArray[np.float32], bits: int) -> EncodedTensor:
     """Code float32 features; `decode` returns them within half a quantisation step plus float32 rounding.
 
@@ -135,7 +67,23 @@ def encode(features_BCHW: npt.NDArray[np.float32], bits: int) -> EncodedTensor:
             bits, quantiser.shape, b"", b"", deflate(plain, zlib.Z_HUFFMAN_ONLY, _MEMORY_LEVEL)
         )
     coded = quantiser.code(bits)
-    return quantiser.assemble(bits, coded.scale_C, coded.packed_CP)
+    return assemble(quantiser, bits, coded.scale_C, coded.packed_CP)
+
+
+def assemble(
+    quantiser: Quantiser,
+    bits: int | bytes,
+    scale_C: npt.NDArray[np.float32],
+    channels_P: Iterable[npt.NDArray[np.uint8]],
+) -> EncodedTensor:
+    """The tensor of these packed channels, one of each in order."""
+    return EncodedTensor(
+        bits,
+        quantiser.shape,
+        scale_C.astype(_FLOAT32, copy=False).tobytes(),
+        quantiser.low_C.astype(_FLOAT32, copy=False).tobytes(),
+        _huffman(channels_P),
+    )
 
 
 def decode(encoded: EncodedTensor, *, expected_shape: tuple[int | None, ...]) -> npt.NDArray[np.float32]:
