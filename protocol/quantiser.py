@@ -6,6 +6,7 @@ Shapes: B batch, C channel, H and W rows and columns of the feature map, N eleme
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -47,8 +48,12 @@ class Quantiser:
         self.shape = (batch, channels, height, width)
         self.low_C = low_C
         self._range_C = high_C - low_C
-        above_low_CBHW = features_BCHW.transpose(1, 0, 2, 3) - low_C[:, None, None, None]
-        self._above_low_CN = above_low_CBHW.reshape(channels, -1)
+        self._features_CBHW = features_BCHW.transpose(1, 0, 2, 3)
+
+    @cached_property
+    def _above_low_CN(self) -> npt.NDArray[np.float32]:
+        above_low_CBHW: npt.NDArray[np.float32] = self._features_CBHW - self.low_C[:, None, None, None]
+        return above_low_CBHW.reshape(len(above_low_CBHW), -1)
 
     def code(self, bits: int, *, with_error: bool = False) -> CodedChannels:
         """Quantise all channels to 2^bits levels over their ranges and pack them."""

@@ -104,7 +104,7 @@ def decode(encoded: EncodedTensor, *, expected_shape: tuple[int | None, ...]) ->
     bits_C = _checked_bits(encoded.bits, channels)
     if (scale_C < 0).any():
         raise CodecError(f"tensor scale must not be negative, got {scale_C.min()}")
-    levels_C = (1 << bits_C) - 1
+    levels_C = np.left_shift(1, bits_C, dtype=np.int64) - 1
     highest_C = zero_C.astype(np.float64) + levels_C * scale_C.astype(np.float64)
     if highest_C.max() > _FLOAT32_MAX:
         raise CodecError("tensor scale and zero point exceed float32")
