@@ -13,6 +13,7 @@ import msgspec
 from cloud_server.errors import CloudError
 from cloud_server.rates import SCHEDULES
 from protocol import topics
+from protocol.bit_allocation import check_frame_bytes
 from protocol.link import DEFAULT_PAYLOAD_LIMIT_BYTES, SMALLEST_PAYLOAD_LIMIT_BYTES
 from protocol.messages import EPOCHS_LIMIT, MOST_SEEDS, ActivationPlan, SpsaPlan
 from protocol.noise import derive_seed
@@ -78,7 +79,7 @@ class ActivationConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields
     map_stride: int = 1
     """Feature cells that a cell of the loss map covers along each side; must divide the feature map."""
     map_bits: int = 8
-    """Quantisation of the loss maps: 32, 8, 6 or 4 bits a cell."""
+    """Quantisation of the loss maps: 32, 8, 6, 4, 3 or 2 bits a cell."""
     box_width: int = 5
     """Side, in cells of the map and odd, of the window whose loss counts for the features in its middle."""
     rate: float = 1e-3
@@ -172,7 +173,7 @@ class WhiteBoxConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=T
     rate: float = 1e-3
     """Adam's step size on the encoder at its highest; it follows `first_order.schedule`."""
     gradient_bits: int = 32
-    """Quantisation of the gradients: 32, 8, 6 or 4 bits."""
+    """Quantisation of the gradients: 32, 8, 6, 4, 3 or 2 bits."""
 
     def __post_init__(self) -> None:
         _above(self.rate, 0, "white_box.rate")
@@ -324,6 +325,9 @@ class CloudConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True
     label_space: str = "cityscapes"
     bits: int = 8
     """Quantisation of the features."""
+    frame_bytes: int | None = None
+    """Most bytes of a frame's features: each channel gets as many bits as fit, `bits` at most; None = all get
+    `bits`."""
     feature_shapes: tuple[tuple[int, int, int], ...] | None = None
     """C, H, W that vehicles may declare, each gets an input stem; None = what the first one declares."""
     feedback_network: str = "latest"
@@ -363,6 +367,15 @@ class CloudConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True
             raise ValueError(f"seed must be at least 0 and below 2^63, got {self.seed}")
         if self.bits not in BITS:
             raise ValueError(f"bits must be one of {', '.join(map(str, BITS))}, got {self.bits}")
+        if self.frame_bytes is not None:
+            _at_least(self.frame_bytes, 1, "frame_bytes")
+            if self.bits == 32:
+                raise ValueError(
+                    f"frame_bytes of {self.frame_bytes} needs bits of 8 or fewer, got 32, which no channel "
+                    f"can have by itself; set bits to 8"
+                )
+            for shape in self.feature_shapes or ():
+                check_frame_bytes(self.frame_bytes, shape)
         if self.feedback_network not in ("latest", "best"):
             raise ValueError(f"feedback_network must be latest or best, got {self.feedback_network!r}")
         for name in ("store_capacity", "training_threads", "inference_threads", "parallel_turns"):

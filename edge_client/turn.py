@@ -21,6 +21,7 @@ from edge_client.errors import TurnRefused
 from edge_client.frames import VehicleFrames
 from edge_client.local_head import LocalHead
 from protocol import label_codec
+from protocol.bit_allocation import encode_within
 from protocol.local_model import LocalModel
 from protocol.messages import Answer, LabelOffer, Labels, LabelWant, OfferedLabel, Request, Turn, Upload
 from protocol.noise import derive_seed, permutation
@@ -125,7 +126,7 @@ class TurnTools:
         """Features of some frames under θ, ready to be sent.
 
         Raises:
-            TurnRefused: they are not finite, or the turn asks for an unknown coding.
+            TurnRefused: they are not finite, or the turn asks for a coding that is unknown or too small.
         """
         return self.code(self.encoder.forward(theta, image_BHWC))
 
@@ -133,10 +134,14 @@ class TurnTools:
         """Features ready to be sent.
 
         Raises:
-            TurnRefused: they are not finite, or the turn asks for an unknown coding.
+            TurnRefused: they are not finite, or the turn asks for a coding that is unknown or too small.
         """
         try:
-            return encode(features_BCHW, self.turn.bits)
+            if self.turn.frame_bytes is None:
+                return encode(features_BCHW, self.turn.bits)
+            return encode_within(
+                features_BCHW, bytes_per_frame=self.turn.frame_bytes, most_bits=self.turn.bits
+            )
         except ValueError as error:
             raise TurnRefused(f"features can't be sent: {error}") from error
 

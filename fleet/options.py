@@ -70,7 +70,13 @@ SCENARIO_OPTIONS = (
         "encoder_mode", "encoder.mode", str, "How changed weights run: bind, rebuild, or auto: the faster."
     ),
     ScenarioOption("network", "network.name", str, "The cloud's network: compact, segformer-b0 to -b3."),
-    ScenarioOption("bits", "bits", int, "Bits of a feature element: 32, 8, 6 or 4."),
+    ScenarioOption("bits", "bits", int, "Bits of a feature element: 32, 8, 6, 4, 3 or 2."),
+    ScenarioOption(
+        "frame_bytes",
+        "frame_bytes",
+        int,
+        "Most bytes of a frame's features: each channel gets as many bits as fit, --bits at most.",
+    ),
     ScenarioOption(
         "foo_epochs",
         "first_order.epochs",

@@ -26,6 +26,7 @@ from cloud_server.config import (
 from datasets.conditions import Condition
 from fleet.encoders import ENCODERS
 from fleet.errors import OperatorError
+from protocol.bit_allocation import check_frame_bytes
 from protocol.link import DEFAULT_PAYLOAD_LIMIT_BYTES
 
 DATASET_NAMES = ("generated", "cityscapes", "camvid")
@@ -119,7 +120,10 @@ class Scenario(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
     image_size: str = "256x192"
     """Width x height in pixels of what the encoders see."""
     bits: int = 8
-    """Quantisation of features: 32, 8, 6 or 4 bits."""
+    """Quantisation of features: 32, 8, 6, 4, 3 or 2 bits."""
+    frame_bytes: int | None = None
+    """Most bytes of a frame's features: each channel gets as many bits as fit, `bits` at most; None = all get
+    `bits`."""
     payload_limit_bytes: int = DEFAULT_PAYLOAD_LIMIT_BYTES
     """Messages are sent in parts of at most this size; brokers have limits of their own."""
     broker: str = "auto"
@@ -168,6 +172,9 @@ class Scenario(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
                     f"({self.vehicle_ids[0]} to {self.vehicle_ids[-1]})"
                 )
         self.cloud_config()
+        if self.frame_bytes is not None:
+            for shape in self._feature_shapes():
+                check_frame_bytes(self.frame_bytes, shape)
 
     @property
     def vehicle_ids(self) -> tuple[str, ...]:
@@ -198,6 +205,7 @@ class Scenario(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
             dataset=self.dataset.name,
             label_space="camvid" if self.dataset.name == "camvid" else "cityscapes",
             bits=self.bits,
+            frame_bytes=self.frame_bytes,
             payload_limit_bytes=self.payload_limit_bytes,
             feature_shapes=self._feature_shapes() if self.encoders else None,
             feedback_network=self.feedback_network,

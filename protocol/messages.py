@@ -82,7 +82,7 @@ class ActivationPlan(_Message, frozen=True, array_like=True, kw_only=True, tag="
     map_stride: Annotated[int, Meta(ge=1, le=1024)]
     """Feature cells that a cell of the loss map covers along each side."""
     map_bits: int
-    """Quantisation of the loss maps: 32, 8, 6 or 4 bits a cell."""
+    """Quantisation of the loss maps: 32, 8, 6, 4, 3 or 2 bits a cell."""
     box_width: Annotated[int, Meta(ge=1, le=2047)]
     """Side, in cells of the map and odd, of the window whose loss counts for the features in its middle."""
     rate: Annotated[float, Meta(gt=0)]
@@ -96,7 +96,7 @@ class WhiteBoxPlan(_Message, frozen=True, array_like=True, kw_only=True, tag="wh
     rate: Annotated[float, Meta(gt=0)]
     """Highest step size of Adam on the encoder; each gradient says which share of it counts."""
     gradient_bits: int
-    """Quantisation of the gradients: 32, 8, 6 or 4 bits an element."""
+    """Quantisation of the gradients: 32, 8, 6, 4, 3 or 2 bits an element."""
 
 
 class FedAvgPlan(_Message, frozen=True, array_like=True, kw_only=True, tag="fedavg"):
@@ -166,7 +166,10 @@ class Turn(_Turned, frozen=True, array_like=True, kw_only=True, tag="turn"):
     uploads: tuple[Split, ...]
     """Splits whose features the vehicle uploads once, in this order, after learning."""
     bits: int
-    """Quantisation of the features: 32, 8, 6 or 4 bits an element."""
+    """Quantisation of the features: 32, 8, 6, 4, 3 or 2 bits an element."""
+    frame_bytes: Annotated[int, Meta(ge=1)] | None = None
+    """Most bytes of a frame's features: each channel gets as many bits as fit, `bits` at most; None = all get
+    `bits`."""
 
 
 # Vehicle → cloud --------------------------------------------------------------------------------------
