@@ -1,4 +1,4 @@
-"""White-box training that stops at checkpoints, where every estimator's gradient is held against the exact one.
+"""White-box training that stops at checkpoints, where each estimator's gradient meets the exact one.
 
 The estimators, coders and answers are the product's own; only the network between the messages is left out.
 Legend: B frames of a batch, C channels, H W rows and columns, M maps; θ all encoder parameters, float32 (n,).
@@ -7,6 +7,7 @@ Legend: B frames of a batch, C channels, H W rows and columns, M maps; θ all en
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ from cloud_server.config import (
     ZerothOrderConfig,
     network_seed,
 )
-from cloud_server.losses import downsample_labels, find_loss
+from cloud_server.losses import downsample_labels, find_loss, loss_map
 from cloud_server.networks import build_network
 from cloud_server.rates import SCHEDULES
 from cloud_server.seeded_queries import coded_loss_maps
@@ -53,6 +54,7 @@ Features = NDArray[np.float32]
 ZEROTH_ORDER = ZerothOrderConfig()
 DEFAULTS = ZEROTH_ORDER.activation
 _BITS = 8
+_SETTLING_BATCHES = 16
 _HEADER: dict[str, Any] = {"vehicle": "car-01", "grant": "0123456789abcdef", "turn_id": 1, "step": 100}
 
 
@@ -67,12 +69,15 @@ class Study:
     batches: int = 4
     """Train batches on which the estimators are measured, the same ones at every checkpoint."""
     seeds: tuple[int, ...] = (1, 4, 16, 64)
-    """K of `activation`."""
+    """K of `activation` at the default scale."""
+    swept_seeds: tuple[int, ...] = (1, 4, 16)
+    """K at the other scales."""
     queries: tuple[int, ...] = (1, 2, 4, 16, 64)
     """q of `spsa-gc`."""
     scales: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
     box_widths: tuple[int, ...] = (1, 3, 5, 7, 9)
     map_strides: tuple[int, ...] = (1, 2, 4)
+    """Those above 1 are measured with the default scale, one-sided."""
     seed: int = 0
 
     @property
@@ -95,6 +100,16 @@ class Setting:
     gradient_bits: int = 0
 
 
+DEFAULT_ACTIVATION = Setting(
+    estimator="activation",
+    count=DEFAULTS.seeds,
+    scale=DEFAULTS.scale,
+    two_sided=DEFAULTS.two_sided,
+    box_width=DEFAULTS.box_width,
+    map_stride=DEFAULTS.map_stride,
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
     """One estimate of one batch's gradient."""
@@ -105,7 +120,9 @@ class Measurement:
     subspace: str
     """`all` or `film`."""
     cosine: float
-    """To the exact gradient of the batch's loss."""
+    """To the exact gradient of the loss that the cloud answers with: its network in evaluation mode."""
+    training_cosine: float
+    """To the exact gradient of a training step, as in `split`: BatchNorm takes the batch's statistics."""
     uplink_bytes: float
     """Of the messages, for each frame of the batch."""
     downlink_bytes: float
@@ -129,7 +146,10 @@ class JointTraining:
         self.frames = frames
         first, self._local, white_box = FirstOrderConfig(), LocalLossConfig(), WhiteBoxConfig()
         bundle = export_bundle(
-            study.encoder, folder / "bundle", image_size=study.image_size, seed=derive_seed(study.seed, "encoder")
+            study.encoder,
+            folder / "bundle",
+            image_size=study.image_size,
+            seed=derive_seed(study.seed, "encoder"),
         )
         self.encoder = Encoder(bundle, mode="rebuild")
         self.theta = bundle.theta0
@@ -196,7 +216,9 @@ class JointTraining:
         """image_BHWC and label_BHW."""
         return self.frames.images(indices), np.stack([self.frames.label(index) for index in indices])
 
-    def head_gradients(self, features_BCHW: Features, label_BHW: NDArray[np.uint8]) -> tuple[Vector, Features]:
+    def head_gradients(
+        self, features_BCHW: Features, label_BHW: NDArray[np.uint8]
+    ) -> tuple[Vector, Features]:
         """The local loss's gradients at the head's parameters and at the features."""
         _, height, width = self.head.spec.logit_shape
         label_Bhw = np.stack([downsample_label(label_HW, (height, width)) for label_HW in label_BHW])
@@ -204,21 +226,39 @@ class JointTraining:
         _, gradient_BKhw = cross_entropy(judged.logits_BKhw, label_Bhw)
         return judged.pull_back(gradient_BKhw)
 
+    def settled_network(self) -> nn.Module:
+        """The network with BatchNorm statistics of the features as they are now, in evaluation mode."""
+        network = copy.deepcopy(self.network).train()
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.reset_running_stats()
+                module.momentum = None  # the plain mean over all batches
+        train = self.frames.splits["train"]
+        order = permutation(derive_seed(self.study.seed, "settling"), len(train))
+        with torch.no_grad():
+            for start, stop in batch_bounds(len(train), self.study.batch_size)[:_SETTLING_BATCHES]:
+                image_BHWC = self.frames.images([train[position] for position in order[start:stop]])
+                network(torch.from_numpy(quantised(self.encoder.forward(self.theta, image_BHWC))))
+        return network.eval()
+
     def measure(self) -> Iterator[Measurement]:
         """Every estimate of every measured batch, with encoder, network and head as they are now."""
+        settled = self.settled_network()
         train = self.frames.splits["train"]
         order = permutation(derive_seed(self.study.seed, "measured"), len(train))
         size = min(self.study.batch_size, len(train))
         for number in range(min(self.study.batches, len(train) // size)):
             indices = [train[position] for position in order[number * size :][:size]]
-            yield from _Moment(self, number, indices).measure()
+            yield from _Moment(self, settled, number, indices).measure()
 
 
 class _Moment:
     """One batch at one checkpoint: nothing learns here."""
 
-    def __init__(self, training: JointTraining, number: int, indices: list[int]) -> None:
+    def __init__(self, training: JointTraining, settled: nn.Module, number: int, indices: list[int]) -> None:
         self._training = training
+        self._settled = settled
+        self._learning = copy.deepcopy(training.network).train()
         self._study = training.study
         self._number = number
         self._indices = tuple(indices)
@@ -226,15 +266,22 @@ class _Moment:
         self._linearised: Linearisation = training.encoder.linearise(training.theta, self._image_BHWC)
         self._coded = encode(self._linearised.features_BCHW, _BITS)
         self._features_BCHW = quantised(self._linearised.features_BCHW)
+        self._cells_yx = self._features_BCHW.shape[2], self._features_BCHW.shape[3]
         self._subspaces: dict[str, Subspace] = {
             "all": Everything(training.theta),
             "film": Film(training.encoder.spec, training.theta),
         }
-        exact = self._linearised.pull_back(
-            features_gradient(training.network, self._linearised.features_BCHW, self._label_BHW)
+        self._exact, self._of_training_step = (
+            self._exact_gradients(network) for network in (training.network, self._learning)
         )
-        self._exact = {name: subspace.pull_back(exact) for name, subspace in self._subspaces.items()}
         self._seed = derive_seed(self._study.seed, "estimate", training.trainer.steps, number)
+
+    def _exact_gradients(self, network: nn.Module) -> dict[str, Vector]:
+        """In every subspace, at the features as they leave the encoder."""
+        gradient = self._linearised.pull_back(
+            features_gradient(network, self._linearised.features_BCHW, self._label_BHW)
+        )
+        return {name: subspace.pull_back(gradient) for name, subspace in self._subspaces.items()}
 
     def measure(self) -> Iterator[Measurement]:
         """Each estimator with each of its settings."""
@@ -257,6 +304,7 @@ class _Moment:
             batch=self._number,
             subspace=subspace,
             cosine=cosine(gradient, self._exact[subspace]),
+            training_cosine=cosine(gradient, self._of_training_step[subspace]),
             uplink_bytes=uplink_bytes,
             downlink_bytes=downlink_bytes,
         )
@@ -270,13 +318,13 @@ class _Moment:
             yield self._compare(setting, subspace.pull_back(gradient), (up, down), name)
 
     def _white_box(self) -> Iterator[Measurement]:
-        """Gradients that the cloud returns: in evaluation mode, and as `split` does, of the training step."""
-        training = copy.deepcopy(self._training.network).train()
+        """Gradients that the cloud returns."""
         up = [TrainStep(**_HEADER, frames=self._indices, features=self._coded)]
         for name, network, bits in (
             ("white-box", self._training.network, 32),
             ("white-box", self._training.network, 8),
-            ("white-box, batch statistics", training, 32),
+            ("white-box, settled statistics", self._settled, 32),
+            ("split", self._learning, 32),
         ):
             coded = encode(features_gradient(network, self._features_BCHW, self._label_BHW), bits)
             down = [Gradient(**_HEADER, loss=1.0, rate_share=1.0, gradient=coded)]
@@ -286,7 +334,7 @@ class _Moment:
     def _local_head(self) -> Iterator[Measurement]:
         """What the vehicle finds by itself; nothing is sent."""
         _, gradient_BCHW = self._training.head_gradients(self._linearised.features_BCHW, self._label_BHW)
-        yield from self._compare_all(Setting(estimator="local head"), gradient_BCHW, [], [])
+        yield from self._compare_all(Setting(estimator="local-loss"), gradient_BCHW, [], [])
 
     def _spsa(self) -> Iterator[Measurement]:
         for name, subspace in self._subspaces.items():
@@ -319,27 +367,30 @@ class _Moment:
         return ask
 
     def _activation(self) -> Iterator[Measurement]:
-        finest = self._loss_map_memory()
-        for scale in self._study.scales:
-            for seeds in self._study.seeds:
-                for two_sided in (False, True):
-                    for stride in self._study.map_strides:
-                        if stride > 1 and (scale, two_sided) != (DEFAULTS.scale, DEFAULTS.two_sided):
-                            continue
-                        setting = Setting(
-                            estimator="activation",
-                            count=seeds,
-                            scale=scale,
-                            two_sided=two_sided,
-                            map_stride=stride,
-                        )
-                        yield from self._loss_maps(setting, finest)
-            finest.forget()
+        evaluated, learning = _LossMaps(self._answered_map), _LossMaps(self._batch_statistics_map)
+        for setting in self._activation_settings():
+            widths = self._study.box_widths if setting.map_stride == 1 else (DEFAULTS.box_width,)
+            yield from self._loss_maps(setting, evaluated, widths)
+        for seeds in self._study.swept_seeds:
+            setting = replace(DEFAULT_ACTIVATION, estimator="activation, batch statistics", count=seeds)
+            yield from self._loss_maps(setting, learning, (DEFAULTS.box_width,))
 
-    def _loss_maps(self, setting: Setting, finest: _LossMaps) -> Iterator[Measurement]:
-        """One query, its maps read through windows of every width."""
+    def _activation_settings(self) -> Iterator[Setting]:
+        """Without the widths of the windows, which cost no answers."""
+        study = self._study
+        for scale in study.scales:
+            for seeds in study.seeds if scale == DEFAULTS.scale else study.swept_seeds:
+                for two_sided in (False, True):
+                    swept = replace(DEFAULT_ACTIVATION, count=seeds, scale=scale, two_sided=two_sided)
+                    yield swept
+        for seeds in study.seeds:
+            for stride in study.map_strides:
+                if stride > 1:
+                    yield replace(DEFAULT_ACTIVATION, count=seeds, map_stride=stride)
+
+    def _loss_maps(self, setting: Setting, finest: _LossMaps, widths: Sequence[int]) -> Iterator[Measurement]:
+        """One query, its maps read through windows of several widths."""
         stride = setting.map_stride
-        widths = self._study.box_widths
         estimators = [
             Activation(
                 scale=setting.scale,
@@ -350,7 +401,9 @@ class _Moment:
             )
             for width in widths
         ]
-        proposals = [estimator.propose(self._linearised.features_BCHW, self._seed) for estimator in estimators]
+        proposals = [
+            estimator.propose(self._linearised.features_BCHW, self._seed) for estimator in estimators
+        ]
         query = SeededQuery(
             **_HEADER,
             frames=self._indices,
@@ -373,10 +426,17 @@ class _Moment:
             estimate_BCHW = estimator.estimate(maps_BMyx)
             yield from self._compare_all(replace(setting, box_width=width), estimate_BCHW, [query], down)
 
-    def _loss_map_memory(self) -> _LossMaps:
-        cells_yx = self._features_BCHW.shape[2], self._features_BCHW.shape[3]
-        trainer, label_BHW = self._training.trainer, self._label_BHW
-        return _LossMaps(lambda features_BCHW: trainer.loss_map(features_BCHW, label_BHW, cells_yx))
+    def _answered_map(self, features_BCHW: Features) -> NDArray[np.float32]:
+        """The loss map that the cloud answers with."""
+        return self._training.trainer.loss_map(features_BCHW, self._label_BHW, self._cells_yx)
+
+    def _batch_statistics_map(self, features_BCHW: Features) -> NDArray[np.float32]:
+        """The loss map of the network as a training step sees it."""
+        with torch.no_grad():
+            logits_BKhw = self._learning(torch.from_numpy(features_BCHW))
+            label_Bhw = downsample_labels(torch.from_numpy(self._label_BHW), logits_BKhw.shape[-2:])
+            map_Byx: NDArray[np.float32] = loss_map(logits_BKhw, label_Bhw, self._cells_yx).numpy()
+        return map_Byx
 
 
 class _LossMaps:
@@ -387,13 +447,10 @@ class _LossMaps:
         self._known: dict[bytes, NDArray[np.float32]] = {}
 
     def __call__(self, features_BCHW: Features) -> NDArray[np.float32]:
-        key = features_BCHW.tobytes()
+        key = hashlib.blake2b(features_BCHW.tobytes(), digest_size=16).digest()
         if key not in self._known:
             self._known[key] = self._evaluate(features_BCHW)
         return self._known[key]
-
-    def forget(self) -> None:
-        self._known.clear()
 
 
 def quantised(features_BCHW: Features) -> Features:
