@@ -71,7 +71,7 @@ class Study:
     seeds: tuple[int, ...] = (1, 4, 16, 64)
     """K of `activation` at the default scale."""
     swept_seeds: tuple[int, ...] = (1, 4, 16)
-    """K at the other scales."""
+    """Those of them that the other scales are measured with too."""
     queries: tuple[int, ...] = (1, 2, 4, 16, 64)
     """q of `spsa-gc`."""
     scales: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)

@@ -1,8 +1,8 @@
 """How good gradient estimates are: the cosine of each estimator's to the exact gradient along a training run.
 
 `python -m benchmarks.estimator_cosine` trains encoder and network with exact gradients on CamVid's train
-frames (on generated ones where CamVid is absent), stops at checkpoints, and lets every estimator of the product
-estimate what is known there exactly. It prints Markdown tables and one JSON line, and draws a picture.
+frames (on generated ones where CamVid is absent), stops at checkpoints, and lets every estimator of the
+product estimate what is known there exactly. It prints tables and a JSON line, and draws a picture.
 """
 
 from __future__ import annotations
