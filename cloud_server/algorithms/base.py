@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from cloud_server.config import CloudConfig
 from cloud_server.evaluation import ConfusionMatrix
 from cloud_server.label_store import LabelStore
+from cloud_server.ledger import UploadLedger
 from cloud_server.predictions import write_prediction
 from cloud_server.run_log import RunLog
 from cloud_server.schedule import Kind, Stage
@@ -56,6 +57,8 @@ class Context:
     """Raises `Stopped` when the process was asked to stop; called during long work."""
     train_frames: Mapping[str, int]
     """Number of train frames by vehicle."""
+    ledger: UploadLedger
+    """Told of each first-order step on uploaded features."""
 
 
 def training_steps(config: CloudConfig, frames: int) -> int:

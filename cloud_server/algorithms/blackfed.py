@@ -92,6 +92,9 @@ class BlackFed(OneNetwork):
             batch_size=first.batch_size,
             seed=derive_seed(self._config.seed, "first-order", stage.number),
             progress=progress,
+            visited=lambda epoch, positions: self._context.ledger.visit(
+                epoch, vehicle, (train.indices[position] for position in positions)
+            ),
         )
         self.progress.frames_seen += first.epochs * len(train.indices)
         self.progress.loss[vehicle] = losses[-1]
