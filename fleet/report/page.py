@@ -11,6 +11,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from fleet import milestones
 from fleet.progress import format_bytes
 from fleet.report import charts
 from fleet.report.data import ReportData, Spread, Summary, collect
@@ -75,6 +76,8 @@ def render(data: ReportData, gallery: Gallery) -> str:
         hero=_hero(rows, gallery),
         glance=[Markup(charts.scores_chart(rows)), Markup(charts.traffic_chart(rows))],
         summary=_summary_table(rows, len(data.seeds)),
+        milestones=_milestones_table(data),
+        reference=(data.milestones or {}).get("reference"),
         vehicle_scores=_vehicle_table(data),
         curves=_curves(data),
         silent=[row.algorithm for row in rows if row.uplink_bytes == 0 and row.downlink_bytes == 0],
@@ -192,6 +195,16 @@ def _summary_table(rows: Sequence[Summary], seeds: int) -> Table:
             for column in (0, 1)
             for place in _greatest([entry[column] for entry in scores])
         ),
+    )
+
+
+def _milestones_table(data: ReportData) -> Table | None:
+    if data.milestones is None:
+        return None
+    return Table(
+        caption=milestones.caption(data.milestones),
+        columns=milestones.COLUMNS,
+        rows=milestones.rows(data.milestones),
     )
 
 
