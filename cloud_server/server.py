@@ -275,6 +275,11 @@ class Server:
             batch_size=plan.batch_size,
             uploads=plan.uploads,
             bits=self._config.bits,
+            upload_frames={
+                split: limit.choose(self._registry.frames(vehicle, split))
+                for split, limit in plan.limits.items()
+                if split in plan.uploads and limit.most < len(self._registry.frames(vehicle, split))
+            },
         )
         self._desk.active[vehicle] = ActiveTurn(turn=turn)
         algorithm.begin(stage, vehicle)

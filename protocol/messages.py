@@ -154,6 +154,8 @@ class Turn(_Turned, frozen=True, array_like=True, kw_only=True, tag="turn"):
     """Splits whose features the vehicle uploads once, in this order, after learning."""
     bits: int
     """Quantisation of the features: 32, 8, 6 or 4 bits an element."""
+    upload_frames: dict[Split, tuple[Index, ...]] = {}
+    """The frames that are wanted of a split of `uploads`; all of one that isn't named."""
 
 
 # Vehicle → cloud --------------------------------------------------------------------------------------

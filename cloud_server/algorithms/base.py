@@ -26,6 +26,7 @@ from cloud_server.schedule import Kind, Stage
 from cloud_server.seeded_queries import LossMapOf
 from cloud_server.trainer import Trainer
 from cloud_server.turns import Features
+from cloud_server.upload_limit import UploadLimit
 from datasets.labels import LabelSpace
 from protocol.batches import batch_bounds
 from protocol.messages import Learner, SplitScores, Turn, Update
@@ -41,6 +42,8 @@ class TurnPlan:
     batches: int
     batch_size: int
     uploads: tuple[str, ...]
+    limits: Mapping[str, UploadLimit] = field(default_factory=dict)
+    """Of splits in `uploads` of which not every frame is wanted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,6 +247,19 @@ class MayEndEarly(Protocol):
 
     def is_needed(self, stage: Stage) -> bool:
         """Whether a stage is still to be run; follows from what was committed before it."""
+
+
+def upload_limits(config: CloudConfig, stage: Stage) -> dict[str, UploadLimit]:
+    """What `config.uploads` says of a training stage.
+
+    Train frames take turns; validation frames stay, so that one round's mIoU can be compared with another's.
+    """
+    limits = {}
+    if config.uploads.train_frames is not None:
+        limits["train"] = UploadLimit(most=config.uploads.train_frames, shift=stage.round - 1)
+    if config.uploads.val_frames is not None:
+        limits["val"] = UploadLimit(most=config.uploads.val_frames)
+    return limits
 
 
 def evaluation_plan(stage: Stage, batch_size: int) -> TurnPlan:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cloud_server.algorithms.base import Context, TurnPlan, evaluation_plan
+from cloud_server.algorithms.base import Context, TurnPlan, evaluation_plan, upload_limits
 from cloud_server.algorithms.one_network import OneNetwork
 from cloud_server.config import CloudConfig
 from cloud_server.rates import SCHEDULES
@@ -55,6 +55,7 @@ class BlackFleet(OneNetwork):
             batches=0,
             batch_size=batch_size,
             uploads=("train", "val"),
+            limits=upload_limits(self._config, stage),
         )
 
     def begin(self, stage: Stage, vehicle: str) -> None:

@@ -125,6 +125,8 @@ def _facts(data: ReportData) -> list[tuple[str, str]]:
         ("learning rate", f"{learning.rate:g}, {learning.schedule}"),
         ("loss", learning.loss),
     ]
+    if scenario.uploads.train_frames is not None:
+        facts.append(("uploads a turn", f"at most {scenario.uploads.train_frames} train frames"))
     if scenario.conditions:
         facts.append(("conditions", ", ".join(f"{k}: {v}" for k, v in scenario.conditions.items())))
     return facts
