@@ -132,7 +132,9 @@ def test_choices_are_even_and_take_turns(n: int, most: int, shift: int) -> None:
     chosen = UploadLimit(most=most, shift=shift).choose(frames)
     assert len(chosen) == len(set(chosen)) == min(n, most)
     assert set(chosen) <= set(frames)
-    around = [(later - earlier - 1) % n + 1 for earlier, later in zip(chosen, (*chosen[1:], chosen[0]))]
+    around = [
+        (later - earlier - 1) % n + 1 for earlier, later in zip(chosen, (*chosen[1:], chosen[0]), strict=True)
+    ]
     assert max(around) - min(around) <= 1
     turns = -(-n // most)
     seen = {
