@@ -67,6 +67,21 @@ class FirstOrderConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields
         _at_least(self.weight_decay, 0, "first_order.weight_decay")
 
 
+class UploadConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How many frames' features cross the network, for links that cost money."""
+
+    train_frames: int | None = None
+    """At most so many train frames of a vehicle in each of its turns, others in the next; None = all. Not of
+    `split` and `individual`, which need each frame's gradient, and of `fedavg`, which sends none."""
+    val_frames: int | None = None
+    """At most so many validation frames of a vehicle, the same in each turn; None = all. Not of `fedavg`."""
+
+    def __post_init__(self) -> None:
+        for name in ("train_frames", "val_frames"):
+            if getattr(self, name) is not None:
+                _at_least(getattr(self, name), 1, f"uploads.{name}")
+
+
 class ActivationConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The estimator `activation`: features are perturbed, loss maps come back, Adam takes the steps."""
 
@@ -344,6 +359,7 @@ class CloudConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Turns under way at once where their order doesn't matter."""
     network: NetworkConfig = NetworkConfig()
     first_order: FirstOrderConfig = FirstOrderConfig()
+    uploads: UploadConfig = UploadConfig()
     zeroth_order: ZerothOrderConfig = ZerothOrderConfig()
     white_box: WhiteBoxConfig = WhiteBoxConfig()
     federated: FederatedConfig = FederatedConfig()
@@ -362,6 +378,11 @@ class CloudConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True
         if len(set(self.vehicles)) != len(self.vehicles):
             raise ValueError(f"vehicle ids must differ, got {', '.join(self.vehicles)}")
         _at_least(self.rounds, 1, "rounds")
+        if self.algorithm == "blackfleet" and self.local_loss.weight_power and self.uploads.train_frames:
+            raise ValueError(
+                "local_loss.weight_power needs the loss maps of all train frames, but uploads.train_frames is "
+                f"{self.uploads.train_frames}; set one of them to 0 or none"
+            )
         _at_least(self.payload_limit_bytes, SMALLEST_PAYLOAD_LIMIT_BYTES, "payload_limit_bytes")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be at least 0 and below 2^63, got {self.seed}")

@@ -57,6 +57,7 @@ from protocol.messages import (
     SpsaPlan,
     Status,
     TrainStep,
+    Turn,
     TurnDone,
     TurnFailed,
     Update,
@@ -210,6 +211,9 @@ class Desk:
                 if request.split not in active.turn.uploads:
                     raise RequestError(f"split {request.split!r} is not asked for in this turn")
                 features_BCHW = self._checked_features(request, request.split)
+                unasked = set(request.frames).difference(self._asked_frames(active.turn, request.split))
+                if unasked:
+                    raise RequestError(f"{request.split} frame {min(unasked)} is not asked for in this turn")
                 active.add_upload(request.step, request.split, request.frames, features_BCHW)
             case LabelOffer():
                 self._check_labels(request.vehicle, request.labels)
@@ -353,7 +357,6 @@ class Desk:
                 raise RequestError(str(error)) from error
 
     def _check_complete(self, active: ActiveTurn) -> None:
-        vehicle = active.turn.vehicle
         if isinstance(self.algorithm, ExchangesWeights):
             self.algorithm.check_complete(active.turn)
         expected_steps = self._train_steps_of(active)
@@ -363,13 +366,17 @@ class Desk:
                 f"training steps"
             )
         for split in active.turn.uploads:
-            expected = self._registry.frames(vehicle, split)
+            expected = self._asked_frames(active.turn, split)
             uploaded = active.uploaded[split]
             if len(uploaded) != len(expected):
                 raise RequestError(
                     f"turn {active.turn.turn_id} ended with {len(uploaded)} of {len(expected)} {split} "
                     f"frames uploaded"
                 )
+
+    def _asked_frames(self, turn: Turn, split: str) -> Sequence[int]:
+        """The frames of a split that are to be uploaded in a turn that asks for the split."""
+        return turn.upload_frames.get(split, self._registry.frames(turn.vehicle, split))
 
     # Sending ------------------------------------------------------------------------------------------
 

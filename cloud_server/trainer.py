@@ -26,6 +26,8 @@ from protocol.noise import derive_seed, permutation
 Array = NDArray[Any] | Tensor
 Progress = Callable[[int, int, float], None]
 """(steps done, steps in all, loss of the last step)."""
+Visited = Callable[[int, NDArray[np.int64]], None]
+"""(epoch, positions of the frames that a step was just taken on)."""
 
 # Convolutions on a CPU run faster with the channels innermost.
 _FORMAT = torch.channels_last
@@ -180,6 +182,7 @@ class Trainer:
         batch_size: int,
         seed: int,
         progress: Progress | None = None,
+        visited: Visited | None = None,
     ) -> list[float]:
         """Train on every frame once an epoch, in an order drawn from `seed`; return each epoch's mean loss.
 
@@ -208,6 +211,8 @@ class Trainer:
                     chosen_B = order_n[start:stop]
                     loss = self._train_step(features_nCHW[chosen_B], label_nHW[chosen_B])
                     total += loss * (stop - start)
+                    if visited is not None:
+                        visited(epoch, chosen_B.numpy())
                     if progress is not None:
                         progress(epoch * len(bounds) + step + 1, epochs * len(bounds), loss)
                 means.append(total / n)

@@ -84,6 +84,18 @@ SCENARIO_OPTIONS = (
         "Passes over the train frames in a turn, by first-order steps.",
     ),
     ScenarioOption(
+        "upload_frames",
+        "uploads.train_frames",
+        int,
+        "blackfleet, BlackFed, frozen: at most so many train frames uploaded in a turn, others in the next.",
+    ),
+    ScenarioOption(
+        "upload_val_frames",
+        "uploads.val_frames",
+        int,
+        "Not fedavg: at most so many validation frames uploaded in a turn.",
+    ),
+    ScenarioOption(
         "zoo_epochs",
         "zeroth_order.epochs",
         int,

@@ -20,6 +20,7 @@ from cloud_server.config import (
     LocalLossConfig,
     NetworkConfig,
     PatienceConfig,
+    UploadConfig,
     WhiteBoxConfig,
     ZerothOrderConfig,
 )
@@ -142,6 +143,7 @@ class Scenario(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
     encoder: EncoderPart = EncoderPart()
     network: NetworkConfig = NetworkConfig()
     first_order: FirstOrderConfig = FirstOrderConfig()
+    uploads: UploadConfig = UploadConfig()
     zeroth_order: ZerothOrderConfig = ZerothOrderConfig()
     white_box: WhiteBoxConfig = WhiteBoxConfig()
     federated: FederatedConfig = FederatedConfig()
@@ -214,6 +216,7 @@ class Scenario(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
             parallel_turns=max(1, self.core_count - (self.algorithm not in _CLOUD_RESTS)),
             network=self.network,
             first_order=self.first_order,
+            uploads=self.uploads,
             zeroth_order=self.zeroth_order,
             federated=self.federated,
             local_loss=self.local_loss,

@@ -170,6 +170,8 @@ class Turn(_Turned, frozen=True, array_like=True, kw_only=True, tag="turn"):
     frame_bytes: Annotated[int, Meta(ge=1)] | None = None
     """Most bytes of a frame's features: each channel gets as many bits as fit, `bits` at most; None = all get
     `bits`."""
+    upload_frames: dict[Split, tuple[Index, ...]] = {}
+    """The frames that are wanted of a split of `uploads`; all of one that isn't named."""
 
 
 # Vehicle → cloud --------------------------------------------------------------------------------------

@@ -19,12 +19,14 @@ from numpy.typing import NDArray
 from cloud_server.config import CloudConfig
 from cloud_server.evaluation import ConfusionMatrix
 from cloud_server.label_store import LabelStore
+from cloud_server.ledger import UploadLedger
 from cloud_server.predictions import write_prediction
 from cloud_server.run_log import RunLog
 from cloud_server.schedule import Kind, Stage
 from cloud_server.seeded_queries import LossMapOf
 from cloud_server.trainer import Trainer
 from cloud_server.turns import Features
+from cloud_server.upload_limit import UploadLimit
 from datasets.labels import LabelSpace
 from protocol.batches import batch_bounds
 from protocol.messages import Learner, SplitScores, Turn, Update
@@ -41,6 +43,8 @@ class TurnPlan:
     batches: int
     batch_size: int
     uploads: tuple[str, ...]
+    limits: Mapping[str, UploadLimit] = field(default_factory=dict)
+    """Of splits in `uploads` of which not every frame is wanted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +61,8 @@ class Context:
     """Raises `Stopped` when the process was asked to stop; called during long work."""
     train_frames: Mapping[str, int]
     """Number of train frames by vehicle."""
+    ledger: UploadLedger
+    """Told of each first-order step on uploaded features."""
 
 
 def training_steps(config: CloudConfig, frames: int) -> int:
@@ -254,6 +260,19 @@ class MayEndEarly(Protocol):
 
     def is_needed(self, stage: Stage) -> bool:
         """Whether a stage is still to be run; follows from what was committed before it."""
+
+
+def upload_limits(config: CloudConfig, stage: Stage) -> dict[str, UploadLimit]:
+    """What `config.uploads` says of a training stage.
+
+    Train frames take turns; validation frames stay, so that one round's mIoU can be compared with another's.
+    """
+    limits = {}
+    if config.uploads.train_frames is not None:
+        limits["train"] = UploadLimit(most=config.uploads.train_frames, shift=stage.round - 1)
+    if config.uploads.val_frames is not None:
+        limits["val"] = UploadLimit(most=config.uploads.val_frames)
+    return limits
 
 
 def evaluation_plan(stage: Stage, batch_size: int) -> TurnPlan:

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
-from cloud_server.algorithms.base import Context, TurnPlan, evaluation_plan
+from cloud_server.algorithms.base import Context, TurnPlan, evaluation_plan, training_steps, upload_limits
 from cloud_server.algorithms.one_network import OneNetwork
 from cloud_server.schedule import Kind, Stage, round_robin
 from cloud_server.seeded_queries import LossMapOf
@@ -28,6 +28,10 @@ class BlackFed(OneNetwork):
         super().__init__(context, personal=personal)
         self._frozen_encoders = frozen_encoders
         self.stages = round_robin(self._config.vehicles, self._config.rounds)
+        most = self._config.uploads.train_frames
+        if most is not None:
+            uploaded = (min(most, frames) for frames in context.train_frames.values())
+            self._trainer.span_schedule(sum(training_steps(self._config, frames) for frames in uploaded))
 
     def plan(self, stage: Stage, vehicle: str) -> TurnPlan:
         zeroth = self._config.zeroth_order
@@ -39,6 +43,7 @@ class BlackFed(OneNetwork):
             batches=zeroth.batches,
             batch_size=zeroth.batch_size,
             uploads=("train", "val"),
+            limits=upload_limits(self._config, stage),
         )
 
     def begin(self, stage: Stage, vehicle: str) -> None:
@@ -92,6 +97,9 @@ class BlackFed(OneNetwork):
             batch_size=first.batch_size,
             seed=derive_seed(self._config.seed, "first-order", stage.number),
             progress=progress,
+            visited=lambda epoch, positions: self._context.ledger.visit(
+                epoch, vehicle, (train.indices[position] for position in positions)
+            ),
         )
         self.progress.frames_seen += first.epochs * len(train.indices)
         self.progress.loss[vehicle] = losses[-1]

@@ -24,6 +24,7 @@ from cloud_server.algorithms.base import (
     evaluate_test_frames,
     evaluation_plan,
     training_steps,
+    upload_limits,
     validation_miou,
 )
 from cloud_server.schedule import Kind, Stage
@@ -89,6 +90,7 @@ class WhiteBox:
             batches=0,
             batch_size=first.batch_size,
             uploads=("val",),
+            limits=upload_limits(self._config, stage),
         )
 
     def begin(self, stage: Stage, vehicle: str) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from fleet import milestones
 from fleet.progress import format_bytes
 from fleet.report import charts
 from fleet.report.data import ReportData, Spread, Summary, collect
@@ -76,6 +77,8 @@ def render(data: ReportData, gallery: Gallery) -> str:
         hero=_hero(rows, gallery),
         glance=[Markup(charts.scores_chart(rows)), Markup(charts.traffic_chart(rows))],
         summary=_summary_table(rows, len(data.seeds)),
+        milestones=_milestones_table(data),
+        reference=(data.milestones or {}).get("reference"),
         vehicle_scores=_vehicle_table(data),
         curves=_curves(data),
         silent=[row.algorithm for row in rows if row.uplink_bytes == 0 and row.downlink_bytes == 0],
@@ -123,6 +126,8 @@ def _facts(data: ReportData) -> list[tuple[str, str]]:
         ("learning rate", f"{learning.rate:g}, {learning.schedule}"),
         ("loss", learning.loss),
     ]
+    if scenario.uploads.train_frames is not None:
+        facts.append(("uploads a turn", f"at most {scenario.uploads.train_frames} train frames"))
     if scenario.conditions:
         facts.append(("conditions", ", ".join(f"{k}: {v}" for k, v in scenario.conditions.items())))
     return facts
@@ -199,6 +204,16 @@ def _summary_table(rows: Sequence[Summary], seeds: int) -> Table:
             for column in (0, 1)
             for place in _greatest([entry[column] for entry in scores])
         ),
+    )
+
+
+def _milestones_table(data: ReportData) -> Table | None:
+    if data.milestones is None:
+        return None
+    return Table(
+        caption=milestones.caption(data.milestones),
+        columns=milestones.COLUMNS,
+        rows=milestones.rows(data.milestones),
     )
 
 
