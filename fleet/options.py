@@ -77,6 +77,15 @@ SCENARIO_OPTIONS = (
         "Passes over the train frames in a turn, by first-order steps.",
     ),
     ScenarioOption(
+        "replay_steps",
+        "first_order.replay_steps",
+        int,
+        "Steps on features uploaded earlier that follow each first-order step.",
+    ),
+    ScenarioOption(
+        "cache_frames", "first_order.cache_frames", int, "Most frames whose features are kept for them."
+    ),
+    ScenarioOption(
         "zoo_epochs",
         "zeroth_order.epochs",
         int,

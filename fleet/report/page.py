@@ -122,6 +122,9 @@ def _facts(data: ReportData) -> list[tuple[str, str]]:
         ("learning rate", f"{learning.rate:g}, {learning.schedule}"),
         ("loss", learning.loss),
     ]
+    if learning.replay_steps:
+        steps = _count(learning.replay_steps, "step")
+        facts.append(("replay", f"{steps} after each, from at most {_count(learning.cache_frames, 'frame')}"))
     if scenario.conditions:
         facts.append(("conditions", ", ".join(f"{k}: {v}" for k, v in scenario.conditions.items())))
     return facts
