@@ -187,7 +187,7 @@ def test_lines_of_progress_count_all_steps(calm: TinyFleet) -> None:
     assert all(len(line["losses"]) == FIRST.epochs for line in calm.events("learned"))
 
 
-def test_schedule_spans_the_replayed_steps(
+def test_same_seed_gives_the_same_bits_at_rates_that_span_all_steps(
     calm: TinyFleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Cosine: at the middle of all steps half the rate, at the last next to none."""
@@ -199,7 +199,8 @@ def test_schedule_spans_the_replayed_steps(
         return step(trainer, *batch)
 
     monkeypatch.setattr(Trainer, "_train_step", note)
-    run(fleet_of(calm.world, tmp_path, calm.config.algorithm))
+    again = run(fleet_of(calm.world, tmp_path, calm.config.algorithm))
+    assert again.fingerprint() == calm.fingerprint()
     total = trainer_steps(calm, CAR)
     assert dict(shares) == {done: pytest.approx(cosine_rate(done, total)) for done in range(total)}
 
@@ -217,14 +218,22 @@ def test_checkpoint_holds_the_cache(calm: TinyFleet) -> None:
     assert shapes == {(4, IMAGE_SIZE[1] // 8, IMAGE_SIZE[0] // 8)}
 
 
-def test_same_seed_gives_the_same_bits_and_no_replay_others(calm: TinyFleet, tmp_path: Path) -> None:
-    algorithm = calm.config.algorithm
-    assert run(fleet_of(calm.world, tmp_path / "again", algorithm)).fingerprint() == calm.fingerprint()
+def test_without_replay_nothing_is_cached_and_what_crosses_is_the_same(
+    tiny_world: World, tmp_path: Path
+) -> None:
     plain = msgspec.structs.replace(FIRST, replay_steps=0)
-    without = run(fleet_of(calm.world, tmp_path / "without", algorithm, first_order=plain))
-    assert not any("replay" in name for name in without.fingerprint())
-    assert without.result()["uplink_bytes"] > 0
-    assert without.result()["frames_seen"] * (1 + TAU) == calm.result()["frames_seen"]
+    fleets = [
+        run(fleet_of(tiny_world, tmp_path / str(first.replay_steps), "frozen", first_order=first))
+        for first in (FIRST, plain)
+    ]
+    replayed, without = fleets
+    assert any("/replay" in name for name in replayed.fingerprint())
+    assert not any("/replay" in name for name in without.fingerprint())
+    uploads = [
+        [entry["uplink_bytes_by_type"]["upload"] for entry in fleet.result()["vehicles"].values()]
+        for fleet in fleets
+    ]
+    assert uploads[0] == uploads[1]
 
 
 def test_individual_learns_from_no_other_vehicles_features(tiny_world: World, tmp_path: Path) -> None:
