@@ -59,12 +59,33 @@ class FirstOrderConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields
     """`constant`, `cosine` or `one-cycle`, over all rounds."""
     loss: str = "cross-entropy"
     """A row of `cloud_server.losses.LOSSES`; also the loss that vehicles get as feedback."""
+    replay_steps: int = 0
+    """τ: steps on cached features that follow each step on uploaded ones. `fedavg` and `centralized`, which
+    upload none, take (1 + τ) times the passes over the frames instead."""
+    cache_frames: int = 512
+    """Most frames whose features are kept for replay."""
 
     def __post_init__(self) -> None:
         _at_least(self.epochs, 0, "first_order.epochs")
         _at_least(self.batch_size, 1, "first_order.batch_size")
+        _at_least(self.replay_steps, 0, "first_order.replay_steps")
+        _at_least(self.cache_frames, 1, "first_order.cache_frames")
+        if self.replay_steps and self.cache_frames < self.batch_size:
+            raise ValueError(
+                f"first_order.cache_frames must be at least first_order.batch_size, {self.batch_size}, got "
+                f"{self.cache_frames}"
+            )
+        if self.passes > EPOCHS_LIMIT:
+            raise ValueError(
+                f"first_order.epochs times 1 + replay_steps must be at most {EPOCHS_LIMIT}, got {self.passes}"
+            )
         _above(self.rate, 0, "first_order.rate")
         _at_least(self.weight_decay, 0, "first_order.weight_decay")
+
+    @property
+    def passes(self) -> int:
+        """Passes over the train frames in each turn that are as many steps as epochs and replay together."""
+        return self.epochs * (1 + self.replay_steps)
 
 
 class UploadConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -380,8 +401,8 @@ class CloudConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True
         _at_least(self.rounds, 1, "rounds")
         if self.algorithm == "blackfleet" and self.local_loss.weight_power and self.uploads.train_frames:
             raise ValueError(
-                "local_loss.weight_power needs the loss maps of all train frames, but uploads.train_frames is "
-                f"{self.uploads.train_frames}; set one of them to 0 or none"
+                "local_loss.weight_power needs loss maps of all train frames, but uploads.train_frames is "
+                f"{self.uploads.train_frames}; set weight_power to 0, or train_frames to null"
             )
         _at_least(self.payload_limit_bytes, SMALLEST_PAYLOAD_LIMIT_BYTES, "payload_limit_bytes")
         if not 0 <= self.seed < 2**63:

@@ -25,7 +25,7 @@ from protocol.noise import derive_seed, permutation
 
 Array = NDArray[Any] | Tensor
 Progress = Callable[[int, int, float], None]
-"""(steps done, steps in all, loss of the last step)."""
+"""Called after a step with (steps done, steps in all, its loss); may itself take further steps."""
 Visited = Callable[[int, NDArray[np.int64]], None]
 """(epoch, positions of the frames that a step was just taken on)."""
 
@@ -416,11 +416,12 @@ class Trainer:
     @contextmanager
     def _training(self) -> Iterator[None]:
         with self._lock, threads(self.config.training_threads):
+            before = self._network.training
             self._network.train()
             try:
                 yield
             finally:
-                self._network.eval()
+                self._network.train(before)
 
     @contextmanager
     def _inference(self) -> Iterator[None]:

@@ -148,11 +148,12 @@ class _CentralRun:
     # The stages
 
     def _train(self, stage: int) -> None:
-        """E passes over the union of all train frames, in an order drawn anew for each."""
-        epochs, n = self._config.first_order.epochs, len(self._train_keys)
-        total = epochs * len(self._bounds)
+        """Passes over the union of all train frames, in an order drawn anew for each; those that stand for
+        replay follow the others."""
+        passes, n = self._config.first_order.passes, len(self._train_keys)
+        total = passes * len(self._bounds)
         losses = []
-        for epoch in range(epochs):
+        for epoch in range(passes):
             order_n = permutation(derive_seed(self._config.seed, "centralized", stage, epoch), n)
             summed = 0.0
             for step, (start, stop) in enumerate(self._bounds):
@@ -167,7 +168,7 @@ class _CentralRun:
                         )
                     self._view.update()
             losses.append(summed / n)
-        self.progress.frames_seen += epochs * n
+        self.progress.frames_seen += passes * n
         if losses:
             self.progress.loss = dict.fromkeys(self._shares, losses[-1])
             self._log.event("learned", stage=stage, losses=[round(loss, 5) for loss in losses])
@@ -272,7 +273,7 @@ class _CentralRun:
                 rate=first.rate,
                 weight_decay=first.weight_decay,
                 schedule=first.schedule,
-                total_steps=max(1, len(self._bounds) * first.epochs * config.rounds),
+                total_steps=max(1, len(self._bounds) * first.passes * config.rounds),
                 training_threads=config.training_threads,
                 inference_threads=config.training_threads,
                 seed=derive_seed(config.seed, "training"),

@@ -96,6 +96,15 @@ SCENARIO_OPTIONS = (
         "Not fedavg: at most so many validation frames uploaded in a turn.",
     ),
     ScenarioOption(
+        "replay_steps",
+        "first_order.replay_steps",
+        int,
+        "Steps on features uploaded earlier that follow each first-order step.",
+    ),
+    ScenarioOption(
+        "cache_frames", "first_order.cache_frames", int, "Most frames whose features are kept for them."
+    ),
+    ScenarioOption(
         "zoo_epochs",
         "zeroth_order.epochs",
         int,

@@ -101,6 +101,11 @@ def test_options_that_make_no_run_are_refused_before_anything_is_done(
         ("first_order: {schedule: linear}\n", ["first_order.schedule", "'linear'", "cosine"]),
         ("first_order: {loss: focal}\n", ["first_order.loss", "'focal'", "cross-entropy"]),
         ("first_order: {rate: .nan}\n", ["first_order.rate", "above 0", "nan"]),
+        ("first_order: {replay_steps: -1}\n", ["first_order.replay_steps", "at least 0", "-1"]),
+        (
+            "first_order: {replay_steps: 1, cache_frames: 4}\n",
+            ["first_order.cache_frames", "at least", "got 4"],
+        ),
         ("zeroth_order: {activation: {box_width: 2}}\n", ["activation.box_width", "odd", "got 2"]),
         ("zeroth_order: {activation: {seed: 2}}\n", ["unknown key zeroth_order.activation.seed", "'seeds'"]),
         ("fleet: a/b\n", ["fleet id", "'a/b'"]),

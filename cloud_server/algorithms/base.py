@@ -66,9 +66,10 @@ class Context:
 
 
 def training_steps(config: CloudConfig, frames: int) -> int:
-    """First-order steps that the whole run takes on a vehicle with so many train frames, 1 at least."""
+    """First-order steps that the whole run takes on a vehicle with so many train frames, 1 at least; those on
+    replayed features belong to the vehicle whose steps they follow."""
     first = config.first_order
-    return max(1, len(batch_bounds(frames, first.batch_size)) * first.epochs * config.rounds)
+    return max(1, len(batch_bounds(frames, first.batch_size)) * first.passes * config.rounds)
 
 
 @dataclass(kw_only=True)

@@ -18,6 +18,7 @@ from cloud_server.algorithms.one_network import OneNetwork
 from cloud_server.schedule import Kind, Stage, round_robin
 from cloud_server.seeded_queries import LossMapOf
 from cloud_server.turns import Features
+from protocol.batches import batch_bounds
 from protocol.noise import derive_seed
 
 
@@ -79,16 +80,30 @@ class BlackFed(OneNetwork):
         return self._trainer.borrowed_weights(self._best_weights(vehicle) if own else None)
 
     def _learn(self, stage: Stage, vehicle: str, train: Features) -> None:
-        """First-order epochs over the features that were uploaded once."""
+        """First-order epochs over the features that were uploaded once, each step followed by replay."""
         first = self._config.first_order
         if first.epochs == 0:
             return
         log = self._context.run_log
+        self._replay.keep(vehicle, train.indices, train.features_BCHW)
+        bounds = batch_bounds(len(train.indices), first.batch_size)
+        replayed_frames = 0
 
         def progress(done: int, total: int, loss: float) -> None:
+            nonlocal replayed_frames
             self._context.check_stop()
+            start, stop = bounds[(done - 1) % len(bounds)]
+            replayed_frames += self._replay.follow_up(vehicle, stop - start, stage.number, done)
             if done % max(1, total // 10) == 0:
-                log.event("learning", stage=stage.number, vehicle=vehicle, done=done, total=total, loss=loss)
+                steps = 1 + first.replay_steps
+                log.event(
+                    "learning",
+                    stage=stage.number,
+                    vehicle=vehicle,
+                    done=done * steps,
+                    total=total * steps,
+                    loss=loss,
+                )
 
         losses = self._trainer.train_epochs(
             train.features_BCHW,
@@ -101,7 +116,7 @@ class BlackFed(OneNetwork):
                 epoch, vehicle, (train.indices[position] for position in positions)
             ),
         )
-        self.progress.frames_seen += first.epochs * len(train.indices)
+        self.progress.frames_seen += first.epochs * len(train.indices) + replayed_frames
         self.progress.loss[vehicle] = losses[-1]
         log.event("learned", stage=stage.number, vehicle=vehicle, losses=[round(loss, 5) for loss in losses])
         log.scalar(f"loss/{vehicle}", losses[-1], stage.number)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from cloud_server.algorithms.base import Context, TurnPlan, evaluation_plan, upload_limits
 from cloud_server.algorithms.one_network import OneNetwork
+from cloud_server.algorithms.replay import EVERYONE
 from cloud_server.config import CloudConfig
 from cloud_server.kept_loss_maps import KeptLossMaps
 from cloud_server.rates import SCHEDULES
@@ -164,17 +165,21 @@ class BlackFleet(OneNetwork):
             super()._evaluate(stage, vehicle, uploads)
 
     def _learn(self, stage: Stage) -> None:
-        """First-order epochs over the union of the uploads: no vehicle's frames come last."""
+        """First-order epochs over the union of the uploads: no vehicle's frames come last; each step is
+        followed by replay."""
         first, log = self._config.first_order, self._context.run_log
         groups = self._groups(stage)
         seed = derive_seed(self._config.seed, "first-order", stage.number)
         frames = sum(len(group.frames) for group in groups)
-        steps = first.epochs * sum(len(batch_bounds(len(g.frames), first.batch_size)) for g in groups)
+        steps = first.passes * sum(len(batch_bounds(len(g.frames), first.batch_size)) for g in groups)
         if steps == 0:
             return
+        for vehicle in stage.vehicles:
+            train = self._arrived[vehicle]["train"]
+            self._replay.keep(vehicle, train.indices, train.features_BCHW)
         self._trainer.span_schedule(self._config.rounds * steps)
         means: list[float] = []
-        done = 0
+        done = replayed_frames = 0
         for epoch in range(first.epochs):
             total = 0.0
             for group, chosen in _batches(groups, first.batch_size, seed, epoch):
@@ -183,11 +188,12 @@ class BlackFleet(OneNetwork):
                 for vehicle, index in (group.frames[position] for position in chosen):
                     self._context.ledger.visit(epoch, vehicle, [index])
                 total += loss * len(chosen)
-                done += 1
-                if done % max(1, steps // _LIVE_LINES_A_STAGE) == 0:
+                replayed_frames += self._replay.follow_up(EVERYONE, len(chosen), stage.number, done)
+                done += 1 + first.replay_steps
+                if done % max(1, steps // _LIVE_LINES_A_STAGE) <= first.replay_steps:
                     log.event("learning", stage=stage.number, done=done, total=steps, loss=loss)
             means.append(total / frames)
-        self.progress.frames_seen += first.epochs * frames
+        self.progress.frames_seen += first.epochs * frames + replayed_frames
         self.progress.loss = dict.fromkeys(stage.vehicles, means[-1])
         log.event("learned", stage=stage.number, losses=[round(mean, 5) for mean in means])
         log.scalar("loss", means[-1], stage.number)

@@ -128,6 +128,9 @@ def _facts(data: ReportData) -> list[tuple[str, str]]:
     ]
     if scenario.uploads.train_frames is not None:
         facts.append(("uploads a turn", f"at most {scenario.uploads.train_frames} train frames"))
+    if learning.replay_steps:
+        steps = _count(learning.replay_steps, "step")
+        facts.append(("replay", f"{steps} after each, from at most {_count(learning.cache_frames, 'frame')}"))
     if scenario.conditions:
         facts.append(("conditions", ", ".join(f"{k}: {v}" for k, v in scenario.conditions.items())))
     return facts
