@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 from rich.console import Console
 
+from fleet.checks import check_runnable
 from fleet.comparison import COMPARISON_NAME, comparison_table, markdown, summarise
 from fleet.errors import OperatorError
 from fleet.job import RESULT_NAME
@@ -80,6 +81,9 @@ def compare(
         OperatorError, ValueError, OSError: the folder holds another comparison, or see `launch`.
         KeyboardInterrupt: the user stopped it; calling again goes on.
     """
+    for algorithm in algorithms:
+        # What the last of them refuses must not be found out after the runs of the others.
+        check_runnable(msgspec.structs.replace(scenario, algorithm=algorithm))
     scenario = _claim(scenario, folder)
     runs = [
         _Run(algorithm=algorithm, seed=seed, folder=folder / f"{algorithm}-seed{seed}")

@@ -75,7 +75,7 @@ def one_line(text: str, beginning: str) -> str:
         (["--queries", "0"], ["queries", "at least 1", "got 0"]),
         (["--queries", "129"], ["max_answers_per_frame is 256", "spsa-gc asks for 258"]),
         (["--estimator", "oracle"], ["zeroth_order.estimator", "spsa-gc, activation", "'oracle'"]),
-        (["--subspace", "half"], ["zeroth_order.subspace", "all, film", "'half'"]),
+        (["--subspace", "half"], ["subspace", "all, film", "'half'"]),
     ],
     ids=" ".join,
 )

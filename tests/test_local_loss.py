@@ -299,7 +299,7 @@ def _turn() -> Turn:
         step=0,
         after_turn=None,
         seed=0,
-        learner=LocalLossPlan(rate=2e-3, head_rate=5e-3, rate_shares=(0.5, 1.0)),
+        learner=LocalLossPlan(rate=2e-3, head_rate=5e-3, rate_shares=(0.5, 1.0), subspace="all"),
         epochs=2,
         batches=0,
         batch_size=8,

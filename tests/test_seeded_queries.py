@@ -181,7 +181,7 @@ def tiny(world: World, folder: Path, **changes: Any) -> TinyFleet:
 
 
 def _undisturbed(world: World, folder: Path, subspace: str) -> TinyFleet:
-    fleet = tiny(world, folder, zeroth_order=zeroth(subspace=subspace, epochs=2))
+    fleet = tiny(world, folder, zeroth_order=zeroth(epochs=2), subspace=subspace)
     Supervisor(fleet).run()
     return fleet
 
@@ -206,7 +206,7 @@ def calm(request: pytest.FixtureRequest) -> TinyFleet:
 
 
 def again(calm: TinyFleet, folder: Path) -> TinyFleet:
-    return tiny(calm.world, folder, zeroth_order=calm.config.zeroth_order)
+    return tiny(calm.world, folder, zeroth_order=calm.config.zeroth_order, subspace=calm.config.subspace)
 
 
 def test_run_learns_and_says_how_much_was_answered(calm: TinyFleet) -> None:
@@ -249,7 +249,7 @@ def test_killed_process_changes_nothing(victim: str, calm: TinyFleet, tmp_path: 
         {"zeroth_order": zeroth(activation={"two_sided": True, "map_stride": 2, "box_width": 3})},
         {"zeroth_order": zeroth(activation={"map_bits": 32}), "feedback_network": "best", "bits": 32,
          "algorithm": "blackfed-v2"},
-        {"zeroth_order": ZerothOrderConfig(batches=2, batch_size=3, queries=1, subspace="film")},
+        {"zeroth_order": ZerothOrderConfig(batches=2, batch_size=3, queries=1), "subspace": "film"},
     ],
     ids=["two-sided on a coarse map", "v2, own feedback, float32", "spsa-gc on film"],
 )  # fmt: skip

@@ -42,11 +42,16 @@ class BlackFleet(OneNetwork):
             return evaluation_plan(stage, batch_size)
         shares = local_rate_shares(self._config, stage.round)
         return TurnPlan(
-            learner=LocalLossPlan(rate=local.rate, head_rate=local.head_rate, rate_shares=shares),
+            learner=LocalLossPlan(
+                rate=local.rate,
+                head_rate=local.head_rate,
+                rate_shares=shares,
+                subspace=self._config.subspace,
+            ),
             epochs=len(shares),
             batches=0,
             batch_size=batch_size,
-            uploads=("train", "val"),
+            uploads=("train", "val") if self._config.network.learns else ("val",),
         )
 
     def begin(self, stage: Stage, vehicle: str) -> None:
@@ -60,7 +65,8 @@ class BlackFleet(OneNetwork):
 
     def stage_done(self, stage: Stage) -> None:
         if stage.kind is Kind.TRAIN:
-            self._learn(stage)
+            if self._config.network.learns:
+                self._learn(stage)
             for vehicle in stage.vehicles:
                 self._validate(stage, vehicle, self._arrived[vehicle]["val"])
         self._arrived.clear()
