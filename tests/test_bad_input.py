@@ -76,6 +76,15 @@ def one_line(text: str, beginning: str) -> str:
         (["--queries", "129"], ["max_answers_per_frame is 256", "spsa-gc asks for 258"]),
         (["--estimator", "oracle"], ["zeroth_order.estimator", "spsa-gc, activation", "'oracle'"]),
         (["--subspace", "half"], ["subspace", "all, film", "'half'"]),
+        (["--objective", "mood"], ["objective", "labels, entropy", "'mood'"]),
+        (["--objective", "entropy"], ["objective entropy", "--no-network-learns", "collapses"]),
+        (
+            ["--objective", "entropy", "--no-network-learns", "--algorithm", "blackfleet"],
+            ["blackfleet", "local head", "objective must be labels"],
+        ),
+        (["--no-network-learns", "--algorithm", "fedavg"], ["fedavg", "network.learns must be true"]),
+        (["--no-network-learns", "--algorithm", "centralized"], ["centralized", "must be true, got false"]),
+        (["--subspace", "film", "--algorithm", "centralized"], ["centralized", "subspace must be all"]),
     ],
     ids=" ".join,
 )
