@@ -28,6 +28,11 @@ def _at_least(value: float, lowest: float, name: str) -> None:
         raise ValueError(f"{name} must be at least {lowest}, got {value}")
 
 
+def _one_of(value: str, choices: tuple[str, ...], name: str) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
 def _above(value: float, limit: float, name: str) -> None:
     if not value > limit:
         raise ValueError(f"{name} must be above {limit}, got {value}")
@@ -44,6 +49,8 @@ class NetworkConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """A row of `cloud_server.networks.NETWORKS`."""
     weights: str | None = None
     """Folder of pretrained weights for networks that take them; None = random from the seed."""
+    learns: bool = True
+    """False: it stays as it starts; it answers, and vehicles adapt to it."""
 
 
 class FirstOrderConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -149,8 +156,6 @@ class ZerothOrderConfig(_Config, frozen=True, kw_only=True, forbid_unknown_field
     batch_size: int = 8
     estimator: str = "spsa-gc"
     """`spsa-gc`, SPSA with gradient correction (arXiv 2410.24181, 3.2), or `activation`."""
-    subspace: str = "all"
-    """What of the encoder learns: `all`, or `film`: a scale and a bias of each output channel."""
     perturbation: float = 0.005
     """`spsa-gc` only. c: how far the weights are moved for a query."""
     queries: int = 2
@@ -172,11 +177,7 @@ class ZerothOrderConfig(_Config, frozen=True, kw_only=True, forbid_unknown_field
         _above(self.rate, 0, "zeroth_order.rate")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"zeroth_order.momentum must be at least 0 and below 1, got {self.momentum}")
-        for name, choices in (("estimator", ("spsa-gc", "activation")), ("subspace", ("all", "film"))):
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"zeroth_order.{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
-                )
+        _one_of(self.estimator, ("spsa-gc", "activation"), "zeroth_order.estimator")
         if self.answers_per_frame > self.max_answers_per_frame:
             raise ValueError(
                 f"zeroth_order.max_answers_per_frame is {self.max_answers_per_frame}, but {self.estimator} "
@@ -190,16 +191,18 @@ class ZerothOrderConfig(_Config, frozen=True, kw_only=True, forbid_unknown_field
         activation = self.estimator == "activation"
         return self.epochs * (1 + self.activation.seeds if activation else 2 * self.queries)
 
-    def learner(self) -> SpsaPlan | ActivationPlan:
+    def learner(self, *, subspace: str, objective: str) -> SpsaPlan | ActivationPlan:
         """What vehicles are told."""
         if self.estimator == "activation":
-            return ActivationPlan(**msgspec.structs.asdict(self.activation), subspace=self.subspace)
+            settings = msgspec.structs.asdict(self.activation)
+            return ActivationPlan(**settings, subspace=subspace, objective=objective)
         return SpsaPlan(
             perturbation=self.perturbation,
             queries=self.queries,
             rate=self.rate,
             momentum=self.momentum,
-            subspace=self.subspace,
+            subspace=subspace,
+            objective=objective,
         )
 
 
@@ -366,6 +369,11 @@ class CloudConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True
     `bits`."""
     feature_shapes: tuple[tuple[int, int, int], ...] | None = None
     """C, H, W that vehicles may declare, each gets an input stem; None = what the first one declares."""
+    subspace: str = "all"
+    """What of an encoder learns: `all`, or `film`: a scale and a bias of each output channel."""
+    objective: str = "labels"
+    """What vehicles learn to lower: `labels`, the loss against the labels of their train frames, or
+    `entropy`, that of the cloud's own predictions, for which no train label is sent."""
     feedback_network: str = "latest"
     """blackfed-v2 only. Which weights answer a vehicle's queries: `latest`, or its own `best`."""
     store_capacity: int = 16
@@ -418,6 +426,8 @@ class CloudConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True
                 )
             for shape in self.feature_shapes or ():
                 check_frame_bytes(self.frame_bytes, shape)
+        _one_of(self.subspace, ("all", "film"), "subspace")
+        _one_of(self.objective, ("labels", "entropy"), "objective")
         if self.feedback_network not in ("latest", "best"):
             raise ValueError(f"feedback_network must be latest or best, got {self.feedback_network!r}")
         for name in ("store_capacity", "training_threads", "inference_threads", "parallel_turns"):

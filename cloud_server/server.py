@@ -13,6 +13,7 @@ from pathlib import Path
 
 from cloud_server.algorithms import ALGORITHMS
 from cloud_server.algorithms.base import Algorithm, Context, MayEndEarly, training_steps
+from cloud_server.combinations import check_combination
 from cloud_server.config import CloudConfig, network_seed
 from cloud_server.desk import Desk
 from cloud_server.errors import CloudError, Stopped
@@ -58,13 +59,15 @@ class Server:
         """Nothing is sent before `run`.
 
         Raises:
-            CloudError: the algorithm or label space is unknown, or the folder holds another run.
+            CloudError: the algorithm or label space is unknown, settings contradict each other, or the folder
+                holds another run.
         """
         if config.algorithm not in ALGORITHMS:
             raise CloudError(
                 f"unknown algorithm {config.algorithm!r}, expected one of: {', '.join(ALGORITHMS)}"
             )
         try:
+            check_combination(config)
             self._label_space = label_space(config.label_space)
         except ValueError as error:
             raise CloudError(str(error)) from error

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cloud_server.losses import downsample_labels, find_loss, loss_map, per_frame
+from cloud_server.losses import downsample_labels, entropy, entropy_map, find_loss, loss_map, per_frame
 from cloud_server.rates import SCHEDULES
 from protocol.batches import batch_bounds
 from protocol.noise import derive_seed, permutation
@@ -168,10 +168,7 @@ class Trainer:
             leaf_BCHW = _features_tensor(features_BCHW).detach().requires_grad_()
             loss = self._train_step(leaf_BCHW, _tensor(label_BHW))
             assert leaf_BCHW.grad is not None
-            gradient_BCHW = np.ascontiguousarray(leaf_BCHW.grad.numpy())
-        if not np.isfinite(gradient_BCHW).all():
-            raise DivergedError(f"the features' gradient is not finite in step {self._steps}: lower the rate")
-        return loss, gradient_BCHW
+            return loss, self._finite(leaf_BCHW.grad)
 
     def train_epochs(
         self,
@@ -234,13 +231,36 @@ class Trainer:
         self._steps += 1
         return value
 
-    # Inference; the network is in evaluation mode, nothing in it changes
+    def _finite(self, gradient_BCHW: Tensor) -> NDArray[np.float32]:
+        if not torch.isfinite(gradient_BCHW).all():
+            raise DivergedError(f"the features' gradient is not finite in step {self._steps}: lower the rate")
+        return np.ascontiguousarray(gradient_BCHW.numpy())
 
-    def evaluate_loss(self, features_BCHW: Array, label_BHW: Array) -> float:
+    def advance_schedule(self) -> None:
+        """Let the rate schedule go on by a step that this network does not take."""
+        self._steps += 1
+
+    # Inference; the network is in evaluation mode, nothing in it changes; no labels: the loss is the entropy
+
+    def evaluate_loss(self, features_BCHW: Array, label_BHW: Array | None) -> float:
         """Return the loss of the batch."""
         with self._inference():
-            logits_BKhw, label_Bhw = self._evaluate(features_BCHW, label_BHW)
-            return self._loss(logits_BKhw, label_Bhw).item()
+            return self._evaluate_loss(_features_tensor(features_BCHW), label_BHW).item()
+
+    def evaluate_gradient(
+        self, features_BCHW: Array, label_BHW: Array | None
+    ) -> tuple[float, NDArray[np.float32]]:
+        """Return the loss of the batch and its gradient, float32[B, C, H, W], at the features.
+
+        Raises:
+            DivergedError: the loss or the gradient is not finite.
+        """
+        with self._lock, threads(self.config.training_threads):
+            leaf_BCHW = _features_tensor(features_BCHW).detach().requires_grad_()
+            loss = self._evaluate_loss(leaf_BCHW, label_BHW)
+            if not math.isfinite(loss.item()):
+                raise DivergedError(f"the loss became {loss.item()} in step {self._steps}: lower the rate")
+            return loss.item(), self._finite(torch.autograd.grad(loss, leaf_BCHW)[0])
 
     def evaluate_losses(self, features_BCHW: Array, label_BHW: Array) -> NDArray[np.float32]:
         """Return the loss of each frame, float32[B]."""
@@ -251,18 +271,19 @@ class Trainer:
             return losses_B
 
     def loss_map(
-        self, features_BCHW: Array, label_BHW: Array, cells_yx: tuple[int, int]
+        self, features_BCHW: Array, label_BHW: Array | None, cells_yx: tuple[int, int]
     ) -> NDArray[np.float32]:
-        """Return where the cross-entropy of each frame lies, float32[B, y, x]; see `losses.loss_map`.
+        """Return `losses.loss_map`, or without labels `losses.entropy_map`, float32[B, y, x].
 
         Raises:
             ValueError: the grid doesn't fit the logits.
         """
         with self._inference():
-            map_Byx: NDArray[np.float32] = loss_map(
-                *self._evaluate(features_BCHW, label_BHW), cells_yx
-            ).numpy()
-            return map_Byx
+            if label_BHW is None:
+                map_Byx = entropy_map(self._network(_features_tensor(features_BCHW)), cells_yx)
+            else:
+                map_Byx = loss_map(*self._evaluate(features_BCHW, label_BHW), cells_yx)
+            return np.asarray(map_Byx, np.float32)
 
     def predict(
         self, features_nCHW: Array, size_hw: tuple[int, int], *, chunk_frames: int = 16
@@ -318,6 +339,11 @@ class Trainer:
                     module.momentum = momentum
                     module.eval()
                 self.load_weights(own)
+
+    def _evaluate_loss(self, features_BCHW: Tensor, label_BHW: Array | None) -> Tensor:
+        if label_BHW is None:
+            return entropy(self._network(features_BCHW))
+        return self._loss(*self._evaluate(features_BCHW, label_BHW))
 
     def _evaluate(self, features_BCHW: Array, label_BHW: Array) -> tuple[Tensor, Tensor]:
         logits_BKhw = self._network(_features_tensor(features_BCHW))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from cloud_server.combinations import check_combination
 from cloud_server.losses import LOSSES
 from cloud_server.networks import NETWORKS
 from cloud_server.rates import SCHEDULES
@@ -27,6 +28,7 @@ def check_runnable(scenario: Scenario) -> None:
         OperatorError, ValueError: the message names the value and what was expected.
     """
     first = scenario.first_order
+    check_combination(scenario.cloud_config())
     _check_name("network", scenario.network.name, NETWORKS)
     _check_name("first_order.loss", first.loss, LOSSES)
     _check_name("first_order.schedule", first.schedule, SCHEDULES)

@@ -148,9 +148,18 @@ SCENARIO_OPTIONS = (
     ),
     ScenarioOption(
         "subspace",
-        "zeroth_order.subspace",
+        "subspace",
         str,
-        "BlackFed: what of an encoder learns: all, or film: a scale and a bias of each channel.",
+        "What of an encoder learns: all, or film: scale and bias of each channel.",
+    ),
+    ScenarioOption(
+        "objective",
+        "objective",
+        str,
+        "What vehicles learn from: labels, or the entropy of the cloud's predictions, without train labels.",
+    ),
+    ScenarioOption(
+        "network_learns", "network.learns", bool, "Whether the cloud's network learns, or stays as it starts."
     ),
     ScenarioOption(
         "client_fraction",

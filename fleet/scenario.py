@@ -131,6 +131,10 @@ class Scenario(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`auto`, `mosquitto` or `amqtt` to run one here, the URL of yours, or `memory`: no network."""
     broker_port: int | None = None
     """Port of the broker run here; None = a free one."""
+    subspace: str = "all"
+    """What of an encoder learns: `all`, or `film`: a scale and a bias of each output channel."""
+    objective: str = "labels"
+    """What vehicles learn to lower: the loss against `labels`, or `entropy`, of the cloud's predictions."""
     feedback_network: str = "latest"
     """blackfed-v2: which weights answer queries, `latest` or the vehicle's `best`."""
     cores: int | None = None
@@ -210,6 +214,8 @@ class Scenario(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
             frame_bytes=self.frame_bytes,
             payload_limit_bytes=self.payload_limit_bytes,
             feature_shapes=self._feature_shapes() if self.encoders else None,
+            subspace=self.subspace,
+            objective=self.objective,
             feedback_network=self.feedback_network,
             training_threads=max(1, self.core_count // 2),
             inference_threads=max(1, self.core_count // 2),

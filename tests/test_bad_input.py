@@ -77,7 +77,16 @@ def one_line(text: str, beginning: str) -> str:
         (["--estimator", "oracle"], ["zeroth_order.estimator", "spsa-gc, activation", "'oracle'"]),
         (["--weight-power", "-1"], ["local_loss.weight_power", "at least 0", "got -1"]),
         (["--serving", "newest"], ["blackfleet.serving", "best, latest, statistics", "'newest'"]),
-        (["--subspace", "half"], ["zeroth_order.subspace", "all, film", "'half'"]),
+        (["--subspace", "half"], ["subspace", "all, film", "'half'"]),
+        (["--objective", "mood"], ["objective", "labels, entropy", "'mood'"]),
+        (["--objective", "entropy"], ["objective entropy", "--no-network-learns", "collapses"]),
+        (
+            ["--objective", "entropy", "--no-network-learns", "--algorithm", "blackfleet"],
+            ["blackfleet", "local head", "objective must be labels"],
+        ),
+        (["--no-network-learns", "--algorithm", "fedavg"], ["fedavg", "network.learns must be true"]),
+        (["--no-network-learns", "--algorithm", "centralized"], ["centralized", "must be true, got false"]),
+        (["--subspace", "film", "--algorithm", "centralized"], ["centralized", "subspace must be all"]),
     ],
     ids=" ".join,
 )

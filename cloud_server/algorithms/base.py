@@ -64,6 +64,10 @@ class Context:
     ledger: UploadLedger
     """Told of each first-order step on uploaded features."""
 
+    def targets(self, vehicle: str, indices: tuple[int, ...]) -> NDArray[np.uint8] | None:
+        """The label_BHW that feedback about a vehicle's train frames is of; None where it is the entropy."""
+        return self.labels.batch(vehicle, indices) if self.config.objective == "labels" else None
+
 
 def training_steps(config: CloudConfig, frames: int) -> int:
     """First-order steps that the whole run takes on a vehicle with so many train frames, 1 at least; those on

@@ -19,6 +19,7 @@ from cloud_server.schedule import Kind, Stage, round_robin
 from cloud_server.seeded_queries import LossMapOf
 from cloud_server.turns import Features
 from protocol.batches import batch_bounds
+from protocol.messages import Learner
 from protocol.noise import derive_seed
 
 
@@ -39,11 +40,11 @@ class BlackFed(OneNetwork):
         if stage.kind is not Kind.TRAIN:
             return evaluation_plan(stage, zeroth.batch_size)
         return TurnPlan(
-            learner=None if self._frozen_encoders else zeroth.learner(),
+            learner=None if self._frozen_encoders else self._learner(),
             epochs=zeroth.epochs,
             batches=zeroth.batches,
             batch_size=zeroth.batch_size,
-            uploads=("train", "val"),
+            uploads=("train", "val") if self._config.network.learns else ("val",),
             limits=upload_limits(self._config, stage),
         )
 
@@ -53,7 +54,7 @@ class BlackFed(OneNetwork):
     def answer(
         self, vehicle: str, indices: tuple[int, ...], features_BCHW: NDArray[np.float32]
     ) -> tuple[float, ...]:
-        label_BHW = self._context.labels.batch(vehicle, indices)
+        label_BHW = self._context.targets(vehicle, indices)
         with self._feedback_weights(vehicle):
             return (self._trainer.evaluate_loss(features_BCHW, label_BHW),)
 
@@ -61,19 +62,24 @@ class BlackFed(OneNetwork):
     def loss_maps(
         self, vehicle: str, indices: tuple[int, ...], map_size: tuple[int, int]
     ) -> Iterator[LossMapOf]:
-        label_BHW = self._context.labels.batch(vehicle, indices)
+        label_BHW = self._context.targets(vehicle, indices)
         with self._feedback_weights(vehicle):
             yield lambda features_BCHW: self._trainer.loss_map(features_BCHW, label_BHW, map_size)
 
     def turn_done(self, stage: Stage, vehicle: str, uploads: Mapping[str, Features]) -> None:
         if stage.kind is Kind.TRAIN:
-            self._learn(stage, vehicle, uploads["train"])
+            if self._config.network.learns:
+                self._learn(stage, vehicle, uploads["train"])
             self._validate(stage, vehicle, uploads["val"])
         else:
             self._evaluate(stage, vehicle, uploads)
 
     def stage_done(self, stage: Stage) -> None:
         pass  # every turn was worked in as it ended
+
+    def _learner(self) -> Learner:
+        config = self._config
+        return config.zeroth_order.learner(subspace=config.subspace, objective=config.objective)
 
     def _feedback_weights(self, vehicle: str) -> AbstractContextManager[None]:
         own = self._config.feedback_network == "best"

@@ -75,11 +75,12 @@ class BlackFleet(OneNetwork):
                 )
                 if stage.round > 1 and self._weights_losses
                 else None,
+                subspace=self._config.subspace,
             ),
             epochs=len(shares),
             batches=0,
             batch_size=batch_size,
-            uploads=("train", "val"),
+            uploads=("train", "val") if self._config.network.learns or self._statistics else ("val",),
             limits=upload_limits(self._config, stage),
         )
 
@@ -94,8 +95,9 @@ class BlackFleet(OneNetwork):
 
     def stage_done(self, stage: Stage) -> None:
         if stage.kind is Kind.TRAIN:
-            self._learn(stage)
-            self._keep_loss_maps(stage)
+            if self._config.network.learns:
+                self._learn(stage)
+                self._keep_loss_maps(stage)
             for vehicle in stage.vehicles:
                 self._estimate_statistics(stage, vehicle)
                 self._validate(stage, vehicle, self._arrived[vehicle]["val"])
@@ -127,7 +129,7 @@ class BlackFleet(OneNetwork):
     @property
     def _weights_losses(self) -> bool:
         local = self._config.local_loss
-        return local.weight_power > 0 and local.epochs > 0
+        return local.weight_power > 0 and local.epochs > 0 and self._config.network.learns
 
     def _keep_loss_maps(self, stage: Stage) -> None:
         """Where the loss lies after the learning: what the vehicles weight theirs by in the next round."""
