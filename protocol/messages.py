@@ -29,11 +29,11 @@ Index = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Step = Annotated[int, Meta(ge=0, le=2**53)]
 Seed = Annotated[int, Meta(ge=0)]
 Text = Annotated[str, Meta(max_length=1024)]
-Split = Annotated[str, Meta(pattern=r"^(train|val|test|ood)$")]
+Split = Annotated[str, Meta(pattern=r"^(train|val|test|ood|source)$")]
 Subspace = Annotated[str, Meta(pattern=r"^(all|film)$")]
 """Which part of θ learns: all of it, or a scale and a bias of each output channel."""
 
-SPLITS = ("train", "val", "test", "ood")
+SPLITS = ("train", "val", "test", "ood", "source")
 MOST_SEEDS = 1024
 """Of one query."""
 
@@ -154,6 +154,8 @@ class Turn(_Turned, frozen=True, array_like=True, kw_only=True, tag="turn"):
     """Splits whose features the vehicle uploads once, in this order, after learning."""
     bits: int
     """Quantisation of the features: 32, 8, 6 or 4 bits an element."""
+    anchor: Annotated[float, Meta(ge=0)]
+    """λ: λ/2·‖φ − φ_start‖² is added to what the encoder learns from, φ_start being the bundle's."""
 
 
 # Vehicle → cloud --------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edge_client.cross_entropy import cross_entropy, downsample_label
 from edge_client.errors import TurnRefused
+from edge_client.learners.subspaces import Anchor
 from edge_client.local_head import LocalHead
 from edge_client.optimizers import Adam
 from edge_client.state import VehicleState
@@ -56,6 +57,7 @@ class _Training:
         self._plan = plan
         self._head = head
         self._theta = state.theta
+        self._anchor = Anchor(strength=tools.turn.anchor, phi_start=tools.encoder.theta0)
         self._parameters = head.initial
         try:
             self._encoder_adam, self._head_adam = Adam(plan.rate), Adam(plan.head_rate)
@@ -117,5 +119,6 @@ class _Training:
         loss, gradient_BKhw = cross_entropy(judged.logits_BKhw, label_Bhw)
         head_gradient, features_gradient_BCHW = judged.pull_back(gradient_BKhw)
         self._theta = self._encoder_adam.step(self._theta, encoded.pull_back(features_gradient_BCHW))
+        self._theta = self._anchor.pull(self._theta, self._encoder_adam.pace)
         self._parameters = self._head_adam.step(self._parameters, head_gradient)
         return loss

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from edge_client.encoder import Linearisation
 from edge_client.errors import TurnRefused
+from edge_client.learners.subspaces import Anchor
 from edge_client.optimizers import Adam
 from edge_client.state import VehicleState
 from edge_client.turn import TurnTools
@@ -37,6 +38,7 @@ def learn_from_gradients(tools: TurnTools, state: VehicleState) -> tuple[Vehicle
         raise TurnRefused(f"the turn's white-box settings don't fit: {error}") from error
     optimizer.load_state_arrays(dict(state.optimizer))
     theta = state.theta
+    anchor = Anchor(strength=tools.turn.anchor, phi_start=tools.encoder.theta0)
     losses: list[float] = []
     tools.send_labels(tools.frames.splits["train"])
     for epoch in range(tools.turn.epochs):
@@ -50,6 +52,7 @@ def learn_from_gradients(tools: TurnTools, state: VehicleState) -> tuple[Vehicle
             gradient_BCHW = _checked_gradient(answer, linearised.features_BCHW.shape)
             optimizer.rate = plan.rate * answer.rate_share
             theta = optimizer.step(theta, linearised.pull_back(gradient_BCHW))
+            theta = anchor.pull(theta, optimizer.pace)
             if not np.isfinite(theta).all():
                 raise TurnRefused(
                     f"the encoder diverged in epoch {epoch}; lower the white-box rate (now {plan.rate:g})"
