@@ -14,6 +14,9 @@ from fleet.progress import format_bytes
 COMPARISON_NAME = "compare.json"
 _COLUMNS = ("algorithm", "local mIoU", "OOD mIoU", "up", "down", "frames seen", "queries", "time")
 
+_SOURCE_COLUMNS = ("source before", "source after")
+_SOURCE_SCORES = ("initial_source_miou", "source_miou")
+
 
 def summarise(algorithms: Sequence[str], runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One entry an algorithm, over the seeds of its runs (`algorithm` and `result` of each).
@@ -32,14 +35,16 @@ def markdown(content: Mapping[str, Any]) -> str:
     first = content["runs"][0]["result"]
     seeds = ", ".join(map(str, content["seeds"]))
     spread = ", mean ± standard deviation over them" if len(content["seeds"]) > 1 else ""
+    source = _has_source(content)
     lines = [
         "# Comparison",
         "",
         f"{first['dataset']}, {len(first['vehicles'])} vehicles, {first['rounds']} rounds, seeds: {seeds}. "
-        f"mIoU on test frames{spread}: local = a vehicle's own, OOD = other vehicles'. Bytes, frames seen, "
-        "queries and time are those of one run.",
+        f"mIoU on test frames{spread}: local = a vehicle's own, OOD = other vehicles'"
+        + (", source = those of the domain that was pretrained on" if source else "")
+        + ". Bytes, frames seen, queries and time are those of one run.",
         "",
-        *_markdown_rows(_COLUMNS, map(_row, content["summary"])),
+        *_markdown_rows(_columns(source), (_row(entry, source) for entry in content["summary"])),
         "",
         "## Vehicle by vehicle",
         "",
@@ -67,12 +72,13 @@ def comparison_table(content: Mapping[str, Any]) -> Table:
         box=SIMPLE_HEAD,
         pad_edge=False,
     )
-    for column in _COLUMNS:
+    source = _has_source(content)
+    for column in _columns(source):
         table.add_column(
             column, justify="left" if column == "algorithm" else "right", no_wrap=column == "algorithm"
         )
     for entry in content["summary"]:
-        table.add_row(*_row(entry))
+        table.add_row(*_row(entry, source))
     return table
 
 
@@ -81,6 +87,8 @@ def _summary(algorithm: str, results: Sequence[Mapping[str, Any]]) -> dict[str, 
         "algorithm": algorithm,
         **_statistics("local_miou", [result["mean_local_miou"] for result in results]),
         **_statistics("ood_miou", [result["mean_ood_miou"] for result in results]),
+        **_statistics("source_miou", [result.get("mean_source_miou") for result in results]),
+        **_statistics("initial_source_miou", [result.get("initial_source_miou") for result in results]),
         **{
             key: round(float(np.mean([result[key] for result in results])))
             for key in ("uplink_bytes", "downlink_bytes", "frames_seen")
@@ -109,11 +117,21 @@ def _statistics(name: str, values: Sequence[float | None]) -> dict[str, float | 
     return {f"{name}_mean": float(np.mean(known)), f"{name}_std": deviation}
 
 
-def _row(entry: Mapping[str, Any]) -> list[str]:
+def _has_source(content: Mapping[str, Any]) -> bool:
+    """Whether forgetting was measured: the runs began from a pretrained start."""
+    return any(entry.get("source_miou_mean") is not None for entry in content["summary"])
+
+
+def _columns(source: bool) -> tuple[str, ...]:
+    return (*_COLUMNS[:3], *(_SOURCE_COLUMNS if source else ()), *_COLUMNS[3:])
+
+
+def _row(entry: Mapping[str, Any], source: bool) -> list[str]:
     seconds = round(entry["wall_s"])
     return [
         entry["algorithm"],
         *_cells(entry),
+        *(_spread(entry[f"{name}_mean"], entry[f"{name}_std"]) for name in _SOURCE_SCORES if source),
         format_bytes(entry["uplink_bytes"]),
         format_bytes(entry["downlink_bytes"]),
         f"{entry['frames_seen']:,}",

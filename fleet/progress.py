@@ -203,9 +203,10 @@ def result_table(result: Mapping[str, Any]) -> Table:
         title_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
+        padding=(0, 0) if result.get("mean_source_miou") is not None else (0, 1),
     )
-    # Where a run has begun from a pretrained start: its source's frames, before and after.
-    source = ("source start", "source") if result["mean_source_miou"] is not None else ()
+    # Of a run that began from a pretrained start: on frames of its source, before and after.
+    source = ("source\nstart", "source\nend") if result.get("mean_source_miou") is not None else ()
     for column in ("vehicle", "frames", "start", "local", "OOD", *source, "queries", "up", "down"):
         table.add_column(column, justify="left" if column == "vehicle" else "right", no_wrap=True)
     vehicles = result["vehicles"]
