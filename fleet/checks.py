@@ -16,7 +16,9 @@ from fleet.start import StartSpec
 from protocol.broker_url import parse_broker_url
 
 OWN_BROKERS = ("auto", *broker.KINDS)
-"""What `broker` in a scenario may name instead of a URL."""
+"""What `broker` in a scenario may name to have one started."""
+MEMORY_BUS = "memory"
+"""What `broker` in a scenario names to have the whole fleet in the launcher's process, without a network."""
 
 
 def check_runnable(scenario: Scenario) -> None:
@@ -34,10 +36,10 @@ def check_runnable(scenario: Scenario) -> None:
     _check_name("encoder.mode", scenario.encoder.mode, ("auto", "bind", "rebuild"))
     for name in {scenario.encoder.name, *scenario.encoders.values()}:
         check_image_size(parse_image_size(scenario.image_size), name, ENCODERS[name]().stride)
-    if scenario.broker not in OWN_BROKERS:
-        parse_broker_url(scenario.broker)
-    else:
+    if scenario.broker in OWN_BROKERS:
         broker.choose_kind(scenario.broker)
+    elif scenario.broker != MEMORY_BUS:
+        parse_broker_url(scenario.broker)
     if scenario.broker_port is not None:
         broker.check_port_number(scenario.broker_port)
 

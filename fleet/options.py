@@ -149,7 +149,12 @@ SCENARIO_OPTIONS = (
         "fedavg: share of the vehicles that is drawn for each round.",
     ),
     ScenarioOption("seed", "seed", int, "Decides every random draw."),
-    ScenarioOption("broker", "broker", str, "auto, mosquitto, amqtt, or the URL of your own broker."),
+    ScenarioOption(
+        "broker",
+        "broker",
+        str,
+        "auto, mosquitto, amqtt, the URL of your own broker, or memory: no broker, all in one process.",
+    ),
     ScenarioOption("broker_port", "broker_port", int, "Port of a broker that is started here."),
 )
 

@@ -140,7 +140,7 @@ class Scenario(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
     payload_limit_bytes: int = DEFAULT_PAYLOAD_LIMIT_BYTES
     """Messages are sent in parts of at most this size; brokers have limits of their own."""
     broker: str = "auto"
-    """`auto`, `mosquitto` or `amqtt` to run one here, or the URL of yours."""
+    """`auto`, `mosquitto` or `amqtt` to run one here, the URL of yours, or `memory`: no network."""
     broker_port: int | None = None
     """Port of the broker run here; None = a free one."""
     feedback_network: str = "latest"
