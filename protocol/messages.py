@@ -29,11 +29,14 @@ Index = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Step = Annotated[int, Meta(ge=0, le=2**53)]
 Seed = Annotated[int, Meta(ge=0)]
 Text = Annotated[str, Meta(max_length=1024)]
-Split = Annotated[str, Meta(pattern=r"^(train|val|test|ood)$")]
+Split = Annotated[str, Meta(pattern=r"^(train|val|test|ood|source)$")]
 Subspace = Annotated[str, Meta(pattern=r"^(all|film)$")]
 """Which part of θ learns: all of it, or a scale and a bias of each output channel."""
+Objective = Annotated[str, Meta(pattern=r"^(labels|entropy)$")]
+"""What is learnt to lower: the loss against the train frames' labels, or the entropy of the cloud's
+predictions, for which no train label is sent."""
 
-SPLITS = ("train", "val", "test", "ood")
+SPLITS = ("train", "val", "test", "ood", "source")
 MOST_SEEDS = 1024
 """Of one query."""
 
@@ -68,6 +71,7 @@ class SpsaPlan(_Message, frozen=True, array_like=True, kw_only=True, tag="spsa-g
     momentum: float
     """β of the Nesterov momentum, kept across epochs and turns."""
     subspace: Subspace
+    objective: Objective
 
 
 class ActivationPlan(_Message, frozen=True, array_like=True, kw_only=True, tag="activation"):
@@ -82,12 +86,13 @@ class ActivationPlan(_Message, frozen=True, array_like=True, kw_only=True, tag="
     map_stride: Annotated[int, Meta(ge=1, le=1024)]
     """Feature cells that a cell of the loss map covers along each side."""
     map_bits: int
-    """Quantisation of the loss maps: 32, 8, 6 or 4 bits a cell."""
+    """Quantisation of the loss maps: 32, 8, 6, 4, 3 or 2 bits a cell."""
     box_width: Annotated[int, Meta(ge=1, le=2047)]
     """Side, in cells of the map and odd, of the window whose loss counts for the features in its middle."""
     rate: Annotated[float, Meta(gt=0)]
     """Step size of Adam."""
     subspace: Subspace
+    objective: Objective
 
 
 class WhiteBoxPlan(_Message, frozen=True, array_like=True, kw_only=True, tag="white-box"):
@@ -96,7 +101,9 @@ class WhiteBoxPlan(_Message, frozen=True, array_like=True, kw_only=True, tag="wh
     rate: Annotated[float, Meta(gt=0)]
     """Highest step size of Adam on the encoder; each gradient says which share of it counts."""
     gradient_bits: int
-    """Quantisation of the gradients: 32, 8, 6 or 4 bits an element."""
+    """Quantisation of the gradients: 32, 8, 6, 4, 3 or 2 bits an element."""
+    subspace: Subspace
+    objective: Objective
 
 
 class FedAvgPlan(_Message, frozen=True, array_like=True, kw_only=True, tag="fedavg"):
@@ -143,6 +150,7 @@ class LocalLossPlan(_Message, frozen=True, array_like=True, kw_only=True, tag="l
     """Share of the highest rates in each of the turn's epochs."""
     weighting: LossWeighting | None
     """With it, the vehicle first fetches the loss maps of its train frames; None: nobody is asked."""
+    subspace: Subspace
 
 
 Learner = SpsaPlan | ActivationPlan | WhiteBoxPlan | FedAvgPlan | LocalLossPlan
@@ -166,7 +174,14 @@ class Turn(_Turned, frozen=True, array_like=True, kw_only=True, tag="turn"):
     uploads: tuple[Split, ...]
     """Splits whose features the vehicle uploads once, in this order, after learning."""
     bits: int
-    """Quantisation of the features: 32, 8, 6 or 4 bits an element."""
+    """Quantisation of the features: 32, 8, 6, 4, 3 or 2 bits an element."""
+    frame_bytes: Annotated[int, Meta(ge=1)] | None = None
+    """Most bytes of a frame's features: each channel gets as many bits as fit, `bits` at most; None = all get
+    `bits`."""
+    upload_frames: dict[Split, tuple[Index, ...]] = {}
+    """The frames that are wanted of a split of `uploads`; all of one that isn't named."""
+    anchor: Annotated[float, Meta(ge=0)] = 0.0
+    """λ: λ/2·‖φ − φ_start‖² is added to what the encoder learns from, φ_start being the bundle's."""
 
 
 # Vehicle → cloud --------------------------------------------------------------------------------------

@@ -33,7 +33,9 @@ from edge_client.state import StateStore
 from edge_client.vehicle import bundle_digest
 from fleet.export import export_bundle
 from fleet.head_export import export_head
+from protocol import topics
 from protocol.memory_bus import MemoryBus, MemoryTransport
+from protocol.messages import Turn
 from protocol.transport import BrokerUnreachable, Traffic, Transport, Will
 
 FLEET = "tiny"
@@ -354,6 +356,31 @@ class Supervisor:
         """
         process = self._hosts[car] = _Process(self.bus)
         Host(self.fleet.host(car, give_up_s=self._give_up_s), process.connect, process.stop).run()
+
+
+def interrupt(
+    bus: MemoryBus, before: str, say: Callable[[Turn, bytes], tuple[topics.Channel, object]]
+) -> None:
+    """Let somebody else speak once, at the first car's first message with tag `before` in a turn of learning.
+
+    `say` makes (channel, message) from the turn and the payload of that message.
+    """
+    client = bus.client("attacker")
+    client.connect(0)
+    turns: list[Turn] = []
+    spoken: list[object] = []
+
+    def listen(topic: str, payload: bytes, qos: int) -> None:
+        if topics.parse(topic).vehicle != CARS[0] or spoken:
+            return
+        if tag(payload) == "turn":
+            turns.append(msgspec.msgpack.decode(payload[1:], type=Turn))
+        elif tag(payload) == before and turns[-1].turn_id > 0:
+            channel, message = say(turns[-1], payload)
+            spoken.append(message)
+            client.publish(topics.topic(channel, FLEET, CARS[0]), b"\x00" + msgspec.msgpack.encode(message))
+
+    bus.record(listen)
 
 
 def tag(payload: bytes) -> str:
