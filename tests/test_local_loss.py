@@ -33,7 +33,7 @@ from protocol.messages import LocalLossPlan, LossWeighting, Turn
 from protocol.noise import derive_seed, permutation
 
 CAR = CARS[0]
-LOCAL = LocalLossConfig(warm_up_epochs=2, epochs=1, weight_power=0)
+LOCAL = LocalLossConfig(warm_up_epochs=2, epochs=1)
 
 
 def fleet_of(world: World, folder: Path, **changes: object) -> TinyFleet:
@@ -118,7 +118,7 @@ def test_learning_equals_torch_through_encoder_and_head(
     Within 1e-4, but for the few elements whose gradient is nothing but rounding, such as the bias before a
     normalisation: there Adam takes a full step along whatever sign it sees.
     """
-    local = LocalLossConfig(warm_up_epochs=2, epochs=1, rate=2e-4, head_rate=5e-4, weight_power=0)
+    local = LocalLossConfig(warm_up_epochs=2, epochs=1, rate=2e-4, head_rate=5e-4)
     fleet = run(fleet_of(tiny_world, tmp_path, vehicles=(CAR,), local_loss=local, subspace=subspace))
     assert_learnt_like(Reference(fleet), fleet)
 
