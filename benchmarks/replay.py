@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from cloud_server.run_log import LOG_NAME
 from fleet.job import RESULT_NAME
 from fleet.launch import SCENARIO_NAME, launch
 from fleet.progress import format_bytes
-from fleet.scenario import DatasetPart, EvaluationPart, Scenario
+from fleet.scenario import DatasetPart, EvaluationPart, Scenario, load_scenario
 
 _EPOCHS = 3
 _SETTINGS = ((0, 1), (1, 1), (2, 1), (0, 3))
@@ -37,19 +36,10 @@ def main() -> None:
     parser.add_argument("--data-root", required=True, help="folder of CamVid")
     parser.add_argument("--algorithms", default="blackfed-v2,blackfleet", help="separated by commas")
     parser.add_argument("--image-size", default="128x96", help="width x height that encoders see")
-    parser.add_argument("--seeds", default="0,1", help="separated by commas")
+    parser.add_argument("--seeds", type=_numbers, default="0,1", help="separated by commas")
     options = parser.parse_args()
-    seeds = [int(seed) for seed in options.seeds.split(",")]
     rows = [
-        _row(
-            options.runs,
-            options.data_root,
-            options.image_size,
-            algorithm,
-            replay_steps,
-            factor * _EPOCHS,
-            seeds,
-        )
+        _row(options, algorithm, replay_steps, factor * _EPOCHS)
         for algorithm in options.algorithms.split(",")
         for replay_steps, factor in _SETTINGS
     ]
@@ -67,35 +57,29 @@ def main() -> None:
     print(json.dumps({"benchmark": "replay", "rows": rows}))
 
 
-def _row(
-    runs: Path,
-    data_root: str,
-    image_size: str,
-    algorithm: str,
-    replay_steps: int,
-    epochs: int,
-    seeds: Sequence[int],
-) -> dict[str, Any]:
-    """Means over seeds."""
-    scenarios = [
-        Scenario(
+def _numbers(text: str) -> list[int]:
+    return [int(word) for word in text.split(",")]
+
+
+def _row(options: argparse.Namespace, algorithm: str, replay_steps: int, epochs: int) -> dict[str, Any]:
+    """Means over seeds, and each seed's scores."""
+    results = []
+    for seed in options.seeds:
+        scenario = Scenario(
             algorithm=algorithm,
             vehicles=3,
             rounds=4,
             seed=seed,
             cores=1,
-            image_size=image_size,
-            dataset=DatasetPart(name="camvid", root=data_root),
+            image_size=options.image_size,
+            dataset=DatasetPart(name="camvid", root=options.data_root),
             first_order=FirstOrderConfig(epochs=epochs, replay_steps=replay_steps),
             local_loss=LocalLossConfig(warm_up_epochs=10, epochs=3),
             evaluation=EvaluationPart(overlays=0),
         )
-        for seed in seeds
-    ]
-    results = [
-        _result(scenario, runs / f"{algorithm}-replay{replay_steps}-epochs{epochs}-seed{scenario.seed}")
-        for scenario in scenarios
-    ]
+        results.append(
+            _result(scenario, options.runs / f"{algorithm}-replay{replay_steps}-epochs{epochs}-seed{seed}")
+        )
     row: dict[str, Any] = {"algorithm": algorithm, "replay_steps": replay_steps, "epochs": epochs}
     for name in _SCORES:
         row[f"{name}_by_seed"] = [result[name] for result in results]
@@ -106,9 +90,11 @@ def _row(
 
 def _result(scenario: Scenario, folder: Path) -> dict[str, Any]:
     """`result.json` of the run, and the mean validation mIoU of the weights that serve the vehicles."""
+    begun = (folder / SCENARIO_NAME).exists()
+    if begun and load_scenario(folder / SCENARIO_NAME, {}) != scenario:
+        raise SystemExit(f"{folder} holds a run with other settings; choose another folder for the runs")
     if not (folder / RESULT_NAME).exists():
-        resume = (folder / SCENARIO_NAME).exists()
-        launch(scenario, folder, resume=resume, console=Console(quiet=True))
+        launch(scenario, folder, resume=begun, console=Console(quiet=True))
     result: dict[str, Any] = json.loads((folder / RESULT_NAME).read_text())
     events = [json.loads(line) for line in (folder / LOG_NAME).read_text().splitlines()]
     curve = [event for event in events if event["event"] == "curve"]
