@@ -113,6 +113,9 @@ class _CentralRun:
             else:
                 kind = "final" if stage else "initial"
                 self._evaluate(stage, kind)
+                if stage == 0:
+                    spent = {"uplink_bytes": 0, "downlink_bytes": 0, "wall_s": round(state.wall_s(), 3)}
+                    self._log.event("training", stage=stage, **spent)
             state.commit(stage + 1, self, registry, {})
             self._log.event("committed", stage=stage, round=stage, kind=kind)
             self._view.update()
@@ -191,6 +194,7 @@ class _CentralRun:
             frames_seen=self.progress.frames_seen,
             loss=self.progress.mean_loss,
             val_miou=self.progress.mean_val_miou,
+            validated=len(self.progress.val_miou),
             uplink_bytes=0,
             downlink_bytes=0,
             wall_s=round(wall_s, 3),

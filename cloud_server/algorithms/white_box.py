@@ -24,6 +24,7 @@ from cloud_server.algorithms.base import (
     evaluate_test_frames,
     evaluation_plan,
     training_steps,
+    upload_limits,
     validation_miou,
 )
 from cloud_server.algorithms.replay import Replay
@@ -90,11 +91,17 @@ class WhiteBox:
         if stage.kind is not Kind.TRAIN:
             return evaluation_plan(stage, first.batch_size)
         return TurnPlan(
-            learner=WhiteBoxPlan(rate=white_box.rate, gradient_bits=white_box.gradient_bits),
+            learner=WhiteBoxPlan(
+                rate=white_box.rate,
+                gradient_bits=white_box.gradient_bits,
+                subspace=self._config.subspace,
+                objective=self._config.objective,
+            ),
             epochs=first.epochs,
             batches=0,
             batch_size=first.batch_size,
             uploads=("val",),
+            limits=upload_limits(self._config, stage),
         )
 
     def begin(self, stage: Stage, vehicle: str) -> None:
@@ -109,9 +116,14 @@ class WhiteBox:
     ) -> StepResult:
         self._networks.learn(vehicle)
         rate_share = self._trainer.rate_share
-        loss, gradient_BCHW = self._trainer.train_step_with_gradient(
-            features_BCHW, self._context.labels.batch(vehicle, indices)
-        )
+        if self._config.network.learns:
+            loss, gradient_BCHW = self._trainer.train_step_with_gradient(
+                features_BCHW, self._context.labels.batch(vehicle, indices)
+            )
+        else:
+            targets_BHW = self._context.targets(vehicle, indices)
+            loss, gradient_BCHW = self._trainer.evaluate_gradient(features_BCHW, targets_BHW)
+            self._trainer.advance_schedule()
         losses = self._losses[vehicle]
         losses.append((loss, len(indices)))
         self._replay.keep(vehicle, indices, features_BCHW)

@@ -28,10 +28,22 @@ class Learning:
     phi: Vector
     origin: Vector | None
     """The θ that φ = 0 stands for; None where φ is θ itself."""
+    remedy: str
+    """What to do where it diverges."""
 
     @classmethod
-    def resume(cls, state: VehicleState, name: str, spec: EncoderSpec, optimizer: Optimizer) -> Learning:
+    def resume(
+        cls,
+        state: VehicleState,
+        name: str,
+        spec: EncoderSpec,
+        optimizer: Optimizer,
+        *,
+        rate_name: str = "zeroth-order rate",
+    ) -> Learning:
         """Go on from a vehicle's state; the first turn on a subspace begins at the θ that it finds.
+
+        `rate_name` is what users know the optimizer's rate by.
 
         Raises:
             TurnRefused: the state was left by another way of learning.
@@ -52,7 +64,8 @@ class Learning:
             raise TurnRefused(f"the vehicle's state is of another way of learning: {error}") from error
         if phi is None or phi.shape != (subspace.size,):
             raise TurnRefused("the vehicle's state is of another way of learning; start a new run")
-        return cls(subspace=subspace, optimizer=optimizer, phi=phi, origin=origin)
+        remedy = f"lower the {rate_name} (now {optimizer.rate:g})"
+        return cls(subspace=subspace, optimizer=optimizer, phi=phi, origin=origin, remedy=remedy)
 
     @property
     def theta(self) -> Vector:
@@ -67,9 +80,7 @@ class Learning:
         """
         self.phi = self.optimizer.step(self.phi, gradient)
         if not np.isfinite(self.phi).all():
-            raise TurnRefused(
-                f"the encoder diverged in {where}; lower the zeroth-order rate (now {self.optimizer.rate:g})"
-            )
+            raise TurnRefused(f"the encoder diverged in {where}; {self.remedy}")
 
     def state(self) -> VehicleState:
         """What the next turn starts from."""
