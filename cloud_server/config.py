@@ -51,6 +51,16 @@ class NetworkConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Folder of pretrained weights for networks that take them; None = random from the seed."""
     learns: bool = True
     """False: it stays as it starts; it answers, and vehicles adapt to it."""
+    start: str | None = None
+    """File of weights that the whole network starts from, relative to the run folder; None = as built."""
+    source_features: str | None = None
+    """File of labelled features of the source domain, relative to the run folder."""
+    source_replay: float = 0.0
+    """Probability that a first-order step on uploaded features is followed by one on source features."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.source_replay <= 1:
+            raise ValueError(f"network.source_replay must be from 0 to 1, got {self.source_replay}")
 
 
 class FirstOrderConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -367,6 +377,8 @@ class CloudConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True
     frame_bytes: int | None = None
     """Most bytes of a frame's features: each channel gets as many bits as fit, `bits` at most; None = all get
     `bits`."""
+    anchor: float = 0.0
+    """λ of the penalty λ/2·‖φ − φ_start‖² on how far a vehicle's encoder goes from its start."""
     feature_shapes: tuple[tuple[int, int, int], ...] | None = None
     """C, H, W that vehicles may declare, each gets an input stem; None = what the first one declares."""
     subspace: str = "all"
@@ -428,6 +440,12 @@ class CloudConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True
                 check_frame_bytes(self.frame_bytes, shape)
         _one_of(self.subspace, ("all", "film"), "subspace")
         _one_of(self.objective, ("labels", "entropy"), "objective")
+        _at_least(self.anchor, 0, "anchor")
+        if self.network.source_replay and self.network.source_features is None:
+            raise ValueError(
+                "network.source_replay needs source features, which a pretrained start brings; give --start "
+                "(by hand: network.source_features)"
+            )
         if self.feedback_network not in ("latest", "best"):
             raise ValueError(f"feedback_network must be latest or best, got {self.feedback_network!r}")
         for name in ("store_capacity", "training_threads", "inference_threads", "parallel_turns"):

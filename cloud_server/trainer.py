@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from cloud_server.losses import downsample_labels, entropy, entropy_map, find_loss, loss_map, per_frame
 from cloud_server.rates import SCHEDULES
+from cloud_server.source_features import SourceReplay
 from protocol.batches import batch_bounds
 from protocol.noise import derive_seed, permutation
 
@@ -115,8 +116,12 @@ class Trainer:
     both NumPy arrays or tensors.
     """
 
-    def __init__(self, network: nn.Module, config: TrainerConfig) -> None:
+    def __init__(
+        self, network: nn.Module, config: TrainerConfig, *, source_replay: SourceReplay | None = None
+    ) -> None:
+        """`source_replay`: what may follow each step; not counted as a step of the schedule."""
         self.config = config
+        self._source_replay = source_replay
         self._loss = find_loss(config.loss)
         self._network = network.eval()
         for parameter in self._network.parameters():
@@ -216,10 +221,18 @@ class Trainer:
             return means
 
     def _train_step(self, features_BCHW: Tensor, label_BHW: Tensor) -> float:
+        value = self._step(features_BCHW, label_BHW, "step")
+        replay = self._source_replay and self._source_replay.after(self._steps)
+        if replay:
+            self._step(_tensor(replay[0]), _tensor(replay[1]), "source-step")
+        self._steps += 1
+        return value
+
+    def _step(self, features_BCHW: Tensor, label_BHW: Tensor, name: str) -> float:
         for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * self.rate_share
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(self.config.seed, "step", self._steps) % _TORCH_SEED_LIMIT)
+            torch.manual_seed(derive_seed(self.config.seed, name, self._steps) % _TORCH_SEED_LIMIT)
             logits_BKhw = self._network(features_BCHW.contiguous(memory_format=_FORMAT))
         loss = self._loss(logits_BKhw, downsample_labels(label_BHW, logits_BKhw.shape[-2:]))
         value = loss.item()
@@ -228,7 +241,6 @@ class Trainer:
         self._optimizer.zero_grad()
         torch.autograd.backward(loss)
         self._optimizer.step()
-        self._steps += 1
         return value
 
     def _finite(self, gradient_BCHW: Tensor) -> NDArray[np.float32]:
@@ -390,7 +402,7 @@ class Trainer:
         """
         with self._lock:
             moments: dict[str, dict[str, Tensor]] = {name: {} for name in _MOMENTS}
-            # An input stem is stepped only by batches of its feature shape.
+            # An input stem is stepped only by batches of its shape; source replay adds steps to the others.
             rarer_steps: dict[str, int] = {}
             for parameter_name, parameter in self._network.named_parameters():
                 state = self._optimizer.state.get(parameter, {})

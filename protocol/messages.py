@@ -29,14 +29,14 @@ Index = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Step = Annotated[int, Meta(ge=0, le=2**53)]
 Seed = Annotated[int, Meta(ge=0)]
 Text = Annotated[str, Meta(max_length=1024)]
-Split = Annotated[str, Meta(pattern=r"^(train|val|test|ood)$")]
+Split = Annotated[str, Meta(pattern=r"^(train|val|test|ood|source)$")]
 Subspace = Annotated[str, Meta(pattern=r"^(all|film)$")]
 """Which part of θ learns: all of it, or a scale and a bias of each output channel."""
 Objective = Annotated[str, Meta(pattern=r"^(labels|entropy)$")]
 """What is learnt to lower: the loss against the train frames' labels, or the entropy of the cloud's
 predictions, for which no train label is sent."""
 
-SPLITS = ("train", "val", "test", "ood")
+SPLITS = ("train", "val", "test", "ood", "source")
 MOST_SEEDS = 1024
 """Of one query."""
 
@@ -180,6 +180,8 @@ class Turn(_Turned, frozen=True, array_like=True, kw_only=True, tag="turn"):
     `bits`."""
     upload_frames: dict[Split, tuple[Index, ...]] = {}
     """The frames that are wanted of a split of `uploads`; all of one that isn't named."""
+    anchor: Annotated[float, Meta(ge=0)] = 0.0
+    """λ: λ/2·‖φ − φ_start‖² is added to what the encoder learns from, φ_start being the bundle's."""
 
 
 # Vehicle → cloud --------------------------------------------------------------------------------------

@@ -172,7 +172,7 @@ def test_an_unwritable_run_folder_is_named(refuse: Refuse, tmp_path: Path) -> No
     (tmp_path / "file").touch()
     line = refuse("launch", "--run-dir", tmp_path / "file" / "run")
     assert f"{tmp_path}/file/run" in line
-    assert "Not a directory; choose another --run-dir" in line
+    assert "Not a directory; choose another folder" in line
 
 
 # Data --------------------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ class BlackFed(OneNetwork):
     def plan(self, stage: Stage, vehicle: str) -> TurnPlan:
         zeroth = self._config.zeroth_order
         if stage.kind is not Kind.TRAIN:
-            return evaluation_plan(stage, zeroth.batch_size)
+            return evaluation_plan(self._context, stage, vehicle, zeroth.batch_size)
         return TurnPlan(
             learner=None if self._frozen_encoders else self._learner(),
             epochs=zeroth.epochs,

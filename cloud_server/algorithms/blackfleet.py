@@ -63,7 +63,7 @@ class BlackFleet(OneNetwork):
     def plan(self, stage: Stage, vehicle: str) -> TurnPlan:
         local, batch_size = self._config.local_loss, self._config.first_order.batch_size
         if stage.kind is not Kind.TRAIN:
-            return evaluation_plan(stage, batch_size)
+            return evaluation_plan(self._context, stage, vehicle, batch_size)
         shares = local_rate_shares(self._config, stage.round)
         return TurnPlan(
             learner=LocalLossPlan(

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cloud_server.algorithms.base import Context, Scores, TrainingProgress, TurnPlan
+from cloud_server.algorithms.base import Context, Scores, TrainingProgress, TurnPlan, evaluation_splits
 from cloud_server.config import CloudConfig
 from cloud_server.errors import CloudError, RequestError
 from cloud_server.evaluation import ConfusionMatrix
@@ -99,7 +99,7 @@ class FedAvg:
     def plan(self, stage: Stage, vehicle: str) -> TurnPlan:
         first, federated = self._config.first_order, self._federated
         train = stage.kind is Kind.TRAIN
-        splits = {Kind.INITIAL: ("test",), Kind.TRAIN: ("val",), Kind.FINAL: ("test", "ood")}[stage.kind]
+        splits = ("val",) if train else evaluation_splits(self._context, stage, vehicle)
         rates = epoch_rates(self._config, stage.round) if train else ()
         return TurnPlan(
             learner=FedAvgPlan(
@@ -178,9 +178,7 @@ class FedAvg:
                 )
                 self._context.run_log.scalar(f"val_miou/{vehicle}", miou, stage.number)
                 continue
-            final = stage.kind is Kind.FINAL
-            target = {"test": self.scores.local if final else self.scores.initial, "ood": self.scores.ood}
-            target[split][vehicle] = matrix
+            self.scores.of(stage.kind, split)[vehicle] = matrix
             log_event(
                 "evaluation",
                 stage=stage.number,

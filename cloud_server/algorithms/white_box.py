@@ -89,7 +89,7 @@ class WhiteBox:
     def plan(self, stage: Stage, vehicle: str) -> TurnPlan:
         first, white_box = self._config.first_order, self._config.white_box
         if stage.kind is not Kind.TRAIN:
-            return evaluation_plan(stage, first.batch_size)
+            return evaluation_plan(self._context, stage, vehicle, first.batch_size)
         return TurnPlan(
             learner=WhiteBoxPlan(
                 rate=white_box.rate,

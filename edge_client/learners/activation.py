@@ -46,6 +46,7 @@ def learn_from_loss_maps(tools: TurnTools, state: VehicleState) -> tuple[Vehicle
     except ValueError as error:
         raise TurnRefused(f"the turn's activation settings don't fit: {error}") from error
     learning = Learning.resume(state, plan.subspace, tools.encoder.spec, optimizer)
+    learning.hold(tools.turn.anchor, tools.encoder.theta0)
     losses: list[float] = []
     if plan.objective == "labels":
         tools.send_labels(tools.frames.splits["train"])

@@ -107,6 +107,7 @@ class _Training:
         self._encoder = Learning.resume(
             encoder_state, plan.subspace, tools.encoder.spec, encoder_adam, rate_name="local-loss rate"
         )
+        self._encoder.hold(tools.turn.anchor, tools.encoder.theta0)
 
     def _take_up(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
         parameters = arrays.get(_PARAMETERS)
