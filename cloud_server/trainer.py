@@ -20,12 +20,15 @@ from torch.nn import functional
 
 from cloud_server.losses import downsample_labels, entropy, entropy_map, find_loss, loss_map, per_frame
 from cloud_server.rates import SCHEDULES
+from cloud_server.source_features import SourceReplay
 from protocol.batches import batch_bounds
 from protocol.noise import derive_seed, permutation
 
 Array = NDArray[Any] | Tensor
 Progress = Callable[[int, int, float], None]
-"""(steps done, steps in all, loss of the last step)."""
+"""Called after a step with (steps done, steps in all, its loss); may itself take further steps."""
+Visited = Callable[[int, NDArray[np.int64]], None]
+"""(epoch, positions of the frames that a step was just taken on)."""
 
 # Convolutions on a CPU run faster with the channels innermost.
 _FORMAT = torch.channels_last
@@ -113,8 +116,12 @@ class Trainer:
     both NumPy arrays or tensors.
     """
 
-    def __init__(self, network: nn.Module, config: TrainerConfig) -> None:
+    def __init__(
+        self, network: nn.Module, config: TrainerConfig, *, source_replay: SourceReplay | None = None
+    ) -> None:
+        """`source_replay`: what may follow each step; not counted as a step of the schedule."""
         self.config = config
+        self._source_replay = source_replay
         self._loss = find_loss(config.loss)
         self._network = network.eval()
         for parameter in self._network.parameters():
@@ -177,6 +184,7 @@ class Trainer:
         batch_size: int,
         seed: int,
         progress: Progress | None = None,
+        visited: Visited | None = None,
     ) -> list[float]:
         """Train on every frame once an epoch, in an order drawn from `seed`; return each epoch's mean loss.
 
@@ -205,16 +213,26 @@ class Trainer:
                     chosen_B = order_n[start:stop]
                     loss = self._train_step(features_nCHW[chosen_B], label_nHW[chosen_B])
                     total += loss * (stop - start)
+                    if visited is not None:
+                        visited(epoch, chosen_B.numpy())
                     if progress is not None:
                         progress(epoch * len(bounds) + step + 1, epochs * len(bounds), loss)
                 means.append(total / n)
             return means
 
     def _train_step(self, features_BCHW: Tensor, label_BHW: Tensor) -> float:
+        value = self._step(features_BCHW, label_BHW, "step")
+        replay = self._source_replay and self._source_replay.after(self._steps)
+        if replay:
+            self._step(_tensor(replay[0]), _tensor(replay[1]), "source-step")
+        self._steps += 1
+        return value
+
+    def _step(self, features_BCHW: Tensor, label_BHW: Tensor, name: str) -> float:
         for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * self.rate_share
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(self.config.seed, "step", self._steps) % _TORCH_SEED_LIMIT)
+            torch.manual_seed(derive_seed(self.config.seed, name, self._steps) % _TORCH_SEED_LIMIT)
             logits_BKhw = self._network(features_BCHW.contiguous(memory_format=_FORMAT))
         loss = self._loss(logits_BKhw, downsample_labels(label_BHW, logits_BKhw.shape[-2:]))
         value = loss.item()
@@ -223,7 +241,6 @@ class Trainer:
         self._optimizer.zero_grad()
         torch.autograd.backward(loss)
         self._optimizer.step()
-        self._steps += 1
         return value
 
     def _finite(self, gradient_BCHW: Tensor) -> NDArray[np.float32]:
@@ -298,6 +315,43 @@ class Trainer:
                 label_nhw[chosen] = logits_BKhw.argmax(dim=1).to(torch.uint8).numpy()
         return label_nhw
 
+    def estimate_statistics(self, features_nCHW: Array, *, batch_size: int, seed: int) -> dict[str, Tensor]:
+        """Return BatchNorm's means and variances on these features alone; the network stays as it is.
+
+        One pass with each batch normalised by itself, and the plain average over batches (AdaBN, Li et al.,
+        2017, arXiv 1603.04779), which an order drawn from `seed` makes alike.
+
+        Returns:
+            Buffers by name, a part of `weights()`; without those of layers that these features don't reach.
+        """
+        norms = {
+            name: module
+            for name, module in self._network.named_modules()
+            if isinstance(module, nn.BatchNorm2d) and module.track_running_stats
+        }
+        own, momenta = self.weights(), [module.momentum for module in norms.values()]
+        order_n = torch.from_numpy(permutation(seed, len(features_nCHW)))
+        features_nCHW = _features_tensor(features_nCHW)
+        with self._lock, threads(self.config.inference_threads), torch.no_grad():
+            try:
+                for module in norms.values():
+                    module.reset_running_stats()
+                    module.momentum = None  # the average of all batches, not one that forgets
+                    module.train()
+                for start, stop in batch_bounds(len(order_n), batch_size):
+                    self._network(features_nCHW[order_n[start:stop]].contiguous(memory_format=_FORMAT))
+                return {
+                    f"{name}.{buffer}": getattr(module, buffer).clone()
+                    for name, module in norms.items()
+                    if module.num_batches_tracked
+                    for buffer in ("running_mean", "running_var")
+                }
+            finally:
+                for module, momentum in zip(norms.values(), momenta, strict=True):
+                    module.momentum = momentum
+                    module.eval()
+                self.load_weights(own)
+
     def _evaluate_loss(self, features_BCHW: Tensor, label_BHW: Array | None) -> Tensor:
         if label_BHW is None:
             return entropy(self._network(features_BCHW))
@@ -348,7 +402,7 @@ class Trainer:
         """
         with self._lock:
             moments: dict[str, dict[str, Tensor]] = {name: {} for name in _MOMENTS}
-            # An input stem is stepped only by batches of its feature shape.
+            # An input stem is stepped only by batches of its shape; source replay adds steps to the others.
             rarer_steps: dict[str, int] = {}
             for parameter_name, parameter in self._network.named_parameters():
                 state = self._optimizer.state.get(parameter, {})
@@ -400,11 +454,12 @@ class Trainer:
     @contextmanager
     def _training(self) -> Iterator[None]:
         with self._lock, threads(self.config.training_threads):
+            before = self._network.training
             self._network.train()
             try:
                 yield
             finally:
-                self._network.eval()
+                self._network.train(before)
 
     @contextmanager
     def _inference(self) -> Iterator[None]:

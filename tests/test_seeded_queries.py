@@ -1,13 +1,10 @@
-"""Seeded queries: what a seed unfolds to, that it equals an upload, and fleets that learn from loss maps."""
+"""Seeded queries: that they equal uploads, and fleets that learn from loss maps."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,72 +12,26 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from fleet_fixtures import CARS, FLEET, Supervisor, TinyFleet, World, tag
-from test_exactly_once import KillAt
+from fleet_fixtures import CARS, Supervisor, TinyFleet, World, interrupt, tag
+from test_perturbation import grid
 
 import cloud_server.desk
 from cloud_server.checkpoint import flatten_state
 from cloud_server.config import ActivationConfig, FirstOrderConfig, ZerothOrderConfig
+from cloud_server.errors import CloudError
 from cloud_server.networks import build_network
 from cloud_server.seeded_queries import coded_loss_maps, evaluate_loss_maps
 from cloud_server.trainer import Trainer, TrainerConfig
-from edge_client.errors import VehicleError
+from edge_client.errors import TurnRefused
 from fleet.in_process import run_in_process
 from protocol import topics
-from protocol.deflate import CodecError
 from protocol.memory_bus import MemoryBus
 from protocol.messages import LossMaps, Query, SeededQuery, Turn
 from protocol.noise import derive_seed
-from protocol.perturbation import pack_scale, perturb, unpack_scale
+from protocol.perturbation import pack_scale, perturb
 from protocol.tensor_codec import EncodedTensor, decode, encode
 
 CAR = CARS[0]
-PERTURBED = "26bb8b2d6d6976d0"
-"""Beginning of the SHA-256 of the features perturbed below."""
-
-
-# What a seed unfolds to --------------------------------------------------------------------------------
-
-
-def grid(shape: tuple[int, ...]) -> np.ndarray:
-    """Features that need no generator: multiples of 1/8."""
-    return (np.arange(np.prod(shape)) % 17 / 8).reshape(shape).astype(np.float32)
-
-
-def test_perturbed_features_equal_committed_vectors() -> None:
-    scale_C = np.array([0.1, 0.25, 3], np.float32)
-    seed = derive_seed("vector", 2)
-    plus, minus = (perturb(grid((2, 3, 4, 5)), scale_C, seed, sign=sign) for sign in (1, -1))
-    assert plus.dtype == np.float32
-    content = plus.astype("<f4").tobytes() + minus.astype("<f4").tobytes()
-    assert hashlib.sha256(content).hexdigest()[:16] == PERTURBED
-
-
-def test_perturbation_moves_each_channel_by_its_scale() -> None:
-    scale_C = np.array([0.5, 0, 2], np.float32)
-    features = grid((2, 3, 4, 5))
-    moved = perturb(features, scale_C, 7) - features
-    assert np.array_equal(np.abs(moved), np.broadcast_to(scale_C[:, None, None], moved.shape))
-    assert np.array_equal(perturb(features, scale_C, 7, sign=-1) - features, -moved)
-
-
-def test_scale_crosses_as_it_is() -> None:
-    scale_C = np.array([0.1, 0, 3e30], np.float32)
-    assert np.array_equal(unpack_scale(pack_scale(scale_C), 3), scale_C)
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (b"\0" * 8, "must have 12 bytes, got 8"),
-        (np.array([1, np.nan, 1], "<f4").tobytes(), "must be finite and not negative"),
-        (np.array([1, -1, 1], "<f4").tobytes(), "must be finite and not negative"),
-        (np.array([1, np.inf, 1], "<f4").tobytes(), "must be finite and not negative"),
-    ],
-)
-def test_scale_that_can_not_be_used_is_rejected(data: bytes, message: str) -> None:
-    with pytest.raises(CodecError, match=message):
-        unpack_scale(data, 3)
 
 
 # That it equals an upload ------------------------------------------------------------------------------
@@ -236,10 +187,10 @@ _POINTS = [("car-1", "seeded", 1), ("car-1", "maps", 3), ("car-2", "seeded", 3),
 @pytest.mark.parametrize("victim", ["car", "cloud"])
 def test_killed_process_changes_nothing(victim: str, calm: TinyFleet, tmp_path: Path) -> None:
     fleet = again(calm, tmp_path)
-    supervisor, saboteur = Supervisor(fleet), KillAt(victim, _POINTS)
-    supervisor.sabotage(saboteur)
+    supervisor, points = Supervisor(fleet), set(_POINTS)
+    supervisor.kill_at(points, victim)
     supervisor.run()
-    assert not saboteur.points, "the run must have come by every point"
+    assert not points, "the run must have come by every point"
     assert fleet.fingerprint() == calm.fingerprint()
     for car in CARS:
         for name in ("queries", "answers_per_frame"):
@@ -266,28 +217,6 @@ def test_other_settings_run(changes: dict[str, Any], tiny_world: World, tmp_path
 
 
 # What does not fit ---------------------------------------------------------------------------------------
-
-
-def interrupt(
-    bus: MemoryBus, before: str, say: Callable[[Turn, bytes], tuple[topics.Channel, object]]
-) -> None:
-    """Say something once, at the first message with that tag of a vehicle in a turn of learning."""
-    client = bus.client("attacker")
-    client.connect(0)
-    turns: list[Turn] = []
-    spoken: list[object] = []
-
-    def listen(topic: str, payload: bytes, qos: int) -> None:
-        if topics.parse(topic).vehicle != CAR or spoken:
-            return
-        if tag(payload) == "turn":
-            turns.append(msgspec.msgpack.decode(payload[1:], type=Turn))
-        elif tag(payload) == before and turns[-1].turn_id > 0:
-            spoken.append(None)
-            channel, message = say(turns[-1], payload)
-            client.publish(topics.topic(channel, FLEET, CAR), b"\x00" + msgspec.msgpack.encode(message))
-
-    bus.record(listen)
 
 
 def request(turn: Turn, **changes: Any) -> SeededQuery:
@@ -390,11 +319,16 @@ _UNUSABLE = {
 
 
 @pytest.mark.parametrize("name", _UNUSABLE)
-def test_vehicle_asks_again_after_an_unusable_answer(name: str, calm_all: TinyFleet, tmp_path: Path) -> None:
+def test_vehicle_asks_again_after_an_unusable_answer(
+    name: str, calm_all: TinyFleet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    maps, reason = _UNUSABLE[name]
     bus = MemoryBus()
-    interrupt(bus, "seeded", lambda turn, payload: spoilt(payload, _UNUSABLE[name][0]))
+    interrupt(bus, "seeded", lambda turn, payload: spoilt(payload, maps))
     fleet = again(calm_all, tmp_path)
     Supervisor(fleet, bus).run()
+    [warning] = [record for record in caplog.records if "asking again" in record.message]
+    assert reason in warning.message
     assert fleet.fingerprint() == calm_all.fingerprint()
     assert fleet.result()["vehicles"][CAR]["queries"] == calm_all.result()["vehicles"][CAR]["queries"]
 
@@ -405,11 +339,23 @@ def test_vehicle_stops_in_one_line_after_unusable_answers(
 ) -> None:
     maps, reason = _UNUSABLE[name]
     monkeypatch.setattr(cloud_server.desk, "coded_loss_maps", lambda *_: maps)
-    fleet = tiny(tiny_world, tmp_path, rounds=1)
-    with pytest.raises((VehicleError, RuntimeError, ValueError)) as caught:
-        run_in_process(fleet.config, [fleet.host()], fleet.run_folder)
-    assert re.search(f"answered 3 times with unusable loss maps: {reason}", str(caught.value))
-    assert "\n" not in str(caught.value)
+    fleet, bus = tiny(tiny_world, tmp_path, rounds=1, vehicles=(CAR,)), MemoryBus()
+    answers: list[LossMaps] = []
+
+    def listen(topic: str, payload: bytes, qos: int) -> None:
+        if tag(payload) == "maps":
+            answers.append(msgspec.msgpack.decode(payload[1:], type=LossMaps))
+
+    bus.record(listen)
+    supervisor = Supervisor(fleet, bus)
+    with pytest.raises(CloudError) as caught:
+        supervisor.run()
+    line = f"the cloud answered 3 times with unusable loss maps: {reason}"
+    assert str(caught.value) == f"vehicle {CAR!r} can't go on: {line}"
+    [end] = supervisor.failures
+    assert (type(end), str(end)) == (TurnRefused, line)
+    assert len(answers) >= 3 and len({answer.step for answer in answers}) == 1, "one query, asked again"
+    assert not any(fleet.state_folder(CAR).iterdir()), "nothing was learnt from what is no answer"
 
 
 def test_map_that_does_not_fit_the_features_ends_the_run_in_one_line(

@@ -17,6 +17,7 @@ from cloud_server.losses import LOSSES
 from cloud_server.networks import build_network
 from cloud_server.trainer import DivergedError, Trainer, TrainerConfig, threads
 from protocol.batches import batch_bounds
+from protocol.noise import derive_seed, permutation
 
 Batch = tuple[np.ndarray[Any, np.dtype[np.float32]], np.ndarray[Any, np.dtype[np.uint8]]]
 
@@ -260,6 +261,21 @@ def test_epochs_visit_every_frame_once_in_an_order_that_the_seed_decides() -> No
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert same(state, run(1)[0])
     assert not same(state, run(2)[0])
+
+
+def test_steps_taken_between_those_of_an_epoch_are_ordinary_ones() -> None:
+    """Also the network's mode is that of training again after them."""
+    one, other = make_trainer(), make_trainer()
+    batch, extra = frames(2), frames(3, seed=1)
+    one.train_epochs(
+        *batch, epochs=2, batch_size=2, seed=0, progress=lambda done, total, loss: one.train_step(*extra)
+    )
+    for epoch in range(2):
+        order = permutation(derive_seed(0, "epoch", epoch), 2)
+        other.train_step(*(array[order] for array in batch))
+        other.train_step(*extra)
+    assert one.steps == 4
+    assert same(one.state_dict(), other.state_dict())
 
 
 def test_batches_cover_all_frames_and_leave_none_alone() -> None:

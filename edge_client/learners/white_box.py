@@ -40,6 +40,7 @@ def learn_from_gradients(tools: TurnTools, state: VehicleState) -> tuple[Vehicle
     learning = Learning.resume(
         state, plan.subspace, tools.encoder.spec, optimizer, rate_name="white-box rate"
     )
+    learning.hold(tools.turn.anchor, tools.encoder.theta0)
     losses: list[float] = []
     if plan.objective == "labels":
         tools.send_labels(tools.frames.splits["train"])

@@ -35,6 +35,7 @@ def learn_from_losses(tools: TurnTools, state: VehicleState) -> tuple[VehicleSta
     except ValueError as error:
         raise TurnRefused(f"the turn's zeroth-order settings don't fit: {error}") from error
     learning = Learning.resume(state, plan.subspace, tools.encoder.spec, optimizer)
+    learning.hold(tools.turn.anchor, tools.encoder.theta0)
     losses: list[float] = []
     if plan.objective == "labels":
         tools.send_labels(tools.frames.splits["train"])
