@@ -105,7 +105,7 @@ def test_pretraining_sees_all_frames_clearly_whatever_the_fleet(
 
 
 def test_network_of_the_start_lies_in_a_file_that_verifies_itself(start: Start) -> None:
-    tensors, meta = read_tensors(start.folder / "network.safetensors")
+    tensors, meta = read_tensors(start.folder / "cloud_network.safetensors")
     assert meta == {"network": "compact"}
     assert any(name.endswith("running_var") for name in tensors)
 

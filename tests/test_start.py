@@ -185,9 +185,9 @@ def test_start_of_other_labels_is_refused(target_scenario: Scenario, tmp_path: P
 
 def test_damaged_start_is_refused(target_scenario: Scenario, start: Start, tmp_path: Path) -> None:
     shutil.copytree(start.folder, tmp_path / "start")
-    path = tmp_path / "start" / "network.safetensors"
+    path = tmp_path / "start" / "cloud_network.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\0")
-    with pytest.raises(OperatorError, match=r"damaged start .*network.safetensors is not the file"):
+    with pytest.raises(OperatorError, match=r"damaged start .*cloud_network.safetensors is not the file"):
         run(changed(target_scenario, start=str(tmp_path / "start")), tmp_path / "run")
 
 

@@ -369,6 +369,7 @@ def test_only_the_latest_gradient_is_kept_for_repetition() -> None:
         batch_size=2,
         uploads=("val",),
         bits=8,
+        anchor=0.0,
     )
     active = ActiveTurn(turn=turn)
     gradient = encode(np.ones((1, 2, 3, 4), np.float32), 32)
@@ -499,6 +500,7 @@ class RogueCloud:
                             batch_size=2,
                             uploads=("val",),
                             bits=8,
+                            anchor=0.0,
                         )
                         self._link.send(CAR, turn)
                     case LabelOffer(step=step):
