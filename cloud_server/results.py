@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from cloud_server.algorithms.base import Scores, TrainingProgress
@@ -49,6 +50,7 @@ def assemble(
             "queries": record.queries,
             "answers_per_frame": record.answers_per_frame,
             "rejects": record.rejects,
+            "uploads": msgspec.to_builtins(record.uploads),
         }
     everything = ConfusionMatrix(label_space)
     for matrix in scores.local.values():

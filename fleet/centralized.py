@@ -114,6 +114,9 @@ class _CentralRun:
             else:
                 kind = "final" if stage else "initial"
                 self._evaluate(stage, kind)
+                if stage == 0:
+                    spent = {"uplink_bytes": 0, "downlink_bytes": 0, "wall_s": round(state.wall_s(), 3)}
+                    self._log.event("training", stage=stage, **spent)
             state.commit(stage + 1, self, registry, {})
             self._log.event("committed", stage=stage, round=stage, kind=kind)
             self._view.update()
@@ -146,11 +149,12 @@ class _CentralRun:
     # The stages
 
     def _train(self, stage: int) -> None:
-        """E passes over the union of all train frames, in an order drawn anew for each."""
-        epochs, n = self._config.first_order.epochs, len(self._train_keys)
-        total = epochs * len(self._bounds)
+        """Passes over the union of all train frames, in an order drawn anew for each; those that stand for
+        replay follow the others."""
+        passes, n = self._config.first_order.passes, len(self._train_keys)
+        total = passes * len(self._bounds)
         losses = []
-        for epoch in range(epochs):
+        for epoch in range(passes):
             order_n = permutation(derive_seed(self._config.seed, "centralized", stage, epoch), n)
             summed = 0.0
             for step, (start, stop) in enumerate(self._bounds):
@@ -165,7 +169,7 @@ class _CentralRun:
                         )
                     self._view.update()
             losses.append(summed / n)
-        self.progress.frames_seen += epochs * n
+        self.progress.frames_seen += passes * n
         if losses:
             self.progress.loss = dict.fromkeys(self._shares, losses[-1])
             self._log.event("learned", stage=stage, losses=[round(loss, 5) for loss in losses])
@@ -191,6 +195,7 @@ class _CentralRun:
             frames_seen=self.progress.frames_seen,
             loss=self.progress.mean_loss,
             val_miou=self.progress.mean_val_miou,
+            validated=len(self.progress.val_miou),
             uplink_bytes=0,
             downlink_bytes=0,
             wall_s=round(wall_s, 3),
@@ -290,7 +295,7 @@ class _CentralRun:
                 rate=first.rate,
                 weight_decay=first.weight_decay,
                 schedule=first.schedule,
-                total_steps=max(1, len(self._bounds) * first.epochs * config.rounds),
+                total_steps=max(1, len(self._bounds) * first.passes * config.rounds),
                 training_threads=config.training_threads,
                 inference_threads=config.training_threads,
                 seed=derive_seed(config.seed, "training"),

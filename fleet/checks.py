@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from cloud_server.combinations import check_combination
 from cloud_server.losses import LOSSES
 from cloud_server.networks import NETWORKS
 from cloud_server.rates import SCHEDULES
@@ -28,7 +29,7 @@ def check_runnable(scenario: Scenario) -> None:
         OperatorError, ValueError: the message names the value and what was expected.
     """
     first = scenario.first_order
-    _check_held_back(scenario)
+    check_combination(scenario.cloud_config())
     _check_name("network", scenario.network.name, NETWORKS)
     _check_name("first_order.loss", first.loss, LOSSES)
     _check_name("first_order.schedule", first.schedule, SCHEDULES)
@@ -36,12 +37,25 @@ def check_runnable(scenario: Scenario) -> None:
     _check_name("encoder.mode", scenario.encoder.mode, ("auto", "bind", "rebuild"))
     for name in {scenario.encoder.name, *scenario.encoders.values()}:
         check_image_size(parse_image_size(scenario.image_size), name, ENCODERS[name]().stride)
+        _check_loss_maps(scenario, name)
     if scenario.broker in OWN_BROKERS:
         broker.choose_kind(scenario.broker)
     elif scenario.broker != MEMORY_BUS:
         parse_broker_url(scenario.broker)
     if scenario.broker_port is not None:
         broker.check_port_number(scenario.broker_port)
+
+
+def _check_loss_maps(scenario: Scenario, encoder: str) -> None:
+    local, stride = scenario.local_loss, ENCODERS[encoder]().stride
+    width, height = (size // stride for size in parse_image_size(scenario.image_size))
+    if scenario.algorithm != "blackfleet" or local.weight_power == 0:
+        return
+    if width % local.weight_map_stride or height % local.weight_map_stride:
+        raise OperatorError(
+            f"local_loss.weight_map_stride must divide the features of encoder {encoder}, {width}x{height} "
+            f"cells, got {local.weight_map_stride}"
+        )
 
 
 def check_start(scenario: Scenario, start: StartSpec) -> None:
@@ -64,22 +78,6 @@ def check_start(scenario: Scenario, start: StartSpec) -> None:
             raise OperatorError(
                 f"the start {scenario.start} was pretrained with {what} {wanted}, this run has {given}; give "
                 f"the same, or pretrain again"
-            )
-
-
-_NO_ENCODER_ALONE = ("fedavg", "centralized")
-"""Algorithms without features of a vehicle's own encoder in the cloud."""
-
-
-def _check_held_back(scenario: Scenario) -> None:
-    for name, value in (
-        ("anchor", scenario.anchor),
-        ("network.source_replay", scenario.network.source_replay),
-    ):
-        if value and scenario.algorithm in _NO_ENCODER_ALONE:
-            raise OperatorError(
-                f"{name} has no meaning for {scenario.algorithm}, which trains encoder and network in one "
-                f"piece; set it to 0"
             )
 
 

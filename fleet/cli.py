@@ -112,6 +112,12 @@ def compare(
     ],
     compare_dir: Annotated[Path, typer.Option(help="Folder for all runs and the comparison.")],
     seeds: Annotated[str, typer.Option(help="Comma-separated; each algorithm runs with each.")] = "0",
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            help="Whose validation mIoU the others are to reach; default: blackfed-v2, else the first."
+        ),
+    ] = None,
 ) -> None:
     """Run algorithms side by side, on the same frames, into one table and one report.
 
@@ -123,6 +129,7 @@ def compare(
             comparing.parse_algorithms(algorithms),
             comparing.parse_seeds(seeds),
             compare_dir,
+            reference=reference,
             console=Console(),
         )
     except KeyboardInterrupt:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from fleet import milestones
 from fleet.progress import format_bytes
 
 COMPARISON_NAME = "compare.json"
@@ -46,6 +47,12 @@ def markdown(content: Mapping[str, Any]) -> str:
         "",
         *_markdown_rows(_columns(source), (_row(entry, source) for entry in content["summary"])),
         "",
+        f"## Up to the quality of {content['milestones']['reference']}",
+        "",
+        milestones.caption(content["milestones"]),
+        "",
+        *_markdown_rows(milestones.COLUMNS, milestones.rows(content["milestones"])),
+        "",
         "## Vehicle by vehicle",
         "",
         *_markdown_rows(
@@ -62,23 +69,31 @@ def markdown(content: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def comparison_table(content: Mapping[str, Any]) -> Table:
-    """The table that a comparison ends with."""
-    first = content["runs"][0]["result"]
-    table = Table(
-        title=f"{first['dataset']}, {len(first['vehicles'])} vehicles, {first['rounds']} rounds, "
+def comparison_tables(content: Mapping[str, Any]) -> tuple[Table, Table]:
+    """The tables that a comparison ends with: the summary, and the milestones."""
+    first, source = content["runs"][0]["result"], _has_source(content)
+    summary = _table(
+        f"{first['dataset']}, {len(first['vehicles'])} vehicles, {first['rounds']} rounds, "
         f"seeds: {', '.join(map(str, content['seeds']))}; mIoU on test frames",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
+        _columns(source),
+        (_row(entry, source) for entry in content["summary"]),
     )
-    source = _has_source(content)
-    for column in _columns(source):
+    reference = content["milestones"]["reference"]
+    return summary, _table(
+        f"training alone, up to the final mean validation mIoU of {reference}",
+        milestones.COLUMNS,
+        milestones.rows(content["milestones"]),
+    )
+
+
+def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
         table.add_column(
             column, justify="left" if column == "algorithm" else "right", no_wrap=column == "algorithm"
         )
-    for entry in content["summary"]:
-        table.add_row(*_row(entry, source))
+    for row in rows:
+        table.add_row(*row)
     return table
 
 

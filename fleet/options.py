@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cloud_server.config import SERVINGS
 from datasets.conditions import CONDITIONS
 from fleet.encoders import ENCODERS
 from fleet.errors import OperatorError
@@ -87,12 +88,39 @@ SCENARIO_OPTIONS = (
         "encoder_mode", "encoder.mode", str, "How changed weights run: bind, rebuild, or auto: the faster."
     ),
     ScenarioOption("network", "network.name", str, "The cloud's network: compact, segformer-b0 to -b3."),
-    ScenarioOption("bits", "bits", int, "Bits of a feature element: 32, 8, 6 or 4."),
+    ScenarioOption("bits", "bits", int, "Bits of a feature element: 32, 8, 6, 4, 3 or 2."),
+    ScenarioOption(
+        "frame_bytes",
+        "frame_bytes",
+        int,
+        "Most bytes of a frame's features: each channel gets as many bits as fit, --bits at most.",
+    ),
     ScenarioOption(
         "foo_epochs",
         "first_order.epochs",
         int,
         "Passes over the train frames in a turn, by first-order steps.",
+    ),
+    ScenarioOption(
+        "upload_frames",
+        "uploads.train_frames",
+        int,
+        "blackfleet, BlackFed, frozen: at most so many train frames uploaded in a turn, others in the next.",
+    ),
+    ScenarioOption(
+        "upload_val_frames",
+        "uploads.val_frames",
+        int,
+        "Not fedavg: at most so many validation frames uploaded in a turn.",
+    ),
+    ScenarioOption(
+        "replay_steps",
+        "first_order.replay_steps",
+        int,
+        "Steps on features uploaded earlier that follow each first-order step.",
+    ),
+    ScenarioOption(
+        "cache_frames", "first_order.cache_frames", int, "Most frames whose features are kept for them."
     ),
     ScenarioOption(
         "zoo_epochs",
@@ -122,13 +150,34 @@ SCENARIO_OPTIONS = (
         "blackfleet: passes over the train frames on the vehicle in each round.",
     ),
     ScenarioOption(
+        "weight_power",
+        "local_loss.weight_power",
+        float,
+        "blackfleet: how much the cloud's loss maps weight a vehicle's own loss; 0 = not at all.",
+    ),
+    ScenarioOption(
+        "serving",
+        "blackfleet.serving",
+        str,
+        f"blackfleet: which weights predict for a vehicle: {', '.join(SERVINGS)}.",
+    ),
+    ScenarioOption(
         "estimator", "zeroth_order.estimator", str, "BlackFed: from losses to gradients: spsa-gc, activation."
     ),
     ScenarioOption(
         "subspace",
-        "zeroth_order.subspace",
+        "subspace",
         str,
-        "BlackFed: what of an encoder learns: all, or film: a scale and a bias of each channel.",
+        "What of an encoder learns: all, or film: scale and bias of each channel.",
+    ),
+    ScenarioOption(
+        "objective",
+        "objective",
+        str,
+        "What vehicles learn from: labels, or the entropy of the cloud's predictions, without train labels.",
+    ),
+    ScenarioOption(
+        "network_learns", "network.learns", bool, "Whether the cloud's network learns, or stays as it starts."
     ),
     ScenarioOption(
         "anchor",

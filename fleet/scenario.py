@@ -13,12 +13,14 @@ import msgspec
 import yaml
 
 from cloud_server.config import (
+    BlackFleetConfig,
     CloudConfig,
     FederatedConfig,
     FirstOrderConfig,
     LocalLossConfig,
     NetworkConfig,
     PatienceConfig,
+    UploadConfig,
     WhiteBoxConfig,
     ZerothOrderConfig,
 )
@@ -27,6 +29,7 @@ from fleet.encoders import ENCODERS
 from fleet.errors import OperatorError
 from fleet.start import FEATURES_NAME, NETWORK_NAME
 from fleet.start import FOLDER_NAME as START_FOLDER
+from protocol.bit_allocation import check_frame_bytes
 from protocol.link import DEFAULT_PAYLOAD_LIMIT_BYTES
 
 DATASET_NAMES = ("generated", "cityscapes", "camvid")
@@ -136,13 +139,20 @@ class Scenario(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
     image_size: str = "256x192"
     """Width x height in pixels of what the encoders see."""
     bits: int = 8
-    """Quantisation of features: 32, 8, 6 or 4 bits."""
+    """Quantisation of features: 32, 8, 6, 4, 3 or 2 bits."""
+    frame_bytes: int | None = None
+    """Most bytes of a frame's features: each channel gets as many bits as fit, `bits` at most; None = all get
+    `bits`."""
     payload_limit_bytes: int = DEFAULT_PAYLOAD_LIMIT_BYTES
     """Messages are sent in parts of at most this size; brokers have limits of their own."""
     broker: str = "auto"
     """`auto`, `mosquitto` or `amqtt` to run one here, the URL of yours, or `memory`: no network."""
     broker_port: int | None = None
     """Port of the broker run here; None = a free one."""
+    subspace: str = "all"
+    """What of an encoder learns: `all`, or `film`: a scale and a bias of each output channel."""
+    objective: str = "labels"
+    """What vehicles learn to lower: the loss against `labels`, or `entropy`, of the cloud's predictions."""
     feedback_network: str = "latest"
     """blackfed-v2: which weights answer queries, `latest` or the vehicle's `best`."""
     cores: int | None = None
@@ -160,10 +170,12 @@ class Scenario(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
     encoder: EncoderPart = EncoderPart()
     network: NetworkConfig = NetworkConfig()
     first_order: FirstOrderConfig = FirstOrderConfig()
+    uploads: UploadConfig = UploadConfig()
     zeroth_order: ZerothOrderConfig = ZerothOrderConfig()
     white_box: WhiteBoxConfig = WhiteBoxConfig()
     federated: FederatedConfig = FederatedConfig()
     local_loss: LocalLossConfig = LocalLossConfig()
+    blackfleet: BlackFleetConfig = BlackFleetConfig()
     local_head: LocalHeadPart = LocalHeadPart()
     evaluation: EvaluationPart = EvaluationPart()
     patience: PatienceConfig = PatienceConfig()
@@ -193,6 +205,9 @@ class Scenario(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
                     f"({self.vehicle_ids[0]} to {self.vehicle_ids[-1]})"
                 )
         self.cloud_config()
+        if self.frame_bytes is not None:
+            for shape in self._feature_shapes():
+                check_frame_bytes(self.frame_bytes, shape)
 
     @property
     def vehicle_ids(self) -> tuple[str, ...]:
@@ -223,18 +238,23 @@ class Scenario(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
             dataset=self.dataset.name,
             label_space="camvid" if self.dataset.name == "camvid" else "cityscapes",
             bits=self.bits,
+            frame_bytes=self.frame_bytes,
             anchor=self.anchor,
             payload_limit_bytes=self.payload_limit_bytes,
             feature_shapes=self._feature_shapes() if self.encoders else None,
+            subspace=self.subspace,
+            objective=self.objective,
             feedback_network=self.feedback_network,
             training_threads=max(1, self.core_count // 2),
             inference_threads=max(1, self.core_count // 2),
             parallel_turns=max(1, self.core_count - (self.algorithm not in _CLOUD_RESTS)),
             network=self._started_network(),
             first_order=self.first_order,
+            uploads=self.uploads,
             zeroth_order=self.zeroth_order,
             federated=self.federated,
             local_loss=self.local_loss,
+            blackfleet=self.blackfleet,
             white_box=self.white_box,
             patience=self.patience,
         )

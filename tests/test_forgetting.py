@@ -45,19 +45,18 @@ def _thetas(folder: Path, start: Start) -> tuple[np.ndarray, np.ndarray]:
         ("blackfed-v1", "activation", "all"),
         ("blackfed-v1", "activation", "film"),
         ("split", "spsa-gc", "all"),
+        ("split", "spsa-gc", "film"),
         ("blackfleet", "spsa-gc", "all"),
+        ("blackfleet", "spsa-gc", "film"),
     ],
 )
 def test_strong_anchor_keeps_the_encoder_at_its_start(
     target_scenario: Scenario, start: Start, tmp_path: Path, algorithm: str, estimator: str, subspace: str
 ) -> None:
     zeroth = msgspec.structs.replace(
-        target_scenario.zeroth_order,
-        estimator=estimator,
-        subspace=subspace,
-        activation=ActivationConfig(seeds=2),
+        target_scenario.zeroth_order, estimator=estimator, activation=ActivationConfig(seeds=2)
     )
-    free = changed(target_scenario, algorithm=algorithm, zeroth_order=zeroth)
+    free = changed(target_scenario, algorithm=algorithm, subspace=subspace, zeroth_order=zeroth)
     moved = {}
     for name, anchor in (("free", 0.0), ("held", 1e7)):
         run(changed(free, anchor=anchor), tmp_path / name)

@@ -99,7 +99,12 @@ def test_pretraining_sees_all_frames_clearly_whatever_the_fleet(
 ) -> None:
     """One scenario file serves pretraining and fleet."""
     foggy = changed(
-        source_scenario, vehicles=3, conditions={"car-02": "fog:5"}, algorithm="split", anchor=1.0
+        source_scenario,
+        vehicles=3,
+        conditions={"car-02": "fog:5"},
+        algorithm="split",
+        anchor=1.0,
+        subspace="film",
     )
     assert_same_start(pretrain(foggy, tmp_path / "start", resume=False, console=QUIET), start)
 

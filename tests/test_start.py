@@ -147,17 +147,24 @@ def _with_other_labels(root: Path) -> None:
             {"start": "nowhere"},
             r"nowhere holds no start \(start.json is missing\); make one with `blackfleet",
         ),
-        ({"algorithm": "fedavg", "anchor": 0.1}, "anchor has no meaning for fedavg"),
+        (
+            {"algorithm": "fedavg", "anchor": 0.1},
+            "fedavg trains .* in one piece, on labels: anchor must be 0, got 0.1",
+        ),
         (
             {"algorithm": "centralized", "network": NetworkConfig(source_replay=0.5)},
-            "network.source_replay has no meaning for centralized",
+            "network.source_replay must be 0, got 0.5",
+        ),
+        (
+            {"network": NetworkConfig(source_replay=0.5, learns=False)},
+            "source_replay is for a network that learns, got 0.5 with network.learns false",
         ),
     ],
 )
 def test_start_that_does_not_fit_is_refused_and_leaves_the_folder_free(
     target_scenario: Scenario, tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(OperatorError, match=message):
+    with pytest.raises(ValueError, match=message):
         run(changed(target_scenario, **change), tmp_path / "run")
     assert not (tmp_path / "run" / "target_scenario.yaml").exists()
 

@@ -19,15 +19,18 @@ from numpy.typing import NDArray
 from cloud_server.config import CloudConfig
 from cloud_server.evaluation import ConfusionMatrix
 from cloud_server.label_store import LabelStore
+from cloud_server.ledger import UploadLedger
 from cloud_server.predictions import write_prediction
 from cloud_server.run_log import RunLog
 from cloud_server.schedule import Kind, Stage
 from cloud_server.seeded_queries import LossMapOf
 from cloud_server.trainer import Trainer
 from cloud_server.turns import Features
+from cloud_server.upload_limit import UploadLimit
 from datasets.labels import LabelSpace
 from protocol.batches import batch_bounds
 from protocol.messages import Learner, SplitScores, Turn, Update
+from protocol.tensor_codec import EncodedTensor
 from protocol.weights import WeightTensor
 
 
@@ -40,6 +43,8 @@ class TurnPlan:
     batches: int
     batch_size: int
     uploads: tuple[str, ...]
+    limits: Mapping[str, UploadLimit] = field(default_factory=dict)
+    """Of splits in `uploads` of which not every frame is wanted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,14 +61,21 @@ class Context:
     """Raises `Stopped` when the process was asked to stop; called during long work."""
     train_frames: Mapping[str, int]
     """Number of train frames by vehicle."""
+    ledger: UploadLedger
+    """Told of each first-order step on uploaded features."""
     source_frames: Mapping[str, int]
     """Number of frames of the source domain by vehicle, on which forgetting is measured."""
 
+    def targets(self, vehicle: str, indices: tuple[int, ...]) -> NDArray[np.uint8] | None:
+        """The label_BHW that feedback about a vehicle's train frames is of; None where it is the entropy."""
+        return self.labels.batch(vehicle, indices) if self.config.objective == "labels" else None
+
 
 def training_steps(config: CloudConfig, frames: int) -> int:
-    """First-order steps that the whole run takes on a vehicle with so many train frames, 1 at least."""
+    """First-order steps that the whole run takes on a vehicle with so many train frames, 1 at least; those on
+    replayed features belong to the vehicle whose steps they follow."""
     first = config.first_order
-    return max(1, len(batch_bounds(frames, first.batch_size)) * first.epochs * config.rounds)
+    return max(1, len(batch_bounds(frames, first.batch_size)) * first.passes * config.rounds)
 
 
 @dataclass(kw_only=True)
@@ -139,8 +151,8 @@ def _mean(values: Mapping[str, float]) -> float | None:
 class Algorithm(Protocol):
     """Who learns what in which order. The server calls these from one thread, in this order a stage:
     `plan` for each vehicle, `begin` at each (re)start of a turn, what that kind of turn asks for
-    (`AnswersQueries`, `AnswersSeededQueries`, `TakesTrainSteps`, `ExchangesWeights`), `turn_done`,
-    `stage_done`; then the state is committed."""
+    (`AnswersQueries`, `AnswersSeededQueries`, `KeepsLossMaps`, `TakesTrainSteps`, `ExchangesWeights`),
+    `turn_done`, `stage_done`; then the state is committed."""
 
     stages: tuple[Stage, ...]
     scores: Scores
@@ -189,6 +201,18 @@ class AnswersSeededQueries(Protocol):
         self, vehicle: str, indices: tuple[int, ...], map_size: tuple[int, int]
     ) -> AbstractContextManager[LossMapOf]:
         """The loss maps of some frames, for as long as the context lasts; must not change anything."""
+
+
+@runtime_checkable
+class KeepsLossMaps(Protocol):
+    """An algorithm whose vehicles weight a loss of their own by where the cloud's lay."""
+
+    def kept_loss_maps(self, vehicle: str, indices: tuple[int, ...]) -> EncodedTensor:
+        """The loss maps (B, 1, y, x) of train frames uploaded before; must not change anything.
+
+        Raises:
+            RequestError: none are kept of these frames together.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,6 +276,19 @@ class MayEndEarly(Protocol):
 
     def is_needed(self, stage: Stage) -> bool:
         """Whether a stage is still to be run; follows from what was committed before it."""
+
+
+def upload_limits(config: CloudConfig, stage: Stage) -> dict[str, UploadLimit]:
+    """What `config.uploads` says of a training stage.
+
+    Train frames take turns; validation frames stay, so that one round's mIoU can be compared with another's.
+    """
+    limits = {}
+    if config.uploads.train_frames is not None:
+        limits["train"] = UploadLimit(most=config.uploads.train_frames, shift=stage.round - 1)
+    if config.uploads.val_frames is not None:
+        limits["val"] = UploadLimit(most=config.uploads.val_frames)
+    return limits
 
 
 def evaluation_splits(context: Context, stage: Stage, vehicle: str) -> tuple[str, ...]:

@@ -190,7 +190,7 @@ class FedAvg:
             )
         if report.update is not None:
             self.progress.loss[vehicle] = report.update.loss
-            self.progress.frames_seen += report.update.samples * self._config.first_order.epochs
+            self.progress.frames_seen += report.update.samples * self._config.first_order.passes
             self._context.run_log.scalar(f"loss/{vehicle}", report.update.loss, stage.number)
 
     def stage_done(self, stage: Stage) -> None:
@@ -303,12 +303,12 @@ def drawn_vehicles(config: CloudConfig, round_number: int) -> tuple[str, ...]:
 
 
 def epoch_rates(config: CloudConfig, round_number: int) -> tuple[float, ...]:
-    """Each epoch's rate: the schedule of the whole run, of rounds times epochs, at the epoch's middle."""
+    """Each local pass's rate: the schedule of the whole run, of rounds times passes, at the pass's middle."""
     first = config.first_order
     share = SCHEDULES[first.schedule]
-    begun = (round_number - 1) * first.epochs
-    halves = 2 * first.epochs * config.rounds + 1
-    return tuple(first.rate * share(2 * (begun + epoch) + 1, halves) for epoch in range(first.epochs))
+    begun = (round_number - 1) * first.passes
+    halves = 2 * first.passes * config.rounds + 1
+    return tuple(first.rate * share(2 * (begun + number) + 1, halves) for number in range(first.passes))
 
 
 def _asked_scores(turn: Turn) -> tuple[str, ...]:

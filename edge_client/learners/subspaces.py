@@ -49,11 +49,23 @@ class Learning:
     phi: Vector
     origin: Vector | None
     """The θ that φ = 0 stands for; None where φ is θ itself."""
+    remedy: str
+    """What to do where it diverges."""
     anchor: Anchor | None = None
 
     @classmethod
-    def resume(cls, state: VehicleState, name: str, spec: EncoderSpec, optimizer: Optimizer) -> Learning:
+    def resume(
+        cls,
+        state: VehicleState,
+        name: str,
+        spec: EncoderSpec,
+        optimizer: Optimizer,
+        *,
+        rate_name: str = "zeroth-order rate",
+    ) -> Learning:
         """Go on from a vehicle's state; the first turn on a subspace begins at the θ that it finds.
+
+        `rate_name` is what users know the optimizer's rate by.
 
         Raises:
             TurnRefused: the state was left by another way of learning.
@@ -74,7 +86,8 @@ class Learning:
             raise TurnRefused(f"the vehicle's state is of another way of learning: {error}") from error
         if phi is None or phi.shape != (subspace.size,):
             raise TurnRefused("the vehicle's state is of another way of learning; start a new run")
-        return cls(subspace=subspace, optimizer=optimizer, phi=phi, origin=origin)
+        remedy = f"lower the {rate_name} (now {optimizer.rate:g})"
+        return cls(subspace=subspace, optimizer=optimizer, phi=phi, origin=origin, remedy=remedy)
 
     @property
     def theta(self) -> Vector:
@@ -96,9 +109,7 @@ class Learning:
         if self.anchor is not None:
             self.phi = self.anchor.pull(self.phi, self.optimizer.pace)
         if not np.isfinite(self.phi).all():
-            raise TurnRefused(
-                f"the encoder diverged in {where}; lower the zeroth-order rate (now {self.optimizer.rate:g})"
-            )
+            raise TurnRefused(f"the encoder diverged in {where}; {self.remedy}")
 
     def state(self) -> VehicleState:
         """What the next turn starts from."""
