@@ -20,6 +20,8 @@ def check_combination(config: CloudConfig) -> None:
             ("network.learns", str(config.network.learns).lower(), "true"),
             ("subspace", config.subspace, "all"),
             ("objective", config.objective, "labels"),
+            ("anchor", f"{config.anchor:g}", "0"),
+            ("network.source_replay", f"{config.network.source_replay:g}", "0"),
         ):
             if value != needed:
                 raise ValueError(
