@@ -13,10 +13,14 @@ import msgspec
 from cloud_server.errors import CloudError
 from cloud_server.rates import SCHEDULES
 from protocol import topics
+from protocol.bit_allocation import check_frame_bytes
 from protocol.link import DEFAULT_PAYLOAD_LIMIT_BYTES, SMALLEST_PAYLOAD_LIMIT_BYTES
 from protocol.messages import EPOCHS_LIMIT, MOST_SEEDS, ActivationPlan, SpsaPlan
 from protocol.noise import derive_seed
 from protocol.tensor_codec import BITS
+
+SERVINGS = ("best", "latest", "statistics")
+"""What `blackfleet.serving` may name."""
 
 
 def _at_least(value: float, lowest: float, name: str) -> None:
@@ -90,7 +94,7 @@ class ActivationConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields
     map_stride: int = 1
     """Feature cells that a cell of the loss map covers along each side; must divide the feature map."""
     map_bits: int = 8
-    """Quantisation of the loss maps: 32, 8, 6 or 4 bits a cell."""
+    """Quantisation of the loss maps: 32, 8, 6, 4, 3 or 2 bits a cell."""
     box_width: int = 5
     """Side, in cells of the map and odd, of the window whose loss counts for the features in its middle."""
     rate: float = 1e-3
@@ -184,7 +188,7 @@ class WhiteBoxConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=T
     rate: float = 1e-3
     """Adam's step size on the encoder at its highest; it follows `first_order.schedule`."""
     gradient_bits: int = 32
-    """Quantisation of the gradients: 32, 8, 6 or 4 bits."""
+    """Quantisation of the gradients: 32, 8, 6, 4, 3 or 2 bits."""
 
     def __post_init__(self) -> None:
         _above(self.rate, 0, "white_box.rate")
@@ -208,12 +212,22 @@ class LocalLossConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=
     """Adam's step size on the head at its highest."""
     schedule: str = "one-cycle"
     """`constant`, `cosine` or `one-cycle`, over the warm-up and all rounds."""
+    weight_power: float = 0.5
+    """p: each pixel counts with min(ℓ / mean ℓ, cap)^p, ℓ the cloud's loss there after the round before; 0 =
+    all count alike, and no loss maps are fetched."""
+    weight_cap: float = 5.0
+    """Share of the mean loss above which a loss counts no more."""
+    weight_map_stride: int = 1
+    """Feature cells that a cell of those loss maps covers along each side; must divide the feature map."""
 
     def __post_init__(self) -> None:
         _at_least(self.warm_up_epochs, 0, "local_loss.warm_up_epochs")
         _at_least(self.epochs, 0, "local_loss.epochs")
         _above(self.rate, 0, "local_loss.rate")
         _above(self.head_rate, 0, "local_loss.head_rate")
+        _at_least(self.weight_power, 0, "local_loss.weight_power")
+        _at_least(self.weight_cap, 1, "local_loss.weight_cap")
+        _at_least(self.weight_map_stride, 1, "local_loss.weight_map_stride")
         if self.warm_up_epochs + self.epochs > EPOCHS_LIMIT:
             raise ValueError(
                 f"local_loss.warm_up_epochs and epochs must be at most {EPOCHS_LIMIT} together, got "
@@ -223,6 +237,19 @@ class LocalLossConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=
             raise ValueError(
                 f"local_loss.schedule must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}"
             )
+
+
+class BlackFleetConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`blackfleet` only."""
+
+    serving: str = "best"
+    """Which weights of the cloud's network predict for a vehicle: `best`, those that did best on its
+    validation frames; `latest`, the same for all; or `statistics`, the latest with BatchNorm statistics of
+    its own train features (AdaBN, Li et al., 2017)."""
+
+    def __post_init__(self) -> None:
+        if self.serving not in SERVINGS:
+            raise ValueError(f"blackfleet.serving must be one of {', '.join(SERVINGS)}, got {self.serving!r}")
 
 
 class FederatedConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -313,6 +340,9 @@ class CloudConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True
     label_space: str = "cityscapes"
     bits: int = 8
     """Quantisation of the features."""
+    frame_bytes: int | None = None
+    """Most bytes of a frame's features: each channel gets as many bits as fit, `bits` at most; None = all get
+    `bits`."""
     feature_shapes: tuple[tuple[int, int, int], ...] | None = None
     """C, H, W that vehicles may declare, each gets an input stem; None = what the first one declares."""
     feedback_network: str = "latest"
@@ -334,6 +364,7 @@ class CloudConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True
     white_box: WhiteBoxConfig = WhiteBoxConfig()
     federated: FederatedConfig = FederatedConfig()
     local_loss: LocalLossConfig = LocalLossConfig()
+    blackfleet: BlackFleetConfig = BlackFleetConfig()
     patience: PatienceConfig = PatienceConfig()
 
     def __post_init__(self) -> None:
@@ -352,6 +383,15 @@ class CloudConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True
             raise ValueError(f"seed must be at least 0 and below 2^63, got {self.seed}")
         if self.bits not in BITS:
             raise ValueError(f"bits must be one of {', '.join(map(str, BITS))}, got {self.bits}")
+        if self.frame_bytes is not None:
+            _at_least(self.frame_bytes, 1, "frame_bytes")
+            if self.bits == 32:
+                raise ValueError(
+                    f"frame_bytes of {self.frame_bytes} needs bits of 8 or fewer, got 32, which no channel "
+                    f"can have by itself; set bits to 8"
+                )
+            for shape in self.feature_shapes or ():
+                check_frame_bytes(self.frame_bytes, shape)
         if self.feedback_network not in ("latest", "best"):
             raise ValueError(f"feedback_network must be latest or best, got {self.feedback_network!r}")
         for name in ("store_capacity", "training_threads", "inference_threads", "parallel_turns"):

@@ -19,6 +19,7 @@ from cloud_server.algorithms.base import (
     AnswersQueries,
     AnswersSeededQueries,
     ExchangesWeights,
+    KeepsLossMaps,
     TakesTrainSteps,
 )
 from cloud_server.errors import CloudError, RequestError
@@ -38,12 +39,14 @@ from protocol.messages import (
     Answer,
     Down,
     Feedback,
+    FetchLossMaps,
     FetchWeights,
     Gradient,
     Hello,
     LabelOffer,
     Labels,
     LabelWant,
+    LocalLossPlan,
     LossMaps,
     OfferedLabel,
     Query,
@@ -196,6 +199,8 @@ class Desk:
                 return self._seeded_query(request, active, algorithm)
             case TrainStep():
                 return self._train_step(request, active, algorithm)
+            case FetchLossMaps():
+                return self._kept_loss_maps(request, active, algorithm)
             case FetchWeights():
                 return Weights(**identity, tensors=_exchanging(algorithm).weights())
             case Update():
@@ -262,6 +267,27 @@ class Desk:
             maps=maps,
         )
 
+    def _kept_loss_maps(self, request: FetchLossMaps, active: ActiveTurn, algorithm: Algorithm) -> LossMaps:
+        """Answer with loss maps that were committed before the turn, where its plan has a use for them."""
+        self._check_frames(request.vehicle, request.frames, "train")
+        plan = active.turn.learner
+        if (
+            not isinstance(plan, LocalLossPlan)
+            or plan.weighting is None
+            or not isinstance(algorithm, KeepsLossMaps)
+        ):
+            raise RequestError("this turn fetches no loss maps")
+        active.check_answers(request.frames, 1, self._max_answers_per_frame)
+        maps = algorithm.kept_loss_maps(request.vehicle, request.frames)
+        active.count_answers(request.frames, 1, queries=0)
+        return LossMaps(
+            vehicle=request.vehicle,
+            grant=request.grant,
+            turn_id=request.turn_id,
+            step=request.step,
+            maps=maps,
+        )
+
     def _train_step(self, request: TrainStep, active: ActiveTurn, algorithm: Algorithm) -> Gradient:
         """Learn from a batch once, no more often than the turn says."""
         features_BCHW = self._checked_features(request, "train")
@@ -295,17 +321,21 @@ class Desk:
         self, request: Query | SeededQuery | TrainStep | Upload, split: str
     ) -> NDArray[np.float32]:
         """features_BCHW of frames that belong to `split` and whose labels are here."""
-        allowed = self._registry.frames(request.vehicle, split)
-        if not request.frames:
-            raise RequestError("no frames are named")
-        for index in request.frames:
-            if index not in allowed:
-                raise RequestError(f"frame {index} is no {split} frame of {request.vehicle!r}")
-        if len(set(request.frames)) != len(request.frames):
-            raise RequestError("a frame is named twice")
+        self._check_frames(request.vehicle, request.frames, split)
         self._labels.get(request.vehicle, request.frames)
         shape = self._registry.feature_shape(request.vehicle)
         return decode(request.features, expected_shape=(len(request.frames), *shape))
+
+    def _check_frames(self, vehicle: str, indices: tuple[int, ...], split: str) -> None:
+        """Some frames of `split`, each once."""
+        allowed = self._registry.frames(vehicle, split)
+        if not indices:
+            raise RequestError("no frames are named")
+        for index in indices:
+            if index not in allowed:
+                raise RequestError(f"frame {index} is no {split} frame of {vehicle!r}")
+        if len(set(indices)) != len(indices):
+            raise RequestError("a frame is named twice")
 
     def _check_labels(self, vehicle: str, labels: Sequence[OfferedLabel]) -> None:
         """Labels of declared frames; those to train and validate on have the size of the encoder's input."""

@@ -75,7 +75,10 @@ class Server:
         self._run_log = run_log
         self._stop = stop
         self._registry = Registry(
-            config.vehicles, label_space=config.label_space, feature_shapes=config.feature_shapes
+            config.vehicles,
+            label_space=config.label_space,
+            feature_shapes=config.feature_shapes,
+            frame_bytes=config.frame_bytes,
         )
         self._state = RunState(run_folder / "cloud", config, resume=resume)
         self._labels = LabelStore(run_folder / "cloud" / "labels", num_classes=self._label_space.num_classes)
@@ -275,6 +278,7 @@ class Server:
             batch_size=plan.batch_size,
             uploads=plan.uploads,
             bits=self._config.bits,
+            frame_bytes=self._config.frame_bytes,
             upload_frames={
                 split: limit.choose(self._registry.frames(vehicle, split))
                 for split, limit in plan.limits.items()

@@ -15,7 +15,9 @@ from fleet.scenario import Scenario, parse_image_size
 from protocol.broker_url import parse_broker_url
 
 OWN_BROKERS = ("auto", *broker.KINDS)
-"""What `broker` in a scenario may name instead of a URL."""
+"""What `broker` in a scenario may name to have one started."""
+MEMORY_BUS = "memory"
+"""What `broker` in a scenario names to have the whole fleet in the launcher's process, without a network."""
 
 
 def check_runnable(scenario: Scenario) -> None:
@@ -32,12 +34,25 @@ def check_runnable(scenario: Scenario) -> None:
     _check_name("encoder.mode", scenario.encoder.mode, ("auto", "bind", "rebuild"))
     for name in {scenario.encoder.name, *scenario.encoders.values()}:
         check_image_size(parse_image_size(scenario.image_size), name, ENCODERS[name]().stride)
-    if scenario.broker not in OWN_BROKERS:
-        parse_broker_url(scenario.broker)
-    else:
+        _check_loss_maps(scenario, name)
+    if scenario.broker in OWN_BROKERS:
         broker.choose_kind(scenario.broker)
+    elif scenario.broker != MEMORY_BUS:
+        parse_broker_url(scenario.broker)
     if scenario.broker_port is not None:
         broker.check_port_number(scenario.broker_port)
+
+
+def _check_loss_maps(scenario: Scenario, encoder: str) -> None:
+    local, stride = scenario.local_loss, ENCODERS[encoder]().stride
+    width, height = (size // stride for size in parse_image_size(scenario.image_size))
+    if scenario.algorithm != "blackfleet" or local.weight_power == 0:
+        return
+    if width % local.weight_map_stride or height % local.weight_map_stride:
+        raise OperatorError(
+            f"local_loss.weight_map_stride must divide the features of encoder {encoder}, {width}x{height} "
+            f"cells, got {local.weight_map_stride}"
+        )
 
 
 def _check_name(key: str, name: str, known: Collection[str]) -> None:

@@ -1,9 +1,10 @@
-"""Runs an algorithm that needs a fleet: broker, cloud and vehicle hosts as processes, and their log."""
+"""Runs an algorithm that needs a fleet: broker, cloud and vehicle hosts as processes, or all in this one."""
 
 from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -11,16 +12,17 @@ from pathlib import Path
 
 import msgspec
 
-from cloud_server.config import network_seed
+from cloud_server.config import network_seed, read_config
 from edge_client.bundle import EncoderBundle
 from edge_client.encoder import Encoder
-from edge_client.host import HostConfig, VehicleConfig
+from edge_client.host import HostConfig, VehicleConfig, read_host_config
 from fleet import broker
 from fleet.allocation import data_folder, layout, sights
-from fleet.checks import OWN_BROKERS
+from fleet.checks import MEMORY_BUS, OWN_BROKERS
 from fleet.errors import OperatorError
 from fleet.export import export_bundle
 from fleet.head_export import export_head
+from fleet.in_process import run_in_process
 from fleet.job import Job
 from fleet.local_model import export_local_model
 from fleet.processes import ProcessSpec, ProcessTable
@@ -34,6 +36,7 @@ _LOCAL_TRAINING = frozenset({"fedavg"})
 """Algorithms whose vehicles train the whole network themselves."""
 _LOCAL_HEADS = frozenset({"blackfleet"})
 """Algorithms whose vehicles learn from their own labels."""
+CLOUD_SETTINGS_NAME = "cloud.json"
 _POLL_S = 0.2
 _LEAVE_S = 15.0
 
@@ -46,6 +49,9 @@ def run_fleet(job: Job) -> None:
         KeyboardInterrupt: the user stopped the run; it can be resumed.
     """
     hosts = _write_settings(job)
+    if job.scenario.broker == MEMORY_BUS:
+        _run_in_memory(job, hosts)
+        return
     table = _process_table(job.scenario, job.run_folder, hosts, resume=job.has_begun)
     with ProcessTable(table, job.run_folder / "processes") as processes:
         with Progress(job.scenario, job.run_folder, job.console) as progress:
@@ -54,6 +60,38 @@ def run_fleet(job: Job) -> None:
                 time.sleep(_POLL_S)
             progress.update()
         processes.wait_all_but_first(_LEAVE_S)
+
+
+def _run_in_memory(job: Job, hosts: Sequence[Path]) -> None:
+    """The same run without processes and broker; the fleet works in a thread, this one shows it."""
+    stop = threading.Event()
+    failures: list[Exception] = []
+
+    def work() -> None:
+        try:
+            run_in_process(
+                read_config(job.run_folder / CLOUD_SETTINGS_NAME),
+                [read_host_config(path) for path in hosts],
+                job.run_folder,
+                resume=job.has_begun,
+                stop=stop,
+            )
+        except Exception as error:  # whatever ended the fleet is raised in the launcher's own thread
+            failures.append(error)
+
+    fleet = threading.Thread(target=work, name="fleet")
+    fleet.start()
+    try:
+        with Progress(job.scenario, job.run_folder, job.console) as progress:
+            while fleet.is_alive():
+                progress.update()
+                fleet.join(_POLL_S)
+            progress.update()
+    finally:
+        stop.set()
+        fleet.join()
+    if failures:
+        raise failures[0]
 
 
 def _write_settings(job: Job) -> list[Path]:
@@ -68,7 +106,7 @@ def _write_settings(job: Job) -> list[Path]:
         )
         for name in dict.fromkeys(share.encoder for share in job.shares.values())
     }
-    write_json_atomic(run_folder / "cloud.json", msgspec.to_builtins(scenario.cloud_config()))
+    write_json_atomic(run_folder / CLOUD_SETTINGS_NAME, msgspec.to_builtins(scenario.cloud_config()))
     hosts_folder = run_folder / "hosts"
     hosts_folder.mkdir(exist_ok=True)
     mode = _encoder_mode(scenario, hosts_folder, next(iter(bundles.values())))
@@ -185,7 +223,7 @@ def _process_table(
                 *python,
                 "cloud_server",
                 f"--broker={url}",
-                f"--config={run_folder / 'cloud.json'}",
+                f"--config={run_folder / CLOUD_SETTINGS_NAME}",
                 f"--run-dir={run_folder}",
                 *(["--resume"] if resume else []),
             ],

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cloud_server.config import SERVINGS
 from datasets.conditions import CONDITIONS
 from fleet.encoders import ENCODERS
 from fleet.errors import OperatorError
@@ -69,7 +70,13 @@ SCENARIO_OPTIONS = (
         "encoder_mode", "encoder.mode", str, "How changed weights run: bind, rebuild, or auto: the faster."
     ),
     ScenarioOption("network", "network.name", str, "The cloud's network: compact, segformer-b0 to -b3."),
-    ScenarioOption("bits", "bits", int, "Bits of a feature element: 32, 8, 6 or 4."),
+    ScenarioOption("bits", "bits", int, "Bits of a feature element: 32, 8, 6, 4, 3 or 2."),
+    ScenarioOption(
+        "frame_bytes",
+        "frame_bytes",
+        int,
+        "Most bytes of a frame's features: each channel gets as many bits as fit, --bits at most.",
+    ),
     ScenarioOption(
         "foo_epochs",
         "first_order.epochs",
@@ -116,6 +123,18 @@ SCENARIO_OPTIONS = (
         "blackfleet: passes over the train frames on the vehicle in each round.",
     ),
     ScenarioOption(
+        "weight_power",
+        "local_loss.weight_power",
+        float,
+        "blackfleet: how much the cloud's loss maps weight a vehicle's own loss; 0 = not at all.",
+    ),
+    ScenarioOption(
+        "serving",
+        "blackfleet.serving",
+        str,
+        f"blackfleet: which weights predict for a vehicle: {', '.join(SERVINGS)}.",
+    ),
+    ScenarioOption(
         "estimator", "zeroth_order.estimator", str, "BlackFed: from losses to gradients: spsa-gc, activation."
     ),
     ScenarioOption(
@@ -131,7 +150,12 @@ SCENARIO_OPTIONS = (
         "fedavg: share of the vehicles that is drawn for each round.",
     ),
     ScenarioOption("seed", "seed", int, "Decides every random draw."),
-    ScenarioOption("broker", "broker", str, "auto, mosquitto, amqtt, or the URL of your own broker."),
+    ScenarioOption(
+        "broker",
+        "broker",
+        str,
+        "auto, mosquitto, amqtt, the URL of your own broker, or memory: no broker, all in one process.",
+    ),
     ScenarioOption("broker_port", "broker_port", int, "Port of a broker that is started here."),
 )
 

@@ -75,6 +75,8 @@ def one_line(text: str, beginning: str) -> str:
         (["--queries", "0"], ["queries", "at least 1", "got 0"]),
         (["--queries", "129"], ["max_answers_per_frame is 256", "spsa-gc asks for 258"]),
         (["--estimator", "oracle"], ["zeroth_order.estimator", "spsa-gc, activation", "'oracle'"]),
+        (["--weight-power", "-1"], ["local_loss.weight_power", "at least 0", "got -1"]),
+        (["--serving", "newest"], ["blackfleet.serving", "best, latest, statistics", "'newest'"]),
         (["--subspace", "half"], ["zeroth_order.subspace", "all, film", "'half'"]),
     ],
     ids=" ".join,

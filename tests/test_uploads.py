@@ -15,6 +15,7 @@ import pytest
 from fleet_fixtures import CARS, Supervisor, TinyFleet, World, interrupt, tag
 from hypothesis import given
 from hypothesis import strategies as st
+from test_loss_weighting import WEIGHTED, Watched
 
 from cloud_server.config import FirstOrderConfig, LocalLossConfig, UploadConfig
 from cloud_server.errors import CloudError
@@ -183,6 +184,13 @@ def test_limited_uploads_take_turns_and_cost_less(calm: TinyFleet, tmp_path: Pat
     result, full = fleet.result(), calm.result()
     assert result["frames_seen"] == len(CARS) * EPOCHS * 4 * ROUNDS
     assert result["uplink_bytes"] < full["uplink_bytes"]
+
+
+def test_only_frames_that_were_uploaded_are_weighted(tiny_world: World, tmp_path: Path) -> None:
+    """With loss maps of 4 of 6 frames; the others' pixels weigh 1."""
+    limits = UploadConfig(train_frames=4)
+    watched = Watched(fleet_of(tiny_world, tmp_path, local_loss=WEIGHTED, uploads=limits))
+    assert watched.fetched == {(car, 2): [(0, 1, 3, 4)] for car in CARS}
 
 
 @pytest.mark.parametrize("algorithm", ["blackfed-v1", "split"])

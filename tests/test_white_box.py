@@ -200,7 +200,7 @@ def test_quantised_gradients_teach_nearly_the_same(calm_white_box: TinyFleet, tm
 
 
 def test_unknown_gradient_coding_is_refused() -> None:
-    with pytest.raises(ValueError, match="gradient_bits must be one of 32, 8, 6, 4, got 5"):
+    with pytest.raises(ValueError, match="gradient_bits must be one of 32, 8, 6, 4, 3, 2, got 5"):
         WhiteBoxConfig(gradient_bits=5)
 
 

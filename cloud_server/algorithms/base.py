@@ -30,6 +30,7 @@ from cloud_server.upload_limit import UploadLimit
 from datasets.labels import LabelSpace
 from protocol.batches import batch_bounds
 from protocol.messages import Learner, SplitScores, Turn, Update
+from protocol.tensor_codec import EncodedTensor
 from protocol.weights import WeightTensor
 
 
@@ -134,8 +135,8 @@ def _mean(values: Mapping[str, float]) -> float | None:
 class Algorithm(Protocol):
     """Who learns what in which order. The server calls these from one thread, in this order a stage:
     `plan` for each vehicle, `begin` at each (re)start of a turn, what that kind of turn asks for
-    (`AnswersQueries`, `AnswersSeededQueries`, `TakesTrainSteps`, `ExchangesWeights`), `turn_done`,
-    `stage_done`; then the state is committed."""
+    (`AnswersQueries`, `AnswersSeededQueries`, `KeepsLossMaps`, `TakesTrainSteps`, `ExchangesWeights`),
+    `turn_done`, `stage_done`; then the state is committed."""
 
     stages: tuple[Stage, ...]
     scores: Scores
@@ -184,6 +185,18 @@ class AnswersSeededQueries(Protocol):
         self, vehicle: str, indices: tuple[int, ...], map_size: tuple[int, int]
     ) -> AbstractContextManager[LossMapOf]:
         """The loss maps of some frames, for as long as the context lasts; must not change anything."""
+
+
+@runtime_checkable
+class KeepsLossMaps(Protocol):
+    """An algorithm whose vehicles weight a loss of their own by where the cloud's lay."""
+
+    def kept_loss_maps(self, vehicle: str, indices: tuple[int, ...]) -> EncodedTensor:
+        """The loss maps (B, 1, y, x) of train frames uploaded before; must not change anything.
+
+        Raises:
+            RequestError: none are kept of these frames together.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,8 @@
-"""Learning from the vehicle's own labels: encoder and local head train by themselves, nobody is asked.
+"""Learning from the vehicle's own labels: encoder and local head train by themselves.
 
-Legend: B frames of a batch, C channels, K classes, h w logit rows and columns; θ all encoder parameters and φ
-all head parameters, float32 vectors.
+The cloud is asked at most where its loss lay after the round before, to weight the local one by.
+Legend: B frames of a batch, C channels, K classes, h w logit rows and columns, y x cells of a loss map; θ all
+encoder parameters and φ all head parameters, float32 vectors.
 """
 
 from __future__ import annotations
@@ -14,25 +15,31 @@ from numpy.typing import NDArray
 
 from edge_client.cross_entropy import cross_entropy, downsample_label
 from edge_client.errors import TurnRefused
+from edge_client.learners.loss_maps import ask_for_loss_maps
 from edge_client.local_head import LocalHead
+from edge_client.loss_weights import cell_weights, known_shares, spread
 from edge_client.optimizers import Adam
 from edge_client.state import VehicleState
 from edge_client.turn import TurnTools
 from protocol.batches import batch_bounds
-from protocol.messages import LocalLossPlan
+from protocol.messages import FetchLossMaps, LocalLossPlan, LossWeighting
 
 _PARAMETERS = "head"
 _ENCODER, _HEAD = "encoder/", "head/"
 """Prefixes, in the vehicle's state, of the two optimizers."""
+_Weights = dict[int, NDArray[np.float32]]
+"""By train frame: the weight (y, x) of its cells in the loss; those of a frame that isn't named are 1."""
 
 
 def learn_from_local_loss(tools: TurnTools, state: VehicleState) -> tuple[VehicleState, float | None]:
-    """Joint first-order training of encoder and head on the cross-entropy of the vehicle's own train frames.
+    """Joint first-order training of encoder and head on the cross-entropy of the vehicle's own train frames,
+    weighted where the plan says so.
 
     Returns the state with φ and both optimizers in it, and the mean loss of the last epoch.
 
     Raises:
-        TurnRefused: a local head or the VJP is missing, plan or state don't fit, or training diverged.
+        TurnRefused: a local head or the VJP is missing, plan or state don't fit, the cloud's loss maps stay
+            unusable, or training diverged.
     """
     plan, head = tools.turn.learner, tools.local_head
     assert isinstance(plan, LocalLossPlan)
@@ -43,18 +50,51 @@ def learn_from_local_loss(tools: TurnTools, state: VehicleState) -> tuple[Vehicl
         )
     if tools.turn.epochs != len(plan.rate_shares):
         raise TurnRefused(f"the turn has {tools.turn.epochs} epochs but {len(plan.rate_shares)} rates")
-    training = _Training(tools, plan, head, state)
+    weights = _fetch_weights(tools, plan.weighting, head) if plan.weighting else None
+    training = _Training(tools, plan, head, state, weights)
     means = [training.epoch(epoch, share) for epoch, share in enumerate(plan.rate_shares)]
     return training.state(), means[-1] if means else None
+
+
+def _fetch_weights(tools: TurnTools, weighting: LossWeighting, head: LocalHead) -> _Weights:
+    """Fetch the loss maps of the train frames that have one, in the batches in which they were uploaded."""
+    train, size = tools.own_frames("train", weighting.frames), tools.turn.batch_size
+    _, height, width = head.spec.feature_shape
+    cells_yx = height // weighting.map_stride, width // weighting.map_stride
+    try:
+        known = [
+            known_shares(downsample_label(tools.frames.label(index), head.spec.logit_shape[1:]), cells_yx)
+            for index in train
+        ]
+    except (ValueError, ZeroDivisionError) as error:
+        raise TurnRefused(f"the turn's loss weighting doesn't fit: {error}") from error
+    maps = [
+        ask_for_loss_maps(
+            tools, FetchLossMaps(**tools.header(), frames=train[first : first + size]), cells_yx
+        )
+        for first in range(0, len(train), size)
+    ]
+    weight_nyx = cell_weights(
+        np.concatenate(maps)[:, 0], np.stack(known), power=weighting.power, cap=weighting.cap
+    )
+    return dict(zip(train, weight_nyx, strict=True))
 
 
 class _Training:
     """θ, φ and the two optimizers on their way through a turn."""
 
-    def __init__(self, tools: TurnTools, plan: LocalLossPlan, head: LocalHead, state: VehicleState) -> None:
+    def __init__(
+        self,
+        tools: TurnTools,
+        plan: LocalLossPlan,
+        head: LocalHead,
+        state: VehicleState,
+        weights: _Weights | None,
+    ) -> None:
         self._tools = tools
         self._plan = plan
         self._head = head
+        self._weights = weights
         self._theta = state.theta
         self._parameters = head.initial
         try:
@@ -114,7 +154,12 @@ class _Training:
         except ValueError as error:
             raise TurnRefused(f"local learning needs the way back through an encoder: {error}") from error
         judged = self._head.linearise(self._parameters, encoded.features_BCHW)
-        loss, gradient_BKhw = cross_entropy(judged.logits_BKhw, label_Bhw)
+        weight_Bhw = None
+        if self._weights is not None:
+            ones_yx = np.ones_like(next(iter(self._weights.values())))
+            weight_Byx = np.stack([self._weights.get(index, ones_yx) for index in batch])
+            weight_Bhw = spread(weight_Byx, (height, width))
+        loss, gradient_BKhw = cross_entropy(judged.logits_BKhw, label_Bhw, weight_Bhw)
         head_gradient, features_gradient_BCHW = judged.pull_back(gradient_BKhw)
         self._theta = self._encoder_adam.step(self._theta, encoded.pull_back(features_gradient_BCHW))
         self._parameters = self._head_adam.step(self._parameters, head_gradient)

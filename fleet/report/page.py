@@ -16,6 +16,7 @@ from fleet.progress import format_bytes
 from fleet.report import charts
 from fleet.report.data import ReportData, Spread, Summary, collect
 from fleet.report.pictures import FramePictures, Gallery, gather_pictures
+from fleet.scenario import Scenario
 from protocol.atomic import write_bytes_atomic
 
 REPORT_NAME = "report.html"
@@ -121,7 +122,7 @@ def _facts(data: ReportData) -> list[tuple[str, str]]:
         ("image size", scenario.image_size.replace("x", " × ")),
         ("encoder", ", ".join(dict.fromkeys([scenario.encoder.name, *scenario.encoders.values()]))),
         ("network", scenario.network.name),
-        ("features", f"{scenario.bits} bits"),
+        ("features", _feature_coding(scenario)),
         ("learning rate", f"{learning.rate:g}, {learning.schedule}"),
         ("loss", learning.loss),
     ]
@@ -130,6 +131,12 @@ def _facts(data: ReportData) -> list[tuple[str, str]]:
     if scenario.conditions:
         facts.append(("conditions", ", ".join(f"{k}: {v}" for k, v in scenario.conditions.items())))
     return facts
+
+
+def _feature_coding(scenario: Scenario) -> str:
+    if scenario.frame_bytes is None:
+        return f"{scenario.bits} bits"
+    return f"at most {scenario.frame_bytes:,} bytes a frame and {scenario.bits} bits"
 
 
 def _problems(data: ReportData, rows: Sequence[Summary]) -> list[str]:
