@@ -188,7 +188,7 @@ class Desk:
         }
         match request:
             case Query():
-                features_BCHW = self._checked_features(request, "train")
+                features_BCHW = self._checked_features(request, "train", labelled=_learns_from_labels(active))
                 if not isinstance(active.turn.learner, SpsaPlan) or not isinstance(algorithm, AnswersQueries):
                     raise RequestError("this turn has no queries")
                 active.check_answers(request.frames, 1, self._max_answers_per_frame)
@@ -248,7 +248,7 @@ class Desk:
 
     def _seeded_query(self, request: SeededQuery, active: ActiveTurn, algorithm: Algorithm) -> LossMaps:
         """Answer with loss maps, no more of them than the turn's plan and the limit say."""
-        features_BCHW = self._checked_features(request, "train")
+        features_BCHW = self._checked_features(request, "train", labelled=_learns_from_labels(active))
         plan = active.turn.learner
         if not isinstance(plan, ActivationPlan) or not isinstance(algorithm, AnswersSeededQueries):
             raise RequestError("this turn has no seeded queries")
@@ -290,7 +290,7 @@ class Desk:
 
     def _train_step(self, request: TrainStep, active: ActiveTurn, algorithm: Algorithm) -> Gradient:
         """Learn from a batch once, no more often than the turn says."""
-        features_BCHW = self._checked_features(request, "train")
+        features_BCHW = self._checked_features(request, "train", labelled=_learns_from_labels(active))
         plan = active.turn.learner
         if not isinstance(plan, WhiteBoxPlan) or not isinstance(algorithm, TakesTrainSteps):
             raise RequestError("this turn has no training steps")
@@ -318,11 +318,12 @@ class Desk:
         )
 
     def _checked_features(
-        self, request: Query | SeededQuery | TrainStep | Upload, split: str
+        self, request: Query | SeededQuery | TrainStep | Upload, split: str, *, labelled: bool = True
     ) -> NDArray[np.float32]:
-        """features_BCHW of frames that belong to `split` and whose labels are here."""
+        """features_BCHW of frames that belong to `split`; `labelled`: and whose labels are here."""
         self._check_frames(request.vehicle, request.frames, split)
-        self._labels.get(request.vehicle, request.frames)
+        if labelled:
+            self._labels.get(request.vehicle, request.frames)
         shape = self._registry.feature_shape(request.vehicle)
         return decode(request.features, expected_shape=(len(request.frames), *shape))
 
@@ -405,6 +406,12 @@ class Desk:
             self._reject(vehicle, "", 0, malformed.reason, final=False)
         else:
             self._note_reject(vehicle, malformed.reason)
+
+
+def _learns_from_labels(active: ActiveTurn) -> bool:
+    """Whether what is asked about train frames in this turn is asked against their labels."""
+    plan = active.turn.learner
+    return not isinstance(plan, SpsaPlan | ActivationPlan | WhiteBoxPlan) or plan.objective == "labels"
 
 
 def _exchanging(algorithm: Algorithm) -> ExchangesWeights:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from cloud_server.algorithms import ALGORITHMS
 from cloud_server.algorithms.base import Algorithm, Context, MayEndEarly, training_steps
+from cloud_server.checkpoint import read_tensors
+from cloud_server.combinations import check_combination
 from cloud_server.config import CloudConfig, network_seed
 from cloud_server.desk import Desk
 from cloud_server.errors import CloudError, Stopped
@@ -24,6 +26,7 @@ from cloud_server.registry import Registry
 from cloud_server.results import assemble
 from cloud_server.run_log import RunLog
 from cloud_server.schedule import Kind, Stage
+from cloud_server.source_features import load_source_replay
 from cloud_server.trainer import DivergedError, Trainer, TrainerConfig
 from cloud_server.turns import ActiveTurn, new_grant
 from datasets.labels import label_space
@@ -58,13 +61,15 @@ class Server:
         """Nothing is sent before `run`.
 
         Raises:
-            CloudError: the algorithm or label space is unknown, or the folder holds another run.
+            CloudError: the algorithm or label space is unknown, settings contradict each other, or the folder
+                holds another run.
         """
         if config.algorithm not in ALGORITHMS:
             raise CloudError(
                 f"unknown algorithm {config.algorithm!r}, expected one of: {', '.join(ALGORITHMS)}"
             )
         try:
+            check_combination(config)
             self._label_space = label_space(config.label_space)
         except ValueError as error:
             raise CloudError(str(error)) from error
@@ -164,9 +169,10 @@ class Server:
         assert image_size is not None, "every vehicle has said hello"
         first = config.first_order
         try:
+            feature_shapes = [self._registry.feature_shape(vehicle) for vehicle in config.vehicles]
             network = build_shared_network(
                 config.network.name,
-                feature_shapes=[self._registry.feature_shape(vehicle) for vehicle in config.vehicles],
+                feature_shapes=feature_shapes,
                 image_size=image_size,
                 num_classes=self._label_space.num_classes,
                 seed=network_seed(config.seed),
@@ -184,7 +190,15 @@ class Server:
                     inference_threads=config.inference_threads,
                     seed=derive_seed(config.seed, "training"),
                 ),
+                source_replay=load_source_replay(
+                    config,
+                    self._run_folder,
+                    num_classes=self._label_space.num_classes,
+                    feature_shapes=feature_shapes,
+                ),
             )
+            if config.network.start is not None:
+                trainer.load_weights(read_tensors(self._run_folder / config.network.start)[0])
         except (ValueError, OSError) as error:
             raise CloudError(f"can't build the cloud's network: {error}") from error
         return ALGORITHMS[config.algorithm](
@@ -198,6 +212,9 @@ class Server:
                 check_stop=self._check_stop,
                 train_frames=train_frames,
                 ledger=self._ledger,
+                source_frames={
+                    vehicle: len(self._registry.frames(vehicle, "source")) for vehicle in config.vehicles
+                },
             )
         )
 
@@ -284,6 +301,7 @@ class Server:
                 for split, limit in plan.limits.items()
                 if split in plan.uploads and limit.most < len(self._registry.frames(vehicle, split))
             },
+            anchor=self._config.anchor,
         )
         self._desk.active[vehicle] = ActiveTurn(turn=turn)
         algorithm.begin(stage, vehicle)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from cloud_server.combinations import check_combination
 from cloud_server.losses import LOSSES
 from cloud_server.networks import NETWORKS
 from cloud_server.rates import SCHEDULES
@@ -12,6 +13,7 @@ from fleet import broker
 from fleet.encoders import ENCODERS, check_image_size
 from fleet.errors import OperatorError
 from fleet.scenario import Scenario, parse_image_size
+from fleet.start import StartSpec
 from protocol.broker_url import parse_broker_url
 
 OWN_BROKERS = ("auto", *broker.KINDS)
@@ -27,6 +29,8 @@ def check_runnable(scenario: Scenario) -> None:
         OperatorError, ValueError: the message names the value and what was expected.
     """
     first = scenario.first_order
+    check_combination(scenario.cloud_config())
+    _check_held_back(scenario)
     _check_name("network", scenario.network.name, NETWORKS)
     _check_name("first_order.loss", first.loss, LOSSES)
     _check_name("first_order.schedule", first.schedule, SCHEDULES)
@@ -53,6 +57,45 @@ def _check_loss_maps(scenario: Scenario, encoder: str) -> None:
             f"local_loss.weight_map_stride must divide the features of encoder {encoder}, {width}x{height} "
             f"cells, got {local.weight_map_stride}"
         )
+
+
+def check_start(scenario: Scenario, start: StartSpec) -> None:
+    """Refuse a start that is of other architectures, images or labels than the scenario.
+
+    Raises:
+        OperatorError: the message names what differs, and what to do.
+    """
+    width, height = start.image_size
+    encoders = sorted(
+        {scenario.encoders.get(vehicle, scenario.encoder.name) for vehicle in scenario.vehicle_ids}
+    )
+    for what, wanted, given in (
+        ("images of", f"{width}x{height}", scenario.image_size),
+        ("encoder", start.encoder, " and ".join(encoders)),
+        ("network", start.network, scenario.network.name),
+        ("labels of", start.label_space, scenario.cloud_config().label_space),
+    ):
+        if given != wanted:
+            raise OperatorError(
+                f"the start {scenario.start} was pretrained with {what} {wanted}, this run has {given}; give "
+                f"the same, or pretrain again"
+            )
+
+
+_NO_ENCODER_ALONE = ("fedavg", "centralized")
+"""Algorithms without features of a vehicle's own encoder in the cloud."""
+
+
+def _check_held_back(scenario: Scenario) -> None:
+    for name, value in (
+        ("anchor", scenario.anchor),
+        ("network.source_replay", scenario.network.source_replay),
+    ):
+        if value and scenario.algorithm in _NO_ENCODER_ALONE:
+            raise OperatorError(
+                f"{name} has no meaning for {scenario.algorithm}, which trains encoder and network in one "
+                f"piece; set it to 0"
+            )
 
 
 def _check_name(key: str, name: str, known: Collection[str]) -> None:

@@ -13,6 +13,7 @@ import msgspec
 from rich.console import Console
 
 from cloud_server.run_log import LOG_NAME
+from fleet.checks import check_runnable
 from fleet.comparison import COMPARISON_NAME, comparison_tables, markdown, summarise
 from fleet.errors import OperatorError
 from fleet.job import RESULT_NAME
@@ -86,6 +87,9 @@ def compare(
         KeyboardInterrupt: the user stopped it; calling again goes on.
     """
     reference = _reference(algorithms, reference)
+    for algorithm in algorithms:
+        # What the last of them refuses must not be found out after the runs of the others.
+        check_runnable(msgspec.structs.replace(scenario, algorithm=algorithm))
     scenario = _claim(scenario, folder)
     runs = [
         _Run(algorithm=algorithm, seed=seed, folder=folder / f"{algorithm}-seed{seed}")

@@ -29,11 +29,14 @@ Index = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Step = Annotated[int, Meta(ge=0, le=2**53)]
 Seed = Annotated[int, Meta(ge=0)]
 Text = Annotated[str, Meta(max_length=1024)]
-Split = Annotated[str, Meta(pattern=r"^(train|val|test|ood)$")]
+Split = Annotated[str, Meta(pattern=r"^(train|val|test|ood|source)$")]
 Subspace = Annotated[str, Meta(pattern=r"^(all|film)$")]
 """Which part of θ learns: all of it, or a scale and a bias of each output channel."""
+Objective = Annotated[str, Meta(pattern=r"^(labels|entropy)$")]
+"""What is learnt to lower: the loss against the train frames' labels, or the entropy of the cloud's
+predictions, for which no train label is sent."""
 
-SPLITS = ("train", "val", "test", "ood")
+SPLITS = ("train", "val", "test", "ood", "source")
 MOST_SEEDS = 1024
 """Of one query."""
 
@@ -68,6 +71,7 @@ class SpsaPlan(_Message, frozen=True, array_like=True, kw_only=True, tag="spsa-g
     momentum: float
     """β of the Nesterov momentum, kept across epochs and turns."""
     subspace: Subspace
+    objective: Objective
 
 
 class ActivationPlan(_Message, frozen=True, array_like=True, kw_only=True, tag="activation"):
@@ -88,6 +92,7 @@ class ActivationPlan(_Message, frozen=True, array_like=True, kw_only=True, tag="
     rate: Annotated[float, Meta(gt=0)]
     """Step size of Adam."""
     subspace: Subspace
+    objective: Objective
 
 
 class WhiteBoxPlan(_Message, frozen=True, array_like=True, kw_only=True, tag="white-box"):
@@ -97,6 +102,8 @@ class WhiteBoxPlan(_Message, frozen=True, array_like=True, kw_only=True, tag="wh
     """Highest step size of Adam on the encoder; each gradient says which share of it counts."""
     gradient_bits: int
     """Quantisation of the gradients: 32, 8, 6, 4, 3 or 2 bits an element."""
+    subspace: Subspace
+    objective: Objective
 
 
 class FedAvgPlan(_Message, frozen=True, array_like=True, kw_only=True, tag="fedavg"):
@@ -145,6 +152,7 @@ class LocalLossPlan(_Message, frozen=True, array_like=True, kw_only=True, tag="l
     """Share of the highest rates in each of the turn's epochs."""
     weighting: LossWeighting | None
     """With it, the vehicle first fetches the loss maps of its train frames; None: nobody is asked."""
+    subspace: Subspace
 
 
 Learner = SpsaPlan | ActivationPlan | WhiteBoxPlan | FedAvgPlan | LocalLossPlan
@@ -174,6 +182,8 @@ class Turn(_Turned, frozen=True, array_like=True, kw_only=True, tag="turn"):
     `bits`."""
     upload_frames: dict[Split, tuple[Index, ...]] = {}
     """The frames that are wanted of a split of `uploads`; all of one that isn't named."""
+    anchor: Annotated[float, Meta(ge=0)] = 0.0
+    """λ: λ/2·‖φ − φ_start‖² is added to what the encoder learns from, φ_start being the bundle's."""
 
 
 # Vehicle → cloud --------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from film_reference import FilmEncoder
 from fleet_fixtures import CARS, IMAGE_SIZE, Supervisor, TinyFleet, World, tag
 from torch.nn.utils import parameters_to_vector
 
@@ -63,7 +64,8 @@ class Reference:
 
     def __init__(self, fleet: TinyFleet) -> None:
         self._config = fleet.config
-        self.encoder = build_encoder("stride8-c4", 0).folded()
+        plain = build_encoder("stride8-c4", 0).folded()
+        self.encoder = FilmEncoder(plain) if fleet.config.subspace == "film" else plain
         self.head = build_head(4, 11, stride=8, width=8, depth=1, seed=0)
         local = fleet.config.local_loss
         self._steppers = [
@@ -107,14 +109,17 @@ class Reference:
         return loss.item()
 
 
-def test_learning_equals_torch_through_encoder_and_head(tiny_world: World, tmp_path: Path) -> None:
-    """Over two turns, the state of the first carried on by the second.
+@pytest.mark.parametrize("subspace", ["all", "film"])
+def test_learning_equals_torch_through_encoder_and_head(
+    subspace: str, tiny_world: World, tmp_path: Path
+) -> None:
+    """Over two turns, the state of the first carried on by the second; the head learns whole in either case.
 
     Within 1e-4, but for the few elements whose gradient is nothing but rounding, such as the bias before a
     normalisation: there Adam takes a full step along whatever sign it sees.
     """
     local = LocalLossConfig(warm_up_epochs=2, epochs=1, rate=2e-4, head_rate=5e-4, weight_power=0)
-    fleet = run(fleet_of(tiny_world, tmp_path, vehicles=(CAR,), local_loss=local))
+    fleet = run(fleet_of(tiny_world, tmp_path, vehicles=(CAR,), local_loss=local, subspace=subspace))
     assert_learnt_like(Reference(fleet), fleet)
 
 
@@ -123,8 +128,14 @@ def assert_learnt_like(reference: Reference, fleet: TinyFleet) -> None:
     losses = [loss for turn_id in (1, 2) for loss in reference.learn(turn_id)]
     assert len(losses) == 8
     state = fleet.states(CAR).load(2)
+    theta0 = EncoderBundle.load(fleet.world.bundle).theta0
+    learnt_part = (
+        (state.theta, reference.encoder, theta0)
+        if fleet.config.subspace == "all"
+        else (state.optimizer["encoder/film/phi"], reference.encoder, 0)
+    )
     for learnt, module, initial in (
-        (state.theta, reference.encoder, EncoderBundle.load(fleet.world.bundle).theta0),
+        learnt_part,
         (state.optimizer["head"], reference.head, HeadFolder.load(fleet.world.local_head).initial),
     ):
         expected = parameters_to_vector(module.parameters()).detach().numpy()
@@ -319,6 +330,7 @@ def _turn() -> Turn:
             head_rate=5e-3,
             rate_shares=(0.5, 1.0),
             weighting=LossWeighting(map_stride=1, power=0.5, cap=5.0),
+            subspace="all",
         ),
         epochs=2,
         batches=0,

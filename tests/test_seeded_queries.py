@@ -55,14 +55,15 @@ def seeded(frames: int, seeds: int, scale_C: np.ndarray, *, two_sided: bool) -> 
 @pytest.mark.parametrize("two_sided", [False, True])
 @pytest.mark.parametrize("seeds", [1, 4, 16])
 @pytest.mark.parametrize("frames", [1, 3])
+@pytest.mark.parametrize("objective", ["labels", "entropy"])
 def test_seeded_query_equals_uploading_the_perturbed_features(
-    seeds: int, two_sided: bool, frames: int
+    seeds: int, two_sided: bool, frames: int, objective: str
 ) -> None:
     """To the bit, for every K, and nothing in the network changes: no weight, no statistic of BatchNorm."""
     network = build_network("compact", feature_shape=(4, 6, 8), feature_stride=8, num_classes=5, seed=1)
     trainer = Trainer(network, TrainerConfig())
     random = np.random.default_rng(2)
-    label = random.integers(0, 5, (frames, 48, 64), np.uint8)
+    label = random.integers(0, 5, (frames, 48, 64), np.uint8) if objective == "labels" else None
     features = random.normal(size=(frames, 4, 6, 8)).astype(np.float32)
     scale_C = (0.1 * features.std(axis=(0, 2, 3))).astype(np.float32)
     before = flatten_state(trainer.state_dict())[0]
@@ -95,6 +96,8 @@ def test_mean_of_a_clean_map_is_the_loss() -> None:
     maps = trainer.loss_map(grid((2, 4, 6, 8)), label, (3, 4))
     losses = trainer.evaluate_losses(grid((2, 4, 6, 8)), label)
     np.testing.assert_allclose(maps.mean(axis=(1, 2)), losses, rtol=1e-5)
+    maps = trainer.loss_map(grid((2, 4, 6, 8)), None, (3, 4))
+    assert maps.mean() == pytest.approx(trainer.evaluate_loss(grid((2, 4, 6, 8)), None), rel=1e-5)
 
 
 def test_eight_bits_keep_each_map_to_half_a_step_of_its_own_scale() -> None:
@@ -132,7 +135,7 @@ def tiny(world: World, folder: Path, **changes: Any) -> TinyFleet:
 
 
 def _undisturbed(world: World, folder: Path, subspace: str) -> TinyFleet:
-    fleet = tiny(world, folder, zeroth_order=zeroth(subspace=subspace, epochs=2))
+    fleet = tiny(world, folder, zeroth_order=zeroth(epochs=2), subspace=subspace)
     Supervisor(fleet).run()
     return fleet
 
@@ -157,7 +160,7 @@ def calm(request: pytest.FixtureRequest) -> TinyFleet:
 
 
 def again(calm: TinyFleet, folder: Path) -> TinyFleet:
-    return tiny(calm.world, folder, zeroth_order=calm.config.zeroth_order)
+    return tiny(calm.world, folder, zeroth_order=calm.config.zeroth_order, subspace=calm.config.subspace)
 
 
 def test_run_learns_and_says_how_much_was_answered(calm: TinyFleet) -> None:
@@ -200,7 +203,7 @@ def test_killed_process_changes_nothing(victim: str, calm: TinyFleet, tmp_path: 
         {"zeroth_order": zeroth(activation={"two_sided": True, "map_stride": 2, "box_width": 3})},
         {"zeroth_order": zeroth(activation={"map_bits": 32}), "feedback_network": "best", "bits": 32,
          "algorithm": "blackfed-v2"},
-        {"zeroth_order": ZerothOrderConfig(batches=2, batch_size=3, queries=1, subspace="film")},
+        {"zeroth_order": ZerothOrderConfig(batches=2, batch_size=3, queries=1), "subspace": "film"},
     ],
     ids=["two-sided on a coarse map", "v2, own feedback, float32", "spsa-gc on film"],
 )  # fmt: skip

@@ -38,6 +38,7 @@ from protocol.tensor_codec import decode, encode
 
 CAR = CARS[0]
 _EPOCHS = 3
+PLAN = WhiteBoxPlan(rate=1e-3, gradient_bits=32, subspace="all", objective="labels")
 
 
 def _run(fleet: TinyFleet, bus: MemoryBus | None = None) -> TinyFleet:
@@ -337,7 +338,7 @@ def test_only_the_latest_gradient_is_kept_for_repetition() -> None:
         step=0,
         after_turn=None,
         seed=0,
-        learner=WhiteBoxPlan(rate=1e-3, gradient_bits=32),
+        learner=PLAN,
         epochs=1,
         batches=0,
         batch_size=2,

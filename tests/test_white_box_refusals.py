@@ -144,7 +144,9 @@ class RogueCloud:
                             step=0,
                             after_turn=None,
                             seed=0,
-                            learner=WhiteBoxPlan(rate=1e-3, gradient_bits=32),
+                            learner=WhiteBoxPlan(
+                                rate=1e-3, gradient_bits=32, subspace="all", objective="labels"
+                            ),
                             epochs=1,
                             batches=0,
                             batch_size=2,

@@ -63,21 +63,37 @@ class Context:
     """Number of train frames by vehicle."""
     ledger: UploadLedger
     """Told of each first-order step on uploaded features."""
+    source_frames: Mapping[str, int]
+    """Number of frames of the source domain by vehicle, on which forgetting is measured."""
+
+    def targets(self, vehicle: str, indices: tuple[int, ...]) -> NDArray[np.uint8] | None:
+        """The label_BHW that feedback about a vehicle's train frames is of; None where it is the entropy."""
+        return self.labels.batch(vehicle, indices) if self.config.objective == "labels" else None
 
 
 def training_steps(config: CloudConfig, frames: int) -> int:
-    """First-order steps that the whole run takes on a vehicle with so many train frames, 1 at least."""
+    """First-order steps that the whole run takes on a vehicle with so many train frames, 1 at least; those on
+    replayed features belong to the vehicle whose steps they follow."""
     first = config.first_order
-    return max(1, len(batch_bounds(frames, first.batch_size)) * first.epochs * config.rounds)
+    return max(1, len(batch_bounds(frames, first.batch_size)) * first.passes * config.rounds)
 
 
 @dataclass(kw_only=True)
 class Scores:
-    """Confusion matrices over test frames, by vehicle: untrained, local and out of domain."""
+    """Confusion matrices over test frames, by vehicle: at the start, local and out of domain; and over frames
+    of the source domain, at the end and at the start."""
 
     initial: dict[str, ConfusionMatrix] = field(default_factory=dict)
     local: dict[str, ConfusionMatrix] = field(default_factory=dict)
     ood: dict[str, ConfusionMatrix] = field(default_factory=dict)
+    source: dict[str, ConfusionMatrix] = field(default_factory=dict)
+    initial_source: dict[str, ConfusionMatrix] = field(default_factory=dict)
+
+    def of(self, kind: Kind, split: str) -> dict[str, ConfusionMatrix]:
+        """Where the scores of a split belong at an evaluation of this kind."""
+        if kind is Kind.FINAL:
+            return {"test": self.local, "ood": self.ood, "source": self.source}[split]
+        return {"test": self.initial, "source": self.initial_source}[split]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types, for the checkpoint."""
@@ -275,9 +291,15 @@ def upload_limits(config: CloudConfig, stage: Stage) -> dict[str, UploadLimit]:
     return limits
 
 
-def evaluation_plan(stage: Stage, batch_size: int) -> TurnPlan:
-    """Features of the test frames, and at the end of those of other vehicles."""
-    uploads = ("test",) if stage.kind is Kind.INITIAL else ("test", "ood")
+def evaluation_splits(context: Context, stage: Stage, vehicle: str) -> tuple[str, ...]:
+    """What a vehicle is evaluated on: test frames, at the end those of others, and any of the source."""
+    others = ("ood",) if stage.kind is Kind.FINAL else ()
+    return ("test", *others, *(("source",) if context.source_frames[vehicle] else ()))
+
+
+def evaluation_plan(context: Context, stage: Stage, vehicle: str, batch_size: int) -> TurnPlan:
+    """Features of what the vehicle is evaluated on."""
+    uploads = evaluation_splits(context, stage, vehicle)
     return TurnPlan(learner=None, epochs=0, batches=0, batch_size=batch_size, uploads=uploads)
 
 
@@ -310,7 +332,6 @@ def evaluate_test_frames(
     `predict` maps (features_BCHW, (height, width)) to trainIds at that size.
     """
     final = stage.kind is Kind.FINAL
-    targets = {"test": scores.local if final else scores.initial, "ood": scores.ood}
     for split, features in uploads.items():
         matrix = ConfusionMatrix(context.label_space)
         for position, index in enumerate(features.indices):
@@ -322,7 +343,7 @@ def evaluate_test_frames(
             if final and split == "test":
                 folder = context.run_folder / "predictions" / vehicle
                 write_prediction(folder, key, prediction_HW, context.label_space)
-        targets[split][vehicle] = matrix
+        scores.of(stage.kind, split)[vehicle] = matrix
         context.run_log.event(
             "evaluation",
             stage=stage.number,

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from cloud_server.algorithms.base import Context, TurnPlan, evaluation_plan, upload_limits
 from cloud_server.algorithms.one_network import OneNetwork
+from cloud_server.algorithms.replay import EVERYONE
 from cloud_server.config import CloudConfig
 from cloud_server.kept_loss_maps import KeptLossMaps
 from cloud_server.rates import SCHEDULES
@@ -62,7 +63,7 @@ class BlackFleet(OneNetwork):
     def plan(self, stage: Stage, vehicle: str) -> TurnPlan:
         local, batch_size = self._config.local_loss, self._config.first_order.batch_size
         if stage.kind is not Kind.TRAIN:
-            return evaluation_plan(stage, batch_size)
+            return evaluation_plan(self._context, stage, vehicle, batch_size)
         shares = local_rate_shares(self._config, stage.round)
         mapped = self._loss_maps.frames(vehicle)
         return TurnPlan(
@@ -78,11 +79,12 @@ class BlackFleet(OneNetwork):
                 )
                 if stage.round > 1 and self._weights_losses
                 else None,
+                subspace=self._config.subspace,
             ),
             epochs=len(shares),
             batches=0,
             batch_size=batch_size,
-            uploads=("train", "val"),
+            uploads=("train", "val") if self._config.network.learns or self._statistics else ("val",),
             limits=upload_limits(self._config, stage),
         )
 
@@ -97,8 +99,9 @@ class BlackFleet(OneNetwork):
 
     def stage_done(self, stage: Stage) -> None:
         if stage.kind is Kind.TRAIN:
-            self._learn(stage)
-            self._keep_loss_maps(stage)
+            if self._config.network.learns:
+                self._learn(stage)
+                self._keep_loss_maps(stage)
             for vehicle in stage.vehicles:
                 self._estimate_statistics(stage, vehicle)
                 self._validate(stage, vehicle, self._arrived[vehicle]["val"])
@@ -130,7 +133,7 @@ class BlackFleet(OneNetwork):
     @property
     def _weights_losses(self) -> bool:
         local = self._config.local_loss
-        return local.weight_power > 0 and local.epochs > 0
+        return local.weight_power > 0 and local.epochs > 0 and self._config.network.learns
 
     def _keep_loss_maps(self, stage: Stage) -> None:
         """Where the loss lies after the learning: what the vehicles weight theirs by in the next round."""
@@ -168,17 +171,21 @@ class BlackFleet(OneNetwork):
             super()._evaluate(stage, vehicle, uploads)
 
     def _learn(self, stage: Stage) -> None:
-        """First-order epochs over the union of the uploads: no vehicle's frames come last."""
+        """First-order epochs over the union of the uploads: no vehicle's frames come last; each step is
+        followed by replay."""
         first, log = self._config.first_order, self._context.run_log
         groups = self._groups(stage)
         seed = derive_seed(self._config.seed, "first-order", stage.number)
         frames = sum(len(group.frames) for group in groups)
-        steps = first.epochs * sum(len(batch_bounds(len(g.frames), first.batch_size)) for g in groups)
+        steps = first.passes * sum(len(batch_bounds(len(g.frames), first.batch_size)) for g in groups)
         if steps == 0:
             return
+        for vehicle in stage.vehicles:
+            train = self._arrived[vehicle]["train"]
+            self._replay.keep(vehicle, train.indices, train.features_BCHW)
         self._trainer.span_schedule(self._config.rounds * steps)
         means: list[float] = []
-        done = 0
+        done = replayed_frames = 0
         for epoch in range(first.epochs):
             total = 0.0
             for group, chosen in _batches(groups, first.batch_size, seed, epoch):
@@ -187,11 +194,12 @@ class BlackFleet(OneNetwork):
                 for vehicle, index in (group.frames[position] for position in chosen):
                     self._context.ledger.visit(epoch, vehicle, [index])
                 total += loss * len(chosen)
-                done += 1
-                if done % max(1, steps // _LIVE_LINES_A_STAGE) == 0:
+                replayed_frames += self._replay.follow_up(EVERYONE, len(chosen), stage.number, done)
+                done += 1 + first.replay_steps
+                if done % max(1, steps // _LIVE_LINES_A_STAGE) <= first.replay_steps:
                     log.event("learning", stage=stage.number, done=done, total=steps, loss=loss)
             means.append(total / frames)
-        self.progress.frames_seen += first.epochs * frames
+        self.progress.frames_seen += first.epochs * frames + replayed_frames
         self.progress.loss = dict.fromkeys(stage.vehicles, means[-1])
         log.event("learned", stage=stage.number, losses=[round(mean, 5) for mean in means])
         log.scalar("loss", means[-1], stage.number)

@@ -46,8 +46,10 @@ def learn_from_loss_maps(tools: TurnTools, state: VehicleState) -> tuple[Vehicle
     except ValueError as error:
         raise TurnRefused(f"the turn's activation settings don't fit: {error}") from error
     learning = Learning.resume(state, plan.subspace, tools.encoder.spec, optimizer)
+    learning.hold(tools.turn.anchor, tools.encoder.theta0)
     losses: list[float] = []
-    tools.send_labels(tools.frames.splits["train"])
+    if plan.objective == "labels":
+        tools.send_labels(tools.frames.splits["train"])
     for epoch in range(tools.turn.epochs):
         for number, batch in enumerate(tools.batches(epoch)):
             linearised = _linearise(tools, learning.theta, batch)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from edge_client.cross_entropy import cross_entropy, downsample_label
 from edge_client.errors import TurnRefused
 from edge_client.learners.loss_maps import ask_for_loss_maps
+from edge_client.learners.subspaces import Learning
 from edge_client.local_head import LocalHead
 from edge_client.loss_weights import cell_weights, known_shares, spread
 from edge_client.optimizers import Adam
@@ -26,7 +27,7 @@ from protocol.messages import FetchLossMaps, LocalLossPlan, LossWeighting
 
 _PARAMETERS = "head"
 _ENCODER, _HEAD = "encoder/", "head/"
-"""Prefixes, in the vehicle's state, of the two optimizers."""
+"""Prefixes, in the vehicle's state, of the two optimizers; the encoder's subspace is with its own."""
 _Weights = dict[int, NDArray[np.float32]]
 """By train frame: the weight (y, x) of its cells in the loss; those of a frame that isn't named are 1."""
 
@@ -95,62 +96,53 @@ class _Training:
         self._plan = plan
         self._head = head
         self._weights = weights
-        self._theta = state.theta
         self._parameters = head.initial
         try:
-            self._encoder_adam, self._head_adam = Adam(plan.rate), Adam(plan.head_rate)
+            encoder_adam, self._head_adam = Adam(plan.rate), Adam(plan.head_rate)
             if state.optimizer:
                 self._take_up(state.optimizer)
         except ValueError as error:
             raise TurnRefused(f"local learning can't start: {error}") from error
+        encoder_state = VehicleState(theta=state.theta, optimizer=_part(state.optimizer, _ENCODER))
+        self._encoder = Learning.resume(
+            encoder_state, plan.subspace, tools.encoder.spec, encoder_adam, rate_name="local-loss rate"
+        )
+        self._encoder.hold(tools.turn.anchor, tools.encoder.theta0)
 
     def _take_up(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
         parameters = arrays.get(_PARAMETERS)
         if parameters is None or parameters.shape != self._head.initial.shape:
             raise ValueError("the vehicle's state is of another way of learning, or of another local head")
         self._parameters = parameters.astype(np.float32)
-        for prefix, adam in ((_ENCODER, self._encoder_adam), (_HEAD, self._head_adam)):
-            adam.load_state_arrays(
-                {
-                    name.removeprefix(prefix): array
-                    for name, array in arrays.items()
-                    if name.startswith(prefix)
-                }
-            )
+        self._head_adam.load_state_arrays(_part(arrays, _HEAD))
 
     def state(self) -> VehicleState:
         """Everything that the next turn starts from."""
-        optimizers = ((_ENCODER, self._encoder_adam), (_HEAD, self._head_adam))
+        encoder = self._encoder.state()
         arrays: dict[str, NDArray[np.generic]] = {_PARAMETERS: self._parameters}
-        for prefix, adam in optimizers:
-            arrays |= {prefix + name: array for name, array in adam.state_arrays().items()}
-        return VehicleState(theta=self._theta, optimizer=arrays)
+        for prefix, part in ((_ENCODER, encoder.optimizer), (_HEAD, self._head_adam.state_arrays())):
+            arrays |= {prefix + name: array for name, array in part.items()}
+        return VehicleState(theta=encoder.theta, optimizer=arrays)
 
     def epoch(self, epoch: int, rate_share: float) -> float:
         """One pass over the train frames; returns the mean loss of its frames."""
-        self._encoder_adam.rate = self._plan.rate * rate_share
+        self._encoder.optimizer.rate = self._plan.rate * rate_share
         self._head_adam.rate = self._plan.head_rate * rate_share
         order = self._tools.shuffled(epoch)
         total = 0.0
         for start, stop in batch_bounds(len(order), self._tools.turn.batch_size):
             self._tools.attend()
-            loss = self._step(order[start:stop])
-            if not (math.isfinite(loss) and np.isfinite(self._theta).all()):
-                raise TurnRefused(
-                    f"local learning diverged in epoch {epoch}; lower its rates (now {self._plan.rate:g} for "
-                    f"the encoder and {self._plan.head_rate:g} for the head)"
-                )
-            total += loss * (stop - start)
+            total += self._step(order[start:stop], where=f"epoch {epoch}") * (stop - start)
         return total / len(order)
 
-    def _step(self, batch: list[int]) -> float:
-        """One step of θ and φ from the same gradient; returns the loss before it."""
+    def _step(self, batch: list[int], *, where: str) -> float:
+        """One step of encoder and head from the same gradient; returns the loss before it."""
         _, height, width = self._head.spec.logit_shape
         label_Bhw = np.stack(
             [downsample_label(self._tools.frames.label(index), (height, width)) for index in batch]
         )
         try:
-            encoded = self._tools.encoder.linearise(self._theta, self._tools.frames.images(batch))
+            encoded = self._tools.encoder.linearise(self._encoder.theta, self._tools.frames.images(batch))
         except ValueError as error:
             raise TurnRefused(f"local learning needs the way back through an encoder: {error}") from error
         judged = self._head.linearise(self._parameters, encoded.features_BCHW)
@@ -160,7 +152,18 @@ class _Training:
             weight_Byx = np.stack([self._weights.get(index, ones_yx) for index in batch])
             weight_Bhw = spread(weight_Byx, (height, width))
         loss, gradient_BKhw = cross_entropy(judged.logits_BKhw, label_Bhw, weight_Bhw)
+        if not math.isfinite(loss):
+            raise TurnRefused(
+                f"local learning diverged in {where}; lower its rates (now {self._plan.rate:g} for the "
+                f"encoder and {self._plan.head_rate:g} for the head)"
+            )
         head_gradient, features_gradient_BCHW = judged.pull_back(gradient_BKhw)
-        self._theta = self._encoder_adam.step(self._theta, encoded.pull_back(features_gradient_BCHW))
+        gradient = encoded.pull_back(features_gradient_BCHW)
+        self._encoder.step(self._encoder.subspace.pull_back(gradient), where=where)
         self._parameters = self._head_adam.step(self._parameters, head_gradient)
         return loss
+
+
+def _part(arrays: Mapping[str, NDArray[np.generic]], prefix: str) -> dict[str, NDArray[np.generic]]:
+    """The arrays whose names begin with `prefix`, by the rest of their names."""
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

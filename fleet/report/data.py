@@ -68,6 +68,9 @@ class Summary:
     local_miou: Spread | None
     ood_miou: Spread | None
     untrained_miou: float | None
+    initial_source_miou: float | None
+    source_miou: Spread | None
+    """Of runs that began from a pretrained start, as the one above: on frames of its source."""
     uplink_bytes: float | None
     downlink_bytes: float | None
     frames_seen: float | None
@@ -136,6 +139,8 @@ class ReportData:
             local_miou=spread_of(self.values(algorithm, lambda result: result["mean_local_miou"])),
             ood_miou=spread_of(self.values(algorithm, lambda result: result["mean_ood_miou"])),
             untrained_miou=self.mean(algorithm, lambda result: result["initial_local_miou"]),
+            initial_source_miou=self.mean(algorithm, lambda result: result["initial_source_miou"]),
+            source_miou=spread_of(self.values(algorithm, lambda result: result["mean_source_miou"])),
             uplink_bytes=self.mean(algorithm, lambda result: result["uplink_bytes"]),
             downlink_bytes=self.mean(algorithm, lambda result: result["downlink_bytes"]),
             frames_seen=self.mean(algorithm, lambda result: result["frames_seen"]),

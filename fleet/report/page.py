@@ -128,6 +128,9 @@ def _facts(data: ReportData) -> list[tuple[str, str]]:
     ]
     if scenario.uploads.train_frames is not None:
         facts.append(("uploads a turn", f"at most {scenario.uploads.train_frames} train frames"))
+    if learning.replay_steps:
+        steps = _count(learning.replay_steps, "step")
+        facts.append(("replay", f"{steps} after each, from at most {_count(learning.cache_frames, 'frame')}"))
     if scenario.conditions:
         facts.append(("conditions", ", ".join(f"{k}: {v}" for k, v in scenario.conditions.items())))
     return facts
@@ -171,14 +174,17 @@ def _hero(rows: Sequence[Summary], gallery: Gallery) -> tuple[str, str, FramePic
 def _summary_table(rows: Sequence[Summary], seeds: int) -> Table:
     over = ", mean ± standard deviation over seeds" if seeds > 1 else ""
     scores = [(row.local_miou, row.ood_miou) for row in rows]
+    source = any(row.source_miou for row in rows)
     return Table(
-        caption=f"mIoU on test frames, 0 to 1{over}: local = a vehicle's own frames, OOD = other vehicles'. "
-        "Bytes, frames seen, queries and time are those of one run.",
+        caption=f"mIoU on test frames, 0 to 1{over}: local = a vehicle's own frames, OOD = other vehicles'"
+        + (", source = those of the domain that was pretrained on" if source else "")
+        + ". Bytes, frames seen, queries and time are those of one run.",
         columns=(
             "algorithm",
             "local mIoU",
             "OOD mIoU",
-            "untrained",
+            "at the start" if source else "untrained",
+            *(("source before", "source after") if source else ()),
             "up",
             "down",
             "frames seen",
@@ -191,6 +197,7 @@ def _summary_table(rows: Sequence[Summary], seeds: int) -> Table:
                 _spread(row.local_miou),
                 _spread(row.ood_miou),
                 _score(row.untrained_miou),
+                *((_score(row.initial_source_miou), _spread(row.source_miou)) if source else ()),
                 _bytes(row.uplink_bytes),
                 _bytes(row.downlink_bytes),
                 _whole(row.frames_seen),
@@ -358,9 +365,12 @@ def _arrow(column: tuple[str, str]) -> str:
 def _frames_table(data: ReportData) -> Table | None:
     if not data.partition:
         return None
+    counts = [entry.get("frames") or {} for entry in data.partition.values()]
+    source = ("source",) if any("source" in count for count in counts) else ()
     return Table(
-        caption="Frames of each vehicle; OOD frames are test frames of other vehicles.",
-        columns=("vehicle", "sees", "encoder", "train", "val", "test", "OOD"),
+        caption="Frames of each vehicle; OOD frames are test frames of other vehicles"
+        + (", source frames of the domain that was pretrained on." if source else "."),
+        columns=("vehicle", "sees", "encoder", "train", "val", "test", "OOD", *source),
         rows=[
             (
                 vehicle,
@@ -368,7 +378,7 @@ def _frames_table(data: ReportData) -> Table | None:
                 str(entry.get("encoder") or _NONE),
                 *(
                     _whole((entry.get("frames") or {}).get(split))
-                    for split in ("train", "val", "test", "ood")
+                    for split in ("train", "val", "test", "ood", *source)
                 ),
             )
             for vehicle, entry in data.partition.items()
