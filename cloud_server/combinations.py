@@ -28,14 +28,14 @@ def check_combination(config: CloudConfig) -> None:
                     f"{algorithm} trains encoder and network in one piece, on labels: {name} must be "
                     f"{needed}, got {value}; choose another algorithm"
                 )
-    for name, value in (
+    for name, steps in (
         ("first_order.replay_steps", config.first_order.replay_steps),
         ("network.source_replay", config.network.source_replay),
     ):
-        if value and not config.network.learns:
+        if steps and not config.network.learns:
             raise ValueError(
                 f"a network that does not learn (network.learns is false) takes no steps: {name} must be 0, "
-                f"got {value}"
+                f"got {steps:g}"
             )
     if entropy and algorithm == "blackfleet":
         raise ValueError(

@@ -157,7 +157,7 @@ def _with_other_labels(root: Path) -> None:
         ),
         (
             {"network": NetworkConfig(source_replay=0.5, learns=False)},
-            "source_replay is for a network that learns, got 0.5 with network.learns false",
+            r"takes no steps: network\.source_replay must be 0, got 0\.5",
         ),
     ],
 )
