@@ -337,6 +337,7 @@ def _turn() -> Turn:
         batch_size=8,
         uploads=("train",),
         bits=8,
+        anchor=0.0,
     )
 
 
