@@ -246,7 +246,7 @@ class LocalLossConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=
     """Adam's step size on the head at its highest."""
     schedule: str = "one-cycle"
     """`constant`, `cosine` or `one-cycle`, over the warm-up and all rounds."""
-    weight_power: float = 0.5
+    weight_power: float = 0.0
     """p: each pixel counts with min(ℓ / mean ℓ, cap)^p, ℓ the cloud's loss there after the round before; 0 =
     all count alike, and no loss maps are fetched."""
     weight_cap: float = 5.0

@@ -27,7 +27,7 @@ from fleet.allocation import (
     layout,
     rendered_cities,
 )
-from fleet.encoders import build_encoder
+from fleet.encoders import ConvolutionEncoder, build_encoder
 from fleet.errors import OperatorError
 from fleet.export import export_encoder
 from fleet.launch import SCENARIO_NAME, held, launch
@@ -79,6 +79,9 @@ def _alone(scenario: Scenario) -> Scenario:
         conditions={},
         encoders={},
         anchor=0.0,
+        subspace="all",
+        objective="labels",
+        network=msgspec.structs.replace(scenario.network, learns=True),
         dataset=msgspec.structs.replace(scenario.dataset, generated_cities=cities),
     )
 
@@ -90,14 +93,34 @@ def _write_start(scenario: Scenario, folder: Path, test_miou: float | None) -> S
         raise OperatorError(str(error)) from error
     algorithm = meta["algorithm"]
     weights: dict[str, Tensor] = unflatten_state(tensors, algorithm["trainer"])["network"]
-    image_size = parse_image_size(scenario.image_size)
     encoder = build_encoder(scenario.encoder.name, scenario.seed).folded()
     encoder.load_state_dict(_part(weights, "encoder."))
+    [val_miou] = algorithm["progress"]["val_miou"].values()
+    return write_start(
+        scenario, folder, encoder, _part(weights, "network."), val_miou=val_miou, test_miou=test_miou
+    )
+
+
+def write_start(
+    scenario: Scenario,
+    folder: Path,
+    encoder: ConvolutionEncoder,
+    network_weights: Mapping[str, Tensor],
+    *,
+    val_miou: float,
+    test_miou: float | None,
+) -> Start:
+    """Write a start of these weights, which were reached on the frames of the scenario's one vehicle.
+
+    Raises:
+        ExportError, DatasetError, ValueError, OSError: see `export_encoder` and `allocate`.
+    """
+    image_size = parse_image_size(scenario.image_size)
     bundle = export_encoder(encoder, scenario.encoder.name, folder / ENCODER_NAME, image_size=image_size)
     cloud = scenario.cloud_config()
-    write_tensors(folder / NETWORK_NAME, _part(weights, "network."), {"network": cloud.network.name})
+    write_tensors(folder / NETWORK_NAME, dict(network_weights), {"network": cloud.network.name})
     source = open_dataset(layout(scenario), data_folder(scenario, folder))
-    [(vehicle, share)] = allocate(scenario, source).items()
+    [share] = allocate(scenario, source).values()
     cache = FrameCache(source, image_size)
     _write_features(folder / FEATURES_NAME, bundle, cache, share, bits=scenario.bits)
     return write_spec(
@@ -113,7 +136,7 @@ def _write_start(scenario: Scenario, folder: Path, test_miou: float | None) -> S
         val=share.val,
         test=share.test,
         test_label_digests=tuple(content_hash(cache.full_label(key)).hex() for key in share.test),
-        val_miou=algorithm["progress"]["val_miou"][vehicle],
+        val_miou=val_miou,
         test_miou=test_miou,
     )
 
