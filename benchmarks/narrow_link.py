@@ -1,9 +1,9 @@
 """blackfleet against BlackFed over MQTT: at equal time, at equal bytes, and over the narrowest link.
 
-`python -m benchmarks.narrow_link` runs three vehicles with CamVid's sequences over a broker: `blackfed-v2` and
-`blackfleet` as they are by default, and `blackfleet` with few frames at few bits in a single round. It prints
-the milestones of their curves, then what each needed for its final test mIoU, and last one JSON line. Runs go
-one after the other, as time counts; finished ones are kept in `--out`.
+`python -m benchmarks.narrow_link` runs three vehicles with CamVid's sequences over a broker: `blackfed-v2`
+and `blackfleet` as they are by default, and a frugal `blackfleet`: few frames at 2 bits in a single round. It
+prints the milestones of their curves, then what each needed for its final test mIoU, and last one JSON line.
+Runs go one after the other, as time counts; finished ones are kept in `--out`.
 """
 
 from __future__ import annotations
