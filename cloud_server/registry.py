@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from cloud_server.errors import CloudError, RequestError
+from cloud_server.ledger import UploadCounts
 from protocol.bit_allocation import check_frame_bytes
 from protocol.messages import PROTOCOL_VERSION, SPLITS, Hello, Status
 
@@ -30,6 +31,7 @@ class VehicleRecord:
     answers_per_frame: int = 0
     """Most answers that queries have brought about any one frame in one turn."""
     rejects: int = 0
+    uploads: UploadCounts = field(default_factory=UploadCounts)
 
 
 class Registry:

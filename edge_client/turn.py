@@ -146,16 +146,23 @@ class TurnTools:
             raise TurnRefused(f"features can't be sent: {error}") from error
 
     def upload(self, split: str, theta: NDArray[np.float32]) -> None:
-        """Send the features of all frames of a split, a batch a message, once."""
+        """Send the features of the frames that the turn wants of a split, a batch a message, once.
+
+        Raises:
+            TurnRefused: it wants frames that are not of the split, or see `encode`.
+        """
+        indices = self.turn.upload_frames.get(split, self.frames.splits[split])
+        strangers = set(indices).difference(self.frames.splits[split])
+        if strangers:
+            raise TurnRefused(f"the turn asks for {split} frame {min(strangers)}, which this vehicle lacks")
 
         def uploads() -> Iterator[Request]:
-            indices = self.frames.splits[split]
             for first in range(0, len(indices), self.turn.batch_size):
                 batch = indices[first : first + self.turn.batch_size]
                 features = self.encode(theta, self.frames.images(batch))
                 yield Upload(**self.header(), split=split, frames=batch, features=features)
 
-        self.send_labels(self.frames.splits[split])
+        self.send_labels(indices)
         self.ask(uploads())
 
     def send_labels(self, indices: Sequence[int]) -> None:

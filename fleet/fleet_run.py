@@ -1,9 +1,10 @@
-"""Runs an algorithm that needs a fleet: broker, cloud and vehicle hosts as processes, and their log."""
+"""Runs an algorithm that needs a fleet: broker, cloud and vehicle hosts as processes, or all in this one."""
 
 from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -11,16 +12,17 @@ from pathlib import Path
 
 import msgspec
 
-from cloud_server.config import network_seed
+from cloud_server.config import network_seed, read_config
 from edge_client.bundle import EncoderBundle
 from edge_client.encoder import Encoder
-from edge_client.host import HostConfig, VehicleConfig
+from edge_client.host import HostConfig, VehicleConfig, read_host_config
 from fleet import broker
 from fleet.allocation import data_folder, layout, sights
-from fleet.checks import OWN_BROKERS
+from fleet.checks import MEMORY_BUS, OWN_BROKERS
 from fleet.errors import OperatorError
 from fleet.export import export_bundle
 from fleet.head_export import export_head
+from fleet.in_process import run_in_process
 from fleet.job import Job
 from fleet.local_model import export_local_model
 from fleet.processes import ProcessSpec, ProcessTable
@@ -34,6 +36,7 @@ _LOCAL_TRAINING = frozenset({"fedavg"})
 """Algorithms whose vehicles train the whole network themselves."""
 _LOCAL_HEADS = frozenset({"blackfleet"})
 """Algorithms whose vehicles learn from their own labels."""
+CLOUD_SETTINGS_NAME = "cloud.json"
 _POLL_S = 0.2
 _LEAVE_S = 15.0
 
@@ -46,6 +49,9 @@ def run_fleet(job: Job) -> None:
         KeyboardInterrupt: the user stopped the run; it can be resumed.
     """
     hosts = _write_settings(job)
+    if job.scenario.broker == MEMORY_BUS:
+        _run_in_memory(job, hosts)
+        return
     table = _process_table(job.scenario, job.run_folder, hosts, resume=job.has_begun)
     with ProcessTable(table, job.run_folder / "processes") as processes:
         with Progress(job.scenario, job.run_folder, job.console) as progress:
@@ -56,19 +62,44 @@ def run_fleet(job: Job) -> None:
         processes.wait_all_but_first(_LEAVE_S)
 
 
+def _run_in_memory(job: Job, hosts: Sequence[Path]) -> None:
+    """The same run without processes and broker; the fleet works in a thread, this one shows it."""
+    stop = threading.Event()
+    failures: list[Exception] = []
+
+    def work() -> None:
+        try:
+            run_in_process(
+                read_config(job.run_folder / CLOUD_SETTINGS_NAME),
+                [read_host_config(path) for path in hosts],
+                job.run_folder,
+                resume=job.has_begun,
+                stop=stop,
+            )
+        except Exception as error:  # whatever ended the fleet is raised in the launcher's own thread
+            failures.append(error)
+
+    fleet = threading.Thread(target=work, name="fleet")
+    fleet.start()
+    try:
+        with Progress(job.scenario, job.run_folder, job.console) as progress:
+            while fleet.is_alive():
+                progress.update()
+                fleet.join(_POLL_S)
+            progress.update()
+    finally:
+        stop.set()
+        fleet.join()
+    if failures:
+        raise failures[0]
+
+
 def _write_settings(job: Job) -> list[Path]:
     """Bundles, cloud and host settings into the run folder; returns the hosts' files."""
     scenario, run_folder = job.scenario, job.run_folder
-    bundles = {
-        name: export_bundle(
-            name,
-            run_folder / "bundles" / name,
-            image_size=parse_image_size(scenario.image_size),
-            seed=scenario.seed,
-        )
-        for name in dict.fromkeys(share.encoder for share in job.shares.values())
-    }
-    write_json_atomic(run_folder / "cloud.json", msgspec.to_builtins(scenario.cloud_config()))
+    folders = _write_bundles(job)
+    bundles = {name: EncoderBundle.load(folder) for name, folder in folders.items()}
+    write_json_atomic(run_folder / CLOUD_SETTINGS_NAME, msgspec.to_builtins(scenario.cloud_config()))
     hosts_folder = run_folder / "hosts"
     hosts_folder.mkdir(exist_ok=True)
     mode = _encoder_mode(scenario, hosts_folder, next(iter(bundles.values())))
@@ -80,7 +111,7 @@ def _write_settings(job: Job) -> list[Path]:
     vehicles = [
         VehicleConfig(
             id=vehicle,
-            bundle=str(run_folder / "bundles" / share.encoder),
+            bundle=str(folders[share.encoder]),
             state=str(run_folder / "vehicles" / vehicle),
             local_model=str(run_folder / FOLDER_NAME) if trains else None,
             local_head=heads.get(share.encoder),
@@ -109,6 +140,19 @@ def _write_settings(job: Job) -> list[Path]:
         paths.append(hosts_folder / f"host-{len(paths) + 1:02d}.json")
         write_json_atomic(paths[-1], msgspec.to_builtins(host))
     return paths
+
+
+def _write_bundles(job: Job) -> dict[str, Path]:
+    """The folder of a bundle by encoder."""
+    if job.start is not None:
+        return {job.start.spec.encoder: job.start.encoder_folder}
+    names = dict.fromkeys(share.encoder for share in job.shares.values())
+    folders = {name: job.run_folder / "bundles" / name for name in names}
+    for name, folder in folders.items():
+        export_bundle(
+            name, folder, image_size=parse_image_size(job.scenario.image_size), seed=job.scenario.seed
+        )
+    return folders
 
 
 def _write_local_heads(job: Job, bundles: Mapping[str, EncoderBundle]) -> dict[str, str]:
@@ -147,6 +191,7 @@ def _write_local_model(job: Job) -> None:
         encoder_seed=scenario.seed,
         network_seed=network_seed(cloud.seed),
         network_weights=Path(cloud.network.weights) if cloud.network.weights else None,
+        begin=job.start.begin if job.start else None,
     )
 
 
@@ -185,7 +230,7 @@ def _process_table(
                 *python,
                 "cloud_server",
                 f"--broker={url}",
-                f"--config={run_folder / 'cloud.json'}",
+                f"--config={run_folder / CLOUD_SETTINGS_NAME}",
                 f"--run-dir={run_folder}",
                 *(["--resume"] if resume else []),
             ],

@@ -23,14 +23,17 @@ def run_in_process(
     *,
     bus: MemoryBus | None = None,
     resume: bool = False,
+    stop: threading.Event | None = None,
 ) -> None:
     """Run the cloud in this thread and the hosts in others; `result.json` is in `run_folder` afterwards.
+
+    `stop` ends the run early, as it is set anyway when the run is over.
 
     Raises:
         Exception: what ended the cloud, or else a host.
     """
     bus = bus or MemoryBus()
-    stop = threading.Event()
+    stop = stop or threading.Event()
     failures: list[Exception] = []
 
     def connect(client_id: str, will: Will, on_connect: Callable[[], None]) -> Transport:

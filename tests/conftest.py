@@ -54,3 +54,13 @@ def undisturbed(tiny_world: World, tmp_path_factory: pytest.TempPathFactory) -> 
     fleet = TinyFleet(tiny_world, tmp_path_factory.mktemp("undisturbed"))
     Supervisor(fleet).run()
     return fleet
+
+
+@pytest.fixture(scope="session", params=["split", "individual"])
+def calm_white_box(
+    request: pytest.FixtureRequest, tiny_world: World, tmp_path_factory: pytest.TempPathFactory
+) -> TinyFleet:
+    """A tiny fleet that learns from gradients, after a run without any disturbance."""
+    fleet = TinyFleet(tiny_world, tmp_path_factory.mktemp(request.param), algorithm=request.param)
+    Supervisor(fleet).run()
+    return fleet

@@ -105,6 +105,25 @@ def test_a_run_of_the_same_seed_over_another_broker_learns_the_same(
         assert again[key] == before[key]
 
 
+def test_a_run_on_the_memory_bus_learns_the_same_without_processes(reference: Launch, launch: Launch) -> None:
+    launch.start("--broker", "memory").complete()
+    assert learnt(launch.run_folder) == learnt(reference.run_folder)
+    assert not (launch.run_folder / "processes").exists()
+    again, before = launch.result(), reference.result()
+    for key in ("mean_local_miou", "mean_ood_miou", "initial_local_miou", "classes"):
+        assert again[key] == before[key]
+
+
+def test_a_run_on_the_memory_bus_is_interrupted_and_resumed_over_a_broker(
+    reference: Launch, launch: Launch
+) -> None:
+    launch.start("--broker", "memory")
+    launch.until("learning", stage=2)
+    _interrupt(launch)
+    launch.start("--resume", "--broker", "amqtt").complete()
+    assert learnt(launch.run_folder) == learnt(reference.run_folder)
+
+
 def test_a_launch_interrupted_three_times_leaves_no_process_and_resumes_to_the_same_end(
     tmp_path: Path, reference: Launch
 ) -> None:

@@ -1,0 +1,483 @@
+"""White-box training that stops at checkpoints, where each estimator's gradient meets the exact one.
+
+The estimators, coders and answers are the product's own; only the network between the messages is left out.
+Legend: B frames of a batch, C channels, H W rows and columns, M maps; θ all encoder parameters, float32 (n,).
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from cloud_server.config import (
+    FirstOrderConfig,
+    LocalLossConfig,
+    WhiteBoxConfig,
+    ZerothOrderConfig,
+    network_seed,
+)
+from cloud_server.losses import downsample_labels, find_loss, loss_map
+from cloud_server.networks import build_network
+from cloud_server.rates import SCHEDULES
+from cloud_server.seeded_queries import coded_loss_maps
+from cloud_server.trainer import Trainer, TrainerConfig
+from edge_client.cross_entropy import cross_entropy, downsample_label
+from edge_client.encoder import Encoder, Linearisation
+from edge_client.estimators.activation import Activation
+from edge_client.estimators.spsa import Spsa
+from edge_client.film import Everything, Film, Subspace
+from edge_client.frames import VehicleFrames
+from edge_client.local_head import LocalHead
+from edge_client.optimizers import Adam
+from fleet.export import export_bundle
+from fleet.head_export import export_head
+from fleet.scenario import LocalHeadPart
+from protocol.batches import batch_bounds
+from protocol.messages import Feedback, Gradient, LossMaps, Query, SeededQuery, TrainStep
+from protocol.noise import derive_seed, permutation
+from protocol.perturbation import pack_scale
+from protocol.tensor_codec import decode, encode
+
+Vector = NDArray[np.float32]
+Features = NDArray[np.float32]
+ZEROTH_ORDER = ZerothOrderConfig()
+DEFAULTS = ZEROTH_ORDER.activation
+_BITS = 8
+_SETTLING_BATCHES = 16
+_HEADER: dict[str, Any] = {"vehicle": "car-01", "grant": "0123456789abcdef", "turn_id": 1, "step": 100}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """What is trained, and what is measured on the way."""
+
+    encoder: str = "stride8-c8"
+    image_size: tuple[int, int] = (256, 192)
+    steps: int = 800
+    batch_size: int = 8
+    batches: int = 4
+    """Train batches on which the estimators are measured, the same ones at every checkpoint."""
+    seeds: tuple[int, ...] = (1, 4, 16, 64)
+    """K of `activation` at the default scale."""
+    swept_seeds: tuple[int, ...] = (1, 4, 16)
+    """Those of them that the other scales are measured with too."""
+    queries: tuple[int, ...] = (1, 2, 4, 16, 64)
+    """q of `spsa-gc`."""
+    scales: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
+    box_widths: tuple[int, ...] = (1, 3, 5, 7, 9)
+    map_strides: tuple[int, ...] = (1, 2, 4)
+    """Those above 1 are measured with the default scale, one-sided."""
+    seed: int = 0
+
+    @property
+    def checkpoints(self) -> tuple[int, ...]:
+        """Steps after which the run is frozen and measured."""
+        return tuple(sorted({0, self.steps // 16, self.steps // 4, self.steps // 2, self.steps}))
+
+
+@dataclass(frozen=True, order=True, kw_only=True)
+class Setting:
+    """An estimator and what it estimates with; what it does not know stays at 0."""
+
+    estimator: str
+    count: int = 0
+    """q, or K."""
+    scale: float = 0.0
+    two_sided: bool = False
+    box_width: int = 0
+    map_stride: int = 0
+    gradient_bits: int = 0
+
+
+DEFAULT_ACTIVATION = Setting(
+    estimator="activation",
+    count=DEFAULTS.seeds,
+    scale=DEFAULTS.scale,
+    two_sided=DEFAULTS.two_sided,
+    box_width=DEFAULTS.box_width,
+    map_stride=DEFAULTS.map_stride,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One estimate of one batch's gradient."""
+
+    setting: Setting
+    step: int
+    batch: int
+    subspace: str
+    """`all` or `film`."""
+    cosine: float
+    """To the exact gradient of the loss that the cloud answers with: its network in evaluation mode."""
+    training_cosine: float
+    """To the exact gradient of a training step, as in `split`: BatchNorm takes the batch's statistics."""
+    uplink_bytes: float
+    """Of the messages, for each frame of the batch."""
+    downlink_bytes: float
+
+
+class JointTraining:
+    """Encoder and network trained together as by `split`, and a local head trained beside them.
+
+    Args:
+        study: what to train.
+        frames: of which the train split is used.
+        label_space_name: a row of `datasets.labels`.
+        num_classes: of that label space.
+        folder: where bundle and head are written.
+    """
+
+    def __init__(
+        self, study: Study, frames: VehicleFrames, label_space_name: str, num_classes: int, folder: Path
+    ) -> None:
+        self.study = study
+        self.frames = frames
+        first, self._local, white_box = FirstOrderConfig(), LocalLossConfig(), WhiteBoxConfig()
+        bundle = export_bundle(
+            study.encoder,
+            folder / "bundle",
+            image_size=study.image_size,
+            seed=derive_seed(study.seed, "encoder"),
+        )
+        self.encoder = Encoder(bundle, mode="rebuild")
+        self.theta = bundle.theta0
+        self.network = build_network(
+            "compact",
+            feature_shape=bundle.spec.feature_shape,
+            feature_stride=study.image_size[0] // bundle.spec.feature_shape[2],
+            num_classes=num_classes,
+            seed=network_seed(study.seed),
+        )
+        self.trainer = Trainer(
+            self.network,
+            TrainerConfig(
+                rate=first.rate,
+                weight_decay=first.weight_decay,
+                schedule=first.schedule,
+                total_steps=study.steps,
+                seed=study.seed,
+            ),
+        )
+        part = LocalHeadPart()
+        self.head = LocalHead(
+            export_head(
+                bundle.spec,
+                folder / "head",
+                label_space_name=label_space_name,
+                width=part.width,
+                depth=part.depth,
+                seed=derive_seed(study.seed, "head"),
+            )
+        )
+        self.head_parameters = self.head.initial
+        self._rate = white_box.rate
+        self._adam, self._head_adam = Adam(white_box.rate), Adam(self._local.head_rate)
+        self._order = self._batches()
+
+    def _batches(self) -> Iterator[list[int]]:
+        """Batches of train frames, epoch after epoch, each in an order of its own."""
+        train = self.frames.splits["train"]
+        epoch = 0
+        while True:
+            order = permutation(derive_seed(self.study.seed, "batches", epoch), len(train))
+            for start, stop in batch_bounds(len(train), self.study.batch_size):
+                yield [train[position] for position in order[start:stop]]
+            epoch += 1
+
+    def advance(self, to_step: int) -> None:
+        """Train until so many steps have been taken."""
+        while self.trainer.steps < to_step:
+            batch = next(self._order)
+            image_BHWC, label_BHW = self.batch(batch)
+            linearised = self.encoder.linearise(self.theta, image_BHWC)
+            share = SCHEDULES[self._local.schedule](self.trainer.steps, self.study.steps)
+            self._head_adam.rate = self._local.head_rate * share
+            self._adam.rate = self._rate * self.trainer.rate_share
+            _, gradient_BCHW = self.trainer.train_step_with_gradient(
+                quantised(linearised.features_BCHW), label_BHW
+            )
+            self.theta = self._adam.step(self.theta, linearised.pull_back(gradient_BCHW))
+            head_gradient, _ = self.head_gradients(linearised.features_BCHW, label_BHW)
+            self.head_parameters = self._head_adam.step(self.head_parameters, head_gradient)
+
+    def batch(self, indices: Sequence[int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """image_BHWC and label_BHW."""
+        return self.frames.images(indices), np.stack([self.frames.label(index) for index in indices])
+
+    def head_gradients(
+        self, features_BCHW: Features, label_BHW: NDArray[np.uint8]
+    ) -> tuple[Vector, Features]:
+        """The local loss's gradients at the head's parameters and at the features."""
+        _, height, width = self.head.spec.logit_shape
+        label_Bhw = np.stack([downsample_label(label_HW, (height, width)) for label_HW in label_BHW])
+        judged = self.head.linearise(self.head_parameters, features_BCHW)
+        _, gradient_BKhw = cross_entropy(judged.logits_BKhw, label_Bhw)
+        return judged.pull_back(gradient_BKhw)
+
+    def settled_network(self) -> nn.Module:
+        """The network with BatchNorm statistics of the features as they are now, in evaluation mode."""
+        network = copy.deepcopy(self.network).train()
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.reset_running_stats()
+                module.momentum = None  # the plain mean over all batches
+        train = self.frames.splits["train"]
+        order = permutation(derive_seed(self.study.seed, "settling"), len(train))
+        with torch.no_grad():
+            for start, stop in batch_bounds(len(train), self.study.batch_size)[:_SETTLING_BATCHES]:
+                image_BHWC = self.frames.images([train[position] for position in order[start:stop]])
+                network(torch.from_numpy(quantised(self.encoder.forward(self.theta, image_BHWC))))
+        return network.eval()
+
+    def measure(self) -> Iterator[Measurement]:
+        """Every estimate of every measured batch, with encoder, network and head as they are now."""
+        settled = self.settled_network()
+        train = self.frames.splits["train"]
+        order = permutation(derive_seed(self.study.seed, "measured"), len(train))
+        size = min(self.study.batch_size, len(train))
+        for number in range(min(self.study.batches, len(train) // size)):
+            indices = [train[position] for position in order[number * size :][:size]]
+            yield from _Moment(self, settled, number, indices).measure()
+
+
+class _Moment:
+    """One batch at one checkpoint: nothing learns here."""
+
+    def __init__(self, training: JointTraining, settled: nn.Module, number: int, indices: list[int]) -> None:
+        self._training = training
+        self._settled = settled
+        self._learning = copy.deepcopy(training.network).train()
+        self._study = training.study
+        self._number = number
+        self._indices = tuple(indices)
+        self._image_BHWC, self._label_BHW = training.batch(indices)
+        self._linearised: Linearisation = training.encoder.linearise(training.theta, self._image_BHWC)
+        self._coded = encode(self._linearised.features_BCHW, _BITS)
+        self._features_BCHW = quantised(self._linearised.features_BCHW)
+        self._cells_yx = self._features_BCHW.shape[2], self._features_BCHW.shape[3]
+        self._subspaces: dict[str, Subspace] = {
+            "all": Everything(training.theta),
+            "film": Film(training.encoder.spec, training.theta),
+        }
+        self._exact, self._of_training_step = (
+            self._exact_gradients(network) for network in (training.network, self._learning)
+        )
+        self._seed = derive_seed(self._study.seed, "estimate", training.trainer.steps, number)
+
+    def _exact_gradients(self, network: nn.Module) -> dict[str, Vector]:
+        """In every subspace, at the features as they leave the encoder."""
+        gradient = self._linearised.pull_back(
+            features_gradient(network, self._linearised.features_BCHW, self._label_BHW)
+        )
+        return {name: subspace.pull_back(gradient) for name, subspace in self._subspaces.items()}
+
+    def measure(self) -> Iterator[Measurement]:
+        """Each estimator with each of its settings."""
+        yield from self._white_box()
+        yield from self._local_head()
+        yield from self._spsa()
+        yield from self._activation()
+
+    def _compare(
+        self, setting: Setting, gradient: Vector, messages: Sequence[Sequence[object]], subspace: str
+    ) -> Measurement:
+        """`gradient` is an estimate in the subspace, `messages` what went up and what came down for it."""
+        frames = len(self._indices)
+        uplink_bytes, downlink_bytes = (
+            sum(len(msgspec.msgpack.encode(message)) for message in way) / frames for way in messages
+        )
+        return Measurement(
+            setting=setting,
+            step=self._training.trainer.steps,
+            batch=self._number,
+            subspace=subspace,
+            cosine=cosine(gradient, self._exact[subspace]),
+            training_cosine=cosine(gradient, self._of_training_step[subspace]),
+            uplink_bytes=uplink_bytes,
+            downlink_bytes=downlink_bytes,
+        )
+
+    def _compare_all(
+        self, setting: Setting, v_BCHW: Features, up: Sequence[object], down: Sequence[object]
+    ) -> Iterator[Measurement]:
+        """An estimate at the features, in every subspace."""
+        gradient = self._linearised.pull_back(v_BCHW)
+        for name, subspace in self._subspaces.items():
+            yield self._compare(setting, subspace.pull_back(gradient), (up, down), name)
+
+    def _white_box(self) -> Iterator[Measurement]:
+        """Gradients that the cloud returns."""
+        up = [TrainStep(**_HEADER, frames=self._indices, features=self._coded)]
+        for name, network, bits in (
+            ("white-box", self._training.network, 32),
+            ("white-box", self._training.network, 8),
+            ("white-box, settled statistics", self._settled, 32),
+            ("split", self._learning, 32),
+        ):
+            coded = encode(features_gradient(network, self._features_BCHW, self._label_BHW), bits)
+            down = [Gradient(**_HEADER, loss=1.0, rate_share=1.0, gradient=coded)]
+            gradient_BCHW = decode(coded, expected_shape=self._features_BCHW.shape)
+            yield from self._compare_all(Setting(estimator=name, gradient_bits=bits), gradient_BCHW, up, down)
+
+    def _local_head(self) -> Iterator[Measurement]:
+        """What the vehicle finds by itself; nothing is sent."""
+        _, gradient_BCHW = self._training.head_gradients(self._linearised.features_BCHW, self._label_BHW)
+        yield from self._compare_all(Setting(estimator="local-loss"), gradient_BCHW, [], [])
+
+    def _spsa(self) -> Iterator[Measurement]:
+        for name, subspace in self._subspaces.items():
+            ask = self._asker(subspace)
+            for count in self._study.queries:
+                spsa = Spsa(perturbation=ZEROTH_ORDER.perturbation, queries=count)
+                answers = [ask(phi) for phi in spsa.propose(subspace.start(), self._seed)]
+                estimate = spsa.estimate([feedback.losses[0] for _, feedback in answers])
+                up, down = zip(*answers, strict=True)
+                setting = Setting(estimator="spsa-gc", count=count, scale=ZEROTH_ORDER.perturbation)
+                yield self._compare(setting, estimate, (up, down), name)
+
+    def _asker(self, subspace: Subspace) -> Callable[[Vector], tuple[Query, Feedback]]:
+        """φ → the query and its answer; a φ that more than one q asks for is evaluated once."""
+        known: dict[bytes, tuple[Query, Feedback]] = {}
+
+        def ask(phi: Vector) -> tuple[Query, Feedback]:
+            if (key := phi.tobytes()) not in known:
+                features_BCHW = self._training.encoder.forward(subspace.theta_of(phi), self._image_BHWC)
+                coded = encode(features_BCHW, _BITS)
+                loss = self._training.trainer.evaluate_loss(
+                    decode(coded, expected_shape=features_BCHW.shape), self._label_BHW
+                )
+                known[key] = (
+                    Query(**_HEADER, frames=self._indices, features=coded),
+                    Feedback(**_HEADER, losses=(loss,)),
+                )
+            return known[key]
+
+        return ask
+
+    def _activation(self) -> Iterator[Measurement]:
+        evaluated, learning = _LossMaps(self._answered_map), _LossMaps(self._batch_statistics_map)
+        for setting in self._activation_settings():
+            widths = self._study.box_widths if setting.map_stride == 1 else (DEFAULTS.box_width,)
+            yield from self._loss_maps(setting, evaluated, widths)
+        for seeds in self._study.swept_seeds:
+            setting = replace(DEFAULT_ACTIVATION, estimator="activation, batch statistics", count=seeds)
+            yield from self._loss_maps(setting, learning, (DEFAULTS.box_width,))
+
+    def _activation_settings(self) -> Iterator[Setting]:
+        """Without the widths of the windows, which cost no answers."""
+        study = self._study
+        for scale in study.scales:
+            for seeds in study.seeds if scale == DEFAULTS.scale else study.swept_seeds:
+                for two_sided in (False, True):
+                    swept = replace(DEFAULT_ACTIVATION, count=seeds, scale=scale, two_sided=two_sided)
+                    yield swept
+        for seeds in study.seeds:
+            for stride in study.map_strides:
+                if stride > 1:
+                    yield replace(DEFAULT_ACTIVATION, count=seeds, map_stride=stride)
+
+    def _loss_maps(self, setting: Setting, finest: _LossMaps, widths: Sequence[int]) -> Iterator[Measurement]:
+        """One query, its maps read through windows of several widths."""
+        stride = setting.map_stride
+        estimators = [
+            Activation(
+                scale=setting.scale,
+                seeds=setting.count,
+                two_sided=setting.two_sided,
+                map_stride=stride,
+                box_width=width,
+            )
+            for width in widths
+        ]
+        proposals = [
+            estimator.propose(self._linearised.features_BCHW, self._seed) for estimator in estimators
+        ]
+        query = SeededQuery(
+            **_HEADER,
+            frames=self._indices,
+            features=self._coded,
+            seeds=proposals[0].seeds,
+            scale=pack_scale(proposals[0].scale_C),
+            two_sided=setting.two_sided,
+            map_size=estimators[0].map_size(self._features_BCHW.shape),
+        )
+        coded = coded_loss_maps(
+            query,
+            self._features_BCHW,
+            proposals[0].scale_C,
+            lambda features_BCHW: pooled(finest(features_BCHW), stride),
+            DEFAULTS.map_bits,
+        )
+        maps_BMyx = decode(coded, expected_shape=(len(self._indices), 1 + setting.count, *query.map_size))
+        down = [LossMaps(**_HEADER, maps=coded)]
+        for width, estimator in zip(widths, estimators, strict=True):
+            estimate_BCHW = estimator.estimate(maps_BMyx)
+            yield from self._compare_all(replace(setting, box_width=width), estimate_BCHW, [query], down)
+
+    def _answered_map(self, features_BCHW: Features) -> NDArray[np.float32]:
+        """The loss map that the cloud answers with."""
+        return self._training.trainer.loss_map(features_BCHW, self._label_BHW, self._cells_yx)
+
+    def _batch_statistics_map(self, features_BCHW: Features) -> NDArray[np.float32]:
+        """The loss map of the network as a training step sees it."""
+        with torch.no_grad():
+            logits_BKhw = self._learning(torch.from_numpy(features_BCHW))
+            label_Bhw = downsample_labels(torch.from_numpy(self._label_BHW), logits_BKhw.shape[-2:])
+            map_Byx: NDArray[np.float32] = loss_map(logits_BKhw, label_Bhw, self._cells_yx).numpy()
+        return map_Byx
+
+
+class _LossMaps:
+    """features_BCHW → loss maps; features that more than one query asks about are evaluated once."""
+
+    def __init__(self, evaluate: Callable[[Features], NDArray[np.float32]]) -> None:
+        self._evaluate = evaluate
+        self._known: dict[bytes, NDArray[np.float32]] = {}
+
+    def __call__(self, features_BCHW: Features) -> NDArray[np.float32]:
+        key = hashlib.blake2b(features_BCHW.tobytes(), digest_size=16).digest()
+        if key not in self._known:
+            self._known[key] = self._evaluate(features_BCHW)
+        return self._known[key]
+
+
+def quantised(features_BCHW: Features) -> Features:
+    """The features as they arrive."""
+    return decode(encode(features_BCHW, _BITS), expected_shape=features_BCHW.shape)
+
+
+def features_gradient(network: nn.Module, features_BCHW: Features, label_BHW: NDArray[np.uint8]) -> Features:
+    """∂L/∂features of the batch's cross-entropy by autograd, the network in the mode that it is in."""
+    leaf_BCHW = torch.from_numpy(features_BCHW.copy()).requires_grad_()
+    logits_BKhw = network(leaf_BCHW)
+    label_Bhw = downsample_labels(torch.from_numpy(label_BHW), logits_BKhw.shape[-2:])
+    loss = find_loss(FirstOrderConfig().loss)(logits_BKhw, label_Bhw)
+    [gradient_BCHW] = torch.autograd.grad(loss, leaf_BCHW)
+    return np.ascontiguousarray(gradient_BCHW.numpy())
+
+
+def pooled(maps_Byx: NDArray[np.float32], stride: int) -> NDArray[np.float32]:
+    """The map of coarser cells: each is the mean of the finer ones that it covers."""
+    frames, rows, columns = maps_Byx.shape
+    cells = maps_Byx.reshape(frames, rows // stride, stride, columns // stride, stride)
+    means_Byx: NDArray[np.float32] = cells.mean(axis=(2, 4))
+    return means_Byx
+
+
+def cosine(a: Vector, b: Vector) -> float:
+    """0 where one of them is all zero."""
+    left, right = a.astype(np.float64), b.astype(np.float64)
+    lengths = math.sqrt(float(left @ left) * float(right @ right))
+    return float(left @ right) / lengths if lengths > 0 else 0.0

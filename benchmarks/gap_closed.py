@@ -1,0 +1,205 @@
+"""How much of the gap between a random encoder and white-box split learning each way of learning closes.
+
+`python -m benchmarks.gap_closed` runs one vehicle that owns CamVid's frames (256x192, stride-8 encoder of 8
+channels) on the in-memory bus: 20 rounds of one pass over 320 frames, 800 first-order steps of 8 frames for
+every method. It prints a table and last one JSON line: for each method mIoU over the seeds, the closed part
+of the gap, (method − frozen) / (split − frozen), and what crossed the network. Finished runs are kept in
+`--out` and not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.camvid import camvid_folder
+from benchmarks.runs import Run, finish, local_start
+from fleet.allocation import open_data
+from fleet.checks import MEMORY_BUS
+from fleet.scenario import load_scenario
+
+UPLINK_TARGET = 1.1
+"""Of `blackfleet`, times that of `split`."""
+GAP_TARGET = 0.9
+_ROUNDS = 20
+_WARM_UP_PASSES = 20
+_TRAIN_FRAMES = 320
+_DATASETS: dict[str, dict[str, Any]] = {
+    "camvid": {"dataset.frames_per_vehicle": 455},
+    "generated": {"dataset.frames_per_sequence": 457},
+}
+"""The settings that leave the vehicle `_TRAIN_FRAMES` frames to train on."""
+
+_SPSA = {"algorithm": "blackfed-v1", "zeroth_order.batches": 0, "zeroth_order.estimator": "spsa-gc"}
+_ACTIVATION = {**_SPSA, "zeroth_order.estimator": "activation"}
+_LOCAL = {
+    "algorithm": "blackfleet",
+    "blackfleet.serving": "latest",
+    "local_loss.warm_up_epochs": 0,
+    "local_loss.epochs": 1,
+}
+_WARMED_UP = {**_LOCAL, "local_loss.warm_up_epochs": _WARM_UP_PASSES}
+
+METHODS: dict[str, dict[str, Any]] = {
+    "frozen": {"algorithm": "frozen"},
+    "split": {"algorithm": "split"},
+    "spsa-gc": _SPSA,
+    "activation K=1": {**_ACTIVATION, "zeroth_order.activation.seeds": 1},
+    "activation K=4": {**_ACTIVATION, "zeroth_order.activation.seeds": 4},
+    "activation K=16": {**_ACTIVATION, "zeroth_order.activation.seeds": 16},
+    "local-loss": _LOCAL,
+    "local-then-frozen": {**_WARMED_UP, "local_loss.epochs": 0},
+    "blackfleet": _WARMED_UP,
+    "blackfleet, weighted": {**_WARMED_UP, "local_loss.weight_power": 0.5},
+    "split, local start": {"algorithm": "split", "evaluation.source_frames": 0},
+}
+"""What each method puts over the settings that all share, by scenario key."""
+STARTED = {"split, local start": "local-then-frozen"}
+"""Methods whose encoder starts where another method's has ended, so that nothing is flattered by local steps."""
+
+
+def main() -> None:
+    """Run the benchmark and print its table and JSON line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gap_closed", description=__doc__)
+    parser.add_argument("--dataset", choices=sorted(_DATASETS), default="camvid", help="default: camvid")
+    parser.add_argument("--data-root", type=Path, help="CamVid's folder (default: $BLACKFLEET_CAMVID)")
+    parser.add_argument("--encoder", default="stride8-c8", help="default: stride8-c8")
+    parser.add_argument("--seeds", default="0,1,2", help="default: 0,1,2")
+    parser.add_argument("--methods", default=";".join(METHODS), help="some of the methods, with semicolons")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at once, one thread each (default 2)")
+    parser.add_argument("--out", type=Path, default=Path("runs/gap-closed"), help="folder of the runs")
+    options = parser.parse_args()
+    methods, seeds = _chosen(parser, options)
+    shared = {seed: _settings(options, seed) for seed in seeds}
+    if options.dataset == "generated":
+        for seed in seeds:
+            open_data(load_scenario(None, shared[seed]), options.out, Console(stderr=True))
+    place = options.out / f"{options.dataset}-{options.encoder}"
+    runs = {
+        (method, seed): Run(
+            folder=place / f"{_folder_name(method)}-{seed}", settings=shared[seed] | METHODS[method]
+        )
+        for seed in seeds
+        for method in methods
+        if method not in STARTED
+    }
+    finish(list(runs.values()), jobs=options.jobs)
+    for method, source in ((method, STARTED[method]) for method in methods if method in STARTED):
+        for seed in seeds:
+            start = local_start(runs[source, seed], place / f"start-{_folder_name(source)}-{seed}")
+            runs[method, seed] = Run(
+                folder=place / f"{_folder_name(method)}-{seed}",
+                settings=shared[seed] | METHODS[method] | {"start": str(start.resolve())},
+            )
+    finish([run for (method, _), run in runs.items() if method in STARTED], jobs=options.jobs)
+    report = summarise({method: [runs[method, seed].result() for seed in seeds] for method in methods})
+    title = f"{options.dataset}, {options.encoder}, seeds {options.seeds}"
+    Console().print(table(report, title))
+    print(json.dumps({"benchmark": "gap_closed", "what": title, "methods": report}))
+
+
+def _chosen(
+    parser: argparse.ArgumentParser, options: argparse.Namespace
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Methods and seeds."""
+    named = options.methods.split(";")
+    if unknown := set(named) - set(METHODS):
+        parser.error(f"unknown method {min(unknown)!r}, expected some of: {'; '.join(METHODS)}")
+    try:
+        seeds = tuple(int(seed) for seed in options.seeds.split(","))
+    except ValueError:
+        parser.error(f"--seeds must be whole numbers with commas between, got {options.seeds!r}")
+    chosen = tuple(name for name in METHODS if name in named)
+    for name, source in STARTED.items():
+        if name in chosen and source not in chosen:
+            parser.error(f"{name!r} begins where {source!r} ends: name both")
+    return chosen, seeds
+
+
+def _folder_name(method: str) -> str:
+    return method.replace(" ", "-").replace("=", "").replace(",", "")
+
+
+def _settings(options: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """What all methods share, by scenario key."""
+    if options.dataset == "camvid":
+        root = options.data_root or camvid_folder()
+    else:
+        root = options.data_root or options.out / f"generated-{seed}"
+    return {
+        "dataset.name": options.dataset,
+        "dataset.root": str(root.resolve()),
+        **_DATASETS[options.dataset],
+        "vehicles": 1,
+        "cores": 1,
+        "broker": MEMORY_BUS,
+        "encoder.name": options.encoder,
+        "encoder.mode": "rebuild",
+        "rounds": _ROUNDS,
+        "seed": seed,
+        "first_order.epochs": 1,
+        "first_order.schedule": "one-cycle",
+        "white_box.rate": 2e-3,
+        "evaluation.overlays": 0,
+    }
+
+
+def summarise(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """By method, from its runs' results: mIoU over seeds, closed part of the gap, mean bytes of a run.
+
+    `gap_closed` is None where frozen or split is missing, or split is not better.
+    """
+    for method, entries in results.items():
+        for entry in entries:
+            [vehicle] = entry["vehicles"].values()
+            if vehicle["frames_train"] != _TRAIN_FRAMES:
+                raise SystemExit(f"{method} had {vehicle['frames_train']} train frames, not {_TRAIN_FRAMES}")
+    means = {
+        method: statistics.fmean(entry["mean_local_miou"] for entry in entries)
+        for method, entries in results.items()
+    }
+    gap = means["split"] - means["frozen"] if {"split", "frozen"} <= set(means) else 0.0
+    return {
+        method: {
+            "miou_mean": means[method],
+            "miou_std": statistics.pstdev(entry["mean_local_miou"] for entry in entries),
+            "gap_closed": (means[method] - means["frozen"]) / gap if gap > 0 else None,
+            "uplink_bytes": round(statistics.fmean(entry["uplink_bytes"] for entry in entries)),
+            "downlink_bytes": round(statistics.fmean(entry["downlink_bytes"] for entry in entries)),
+            "seeds": len(entries),
+        }
+        for method, entries in results.items()
+    }
+
+
+def table(report: Mapping[str, Mapping[str, Any]], title: str) -> Table:
+    """The report for people, and whether its targets are met."""
+    rows = Table(title=title)
+    for column in ("method", "mIoU", "gap closed", "up, MB", "down, MB"):
+        rows.add_column(column, justify="left" if column == "method" else "right")
+    for method, entry in report.items():
+        rows.add_row(
+            method,
+            f"{100 * entry['miou_mean']:.1f} ± {100 * entry['miou_std']:.1f}",
+            "" if entry["gap_closed"] is None else f"{entry['gap_closed']:.2f}",
+            f"{entry['uplink_bytes'] / 1e6:.1f}",
+            f"{entry['downlink_bytes'] / 1e6:.2f}",
+        )
+    if {"blackfleet", "split"} <= set(report):
+        uplink = report["blackfleet"]["uplink_bytes"] / report["split"]["uplink_bytes"]
+        rows.caption = (
+            f"blackfleet: gap closed {report['blackfleet']['gap_closed']} (target {GAP_TARGET}), "
+            f"uplink {uplink:.2f} of split's (at most {UPLINK_TARGET})"
+        )
+    return rows
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""Runs of a benchmark: several at once in worker processes, kept on disk, none done twice."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from cloud_server.config import network_seed
+from cloud_server.inputs import build_shared_network
+from cloud_server.run_log import LOG_NAME as EVENTS_NAME
+from datasets.labels import label_space
+from edge_client.bundle import EncoderBundle
+from edge_client.state import StateStore
+from edge_client.vehicle import bundle_digest
+from fleet.encoders import build_encoder
+from fleet.job import RESULT_NAME
+from fleet.launch import SCENARIO_NAME, launch
+from fleet.pretrain import pretrain, write_start
+from fleet.scenario import load_scenario, save_scenario
+from fleet.start import SPEC_NAME
+
+_LOG_NAME = "launch.log"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One `blackfleet launch`."""
+
+    folder: Path
+    settings: Mapping[str, Any] = field(repr=False)
+    """Over the embedded defaults, by scenario key."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether its result is there."""
+        return (self.folder / RESULT_NAME).exists()
+
+    def result(self) -> dict[str, Any]:
+        """The content of `result.json`."""
+        content: dict[str, Any] = json.loads((self.folder / RESULT_NAME).read_text())
+        return content
+
+    def val_miou(self) -> float:
+        """Mean validation mIoU after the last round, which choices are made by."""
+        events = map(json.loads, (self.folder / EVENTS_NAME).read_text().splitlines())
+        *_, last = (event["val_miou"] for event in events if event["event"] == "curve")
+        return float(last)
+
+
+def finish(runs: Sequence[Run], *, jobs: int) -> None:
+    """Do what is not complete yet, `jobs` runs at a time; one that was cut off is resumed.
+
+    Raises:
+        SystemExit: a folder holds a run of other settings, or a run failed; the message says where to look.
+    """
+    for run in runs:
+        _check_same(run)
+    console = Console(stderr=True)
+    todo = [run for run in runs if not run.is_complete]
+    console.print(f"{len(runs) - len(todo)} of {len(runs)} runs are complete already")
+    # The workers inherit it: pools of threads beyond a run's own would slow its neighbours.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    began = time.monotonic()
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        futures = {pool.submit(_launch, run): run for run in todo}
+        for number, future in enumerate(as_completed(futures), start=1):
+            run = futures[future]
+            try:
+                miou = future.result()
+            except Exception as error:
+                pool.shutdown(cancel_futures=True)
+                raise SystemExit(f"{run.folder} failed: {error}; see {_LOG_NAME} there") from error
+            left_s = (time.monotonic() - began) / number * (len(todo) - number)
+            console.print(
+                f"{number}/{len(todo)} {run.folder.name}: mIoU {miou:.3f}, {left_s / 60:.0f} min left",
+                highlight=False,
+            )
+
+
+def _check_same(run: Run) -> None:
+    """A kept run is only good for the settings that it was made with."""
+    path = run.folder / SCENARIO_NAME
+    if path.exists() and save_scenario(load_scenario(path, {})) != save_scenario(
+        load_scenario(None, run.settings)
+    ):
+        raise SystemExit(f"{run.folder} holds a run of other settings; remove it, or choose another folder")
+
+
+def _launch(run: Run) -> float:
+    """The mean local mIoU of a run, done in this process, its progress in a file of its folder."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    begun = (run.folder / SCENARIO_NAME).exists()
+    with (run.folder / _LOG_NAME).open("a", encoding="utf-8") as log:
+        result = launch(
+            load_scenario(None, run.settings), run.folder, resume=begun, console=Console(file=log, width=120)
+        )
+    return float(result["mean_local_miou"])
+
+
+def pretrained(folder: Path, settings: Mapping[str, Any]) -> Path:
+    """The start in `folder`, pretrained now with these settings if it is not complete yet."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    scenario = load_scenario(None, settings)
+    pretrain(scenario, folder, resume=(folder / SCENARIO_NAME).exists(), console=Console(stderr=True))
+    return folder
+
+
+def local_start(run: Run, folder: Path) -> Path:
+    """A start in `folder`: the encoder that a finished run's one vehicle has learnt, the network untrained."""
+    if not (folder / SPEC_NAME).exists():
+        scenario = load_scenario(run.folder / SCENARIO_NAME, {})
+        [vehicle], name = scenario.vehicle_ids, scenario.encoder.name
+        bundle = EncoderBundle.load(run.folder / "bundles" / name)
+        states = StateStore(
+            run.folder / "vehicles" / vehicle, vehicle=vehicle, bundle_digest=bundle_digest(bundle)
+        )
+        encoder = build_encoder(name, scenario.seed).folded()
+        theta = torch.from_numpy(states.load(scenario.rounds).theta)
+        torch.nn.utils.vector_to_parameters(theta, encoder.parameters())
+        cloud = scenario.cloud_config()
+        network = build_shared_network(
+            cloud.network.name,
+            feature_shapes=[bundle.spec.feature_shape],
+            image_size=bundle.spec.image_size,
+            num_classes=label_space(cloud.label_space).num_classes,
+            seed=network_seed(scenario.seed),
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        write_start(scenario, folder, encoder, network.state_dict(), val_miou=0.0, test_miou=None)
+    return folder
