@@ -62,7 +62,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 """What each method puts over the settings that all share, by scenario key."""
 STARTED = {"split, local start": "local-then-frozen"}
-"""Methods whose encoder starts where another method's has ended, so that nothing is flattered by local steps."""
+"""Methods whose encoder starts where another method's has ended: local steps flatter none."""
 
 
 def main() -> None:

@@ -116,7 +116,7 @@ def pretrained(folder: Path, settings: Mapping[str, Any]) -> Path:
 
 
 def local_start(run: Run, folder: Path) -> Path:
-    """A start in `folder`: the encoder that a finished run's one vehicle has learnt, the network untrained."""
+    """A start in `folder`: the encoder of a finished run's one vehicle, and an untrained network."""
     if not (folder / SPEC_NAME).exists():
         scenario = load_scenario(run.folder / SCENARIO_NAME, {})
         [vehicle], name = scenario.vehicle_ids, scenario.encoder.name

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cloud_server.batch_statistics import collect_statistics
 from cloud_server.losses import downsample_labels, entropy, entropy_map, find_loss, loss_map, per_frame
 from cloud_server.rates import SCHEDULES
 from cloud_server.source_features import SourceReplay
@@ -316,41 +317,20 @@ class Trainer:
         return label_nhw
 
     def estimate_statistics(self, features_nCHW: Array, *, batch_size: int, seed: int) -> dict[str, Tensor]:
-        """Return BatchNorm's means and variances on these features alone; the network stays as it is.
+        """Return `collect_statistics` of these features, a part of `weights()`.
 
-        One pass with each batch normalised by itself, and the plain average over batches (AdaBN, Li et al.,
-        2017, arXiv 1603.04779), which an order drawn from `seed` makes alike.
-
-        Returns:
-            Buffers by name, a part of `weights()`; without those of layers that these features don't reach.
+        Batches are alike, because their order is drawn from `seed`.
         """
-        norms = {
-            name: module
-            for name, module in self._network.named_modules()
-            if isinstance(module, nn.BatchNorm2d) and module.track_running_stats
-        }
-        own, momenta = self.weights(), [module.momentum for module in norms.values()]
         order_n = torch.from_numpy(permutation(seed, len(features_nCHW)))
         features_nCHW = _features_tensor(features_nCHW)
-        with self._lock, threads(self.config.inference_threads), torch.no_grad():
-            try:
-                for module in norms.values():
-                    module.reset_running_stats()
-                    module.momentum = None  # the average of all batches, not one that forgets
-                    module.train()
-                for start, stop in batch_bounds(len(order_n), batch_size):
-                    self._network(features_nCHW[order_n[start:stop]].contiguous(memory_format=_FORMAT))
-                return {
-                    f"{name}.{buffer}": getattr(module, buffer).clone()
-                    for name, module in norms.items()
-                    if module.num_batches_tracked
-                    for buffer in ("running_mean", "running_var")
-                }
-            finally:
-                for module, momentum in zip(norms.values(), momenta, strict=True):
-                    module.momentum = momentum
-                    module.eval()
-                self.load_weights(own)
+        with self._lock, threads(self.config.inference_threads):
+            return collect_statistics(
+                self._network,
+                (
+                    features_nCHW[order_n[start:stop]].contiguous(memory_format=_FORMAT)
+                    for start, stop in batch_bounds(len(order_n), batch_size)
+                ),
+            )
 
     def _evaluate_loss(self, features_BCHW: Tensor, label_BHW: Array | None) -> Tensor:
         if label_BHW is None:

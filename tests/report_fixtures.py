@@ -34,6 +34,7 @@ def build_comparison(folder: Path) -> Path:
             "image_size": "64x48",
             "cores": 1,
             "conditions": {"car-02": "fog:5"},
+            "first_order": {"replay_steps": 1},
             "dataset": {"frames_per_sequence": 8, "root": str(folder.parent / f"{folder.name}-data")},
         },
         Scenario,

@@ -13,7 +13,8 @@ from fleet_fixtures import CARS, IMAGE_SIZE, Supervisor, TinyFleet, World
 
 from cloud_server.algorithms.fedavg import epoch_rates
 from cloud_server.checkpoint import flatten_state, load_checkpoint, unflatten_state
-from cloud_server.config import CloudConfig, FirstOrderConfig, LocalLossConfig
+from cloud_server.combinations import check_combination
+from cloud_server.config import CloudConfig, FirstOrderConfig, LocalLossConfig, NetworkConfig
 from cloud_server.feature_cache import FeatureCache
 from cloud_server.persistence import config_digest
 from cloud_server.rates import cosine_rate
@@ -335,6 +336,13 @@ def test_systems_that_upload_no_features_take_as_many_passes_more() -> None:
 def test_wrong_setting_is_named(changes: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         FirstOrderConfig(**changes)  # type: ignore[arg-type]
+
+
+def test_replay_needs_a_network_that_learns() -> None:
+    network = NetworkConfig(learns=False)
+    config = CloudConfig(fleet="f", vehicles=("a",), network=network, first_order=FIRST)
+    with pytest.raises(ValueError, match=r"takes no steps: first_order\.replay_steps must be 0, got 2$"):
+        check_combination(config)
 
 
 def test_run_goes_on_only_with_the_same_cache() -> None:

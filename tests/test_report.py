@@ -101,6 +101,11 @@ def test_frame_is_shown_as_its_vehicle_sees_it(comparison: Path) -> None:
         assert share.sight is None or np.abs(drawn.astype(float) - image).mean() > 20
 
 
+def test_what_runs_did_beside_the_usual_is_stated(page: str) -> None:
+    assert "car-02: fog:5" in page
+    assert "1 step after each, from at most 512 frames" in page
+
+
 def test_page_loads_nothing_and_stays_small(comparison: Path, page: str) -> None:
     assert len(page) < 4_000_000
     assert not re.search(r'(?:src|href)="(?!data:|#)', page)
