@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.camvid import camvid_folder
-from benchmarks.runs import Run, finish
+from benchmarks.runs import Run, finish, local_start
 from fleet.allocation import open_data
 from fleet.checks import MEMORY_BUS
 from fleet.scenario import load_scenario
@@ -39,7 +39,12 @@ _DATASETS: dict[str, dict[str, Any]] = {
 
 _SPSA = {"algorithm": "blackfed-v1", "zeroth_order.batches": 0, "zeroth_order.estimator": "spsa-gc"}
 _ACTIVATION = {**_SPSA, "zeroth_order.estimator": "activation"}
-_LOCAL = {"algorithm": "blackfleet", "local_loss.warm_up_epochs": 0, "local_loss.epochs": 1}
+_LOCAL = {
+    "algorithm": "blackfleet",
+    "blackfleet.serving": "latest",
+    "local_loss.warm_up_epochs": 0,
+    "local_loss.epochs": 1,
+}
 _WARMED_UP = {**_LOCAL, "local_loss.warm_up_epochs": _WARM_UP_PASSES}
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -52,8 +57,12 @@ METHODS: dict[str, dict[str, Any]] = {
     "local-loss": _LOCAL,
     "local-then-frozen": {**_WARMED_UP, "local_loss.epochs": 0},
     "blackfleet": _WARMED_UP,
+    "blackfleet, weighted": {**_WARMED_UP, "local_loss.weight_power": 0.5},
+    "split, local start": {"algorithm": "split", "evaluation.source_frames": 0},
 }
 """What each method puts over the settings that all share, by scenario key."""
+STARTED = {"split, local start": "local-then-frozen"}
+"""Methods whose encoder starts where another method's has ended: local steps flatter none."""
 
 
 def main() -> None:
@@ -63,7 +72,7 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path, help="CamVid's folder (default: $BLACKFLEET_CAMVID)")
     parser.add_argument("--encoder", default="stride8-c8", help="default: stride8-c8")
     parser.add_argument("--seeds", default="0,1,2", help="default: 0,1,2")
-    parser.add_argument("--methods", default=",".join(METHODS), help="some of the methods, with commas")
+    parser.add_argument("--methods", default=";".join(METHODS), help="some of the methods, with semicolons")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, one thread each (default 2)")
     parser.add_argument("--out", type=Path, default=Path("runs/gap-closed"), help="folder of the runs")
     options = parser.parse_args()
@@ -72,15 +81,24 @@ def main() -> None:
     if options.dataset == "generated":
         for seed in seeds:
             open_data(load_scenario(None, shared[seed]), options.out, Console(stderr=True))
+    place = options.out / f"{options.dataset}-{options.encoder}"
     runs = {
         (method, seed): Run(
-            folder=options.out / f"{options.dataset}-{options.encoder}" / f"{_folder_name(method)}-{seed}",
-            settings=shared[seed] | METHODS[method],
+            folder=place / f"{_folder_name(method)}-{seed}", settings=shared[seed] | METHODS[method]
         )
         for seed in seeds
         for method in methods
+        if method not in STARTED
     }
     finish(list(runs.values()), jobs=options.jobs)
+    for method, source in ((method, STARTED[method]) for method in methods if method in STARTED):
+        for seed in seeds:
+            start = local_start(runs[source, seed], place / f"start-{_folder_name(source)}-{seed}")
+            runs[method, seed] = Run(
+                folder=place / f"{_folder_name(method)}-{seed}",
+                settings=shared[seed] | METHODS[method] | {"start": str(start.resolve())},
+            )
+    finish([run for (method, _), run in runs.items() if method in STARTED], jobs=options.jobs)
     report = summarise({method: [runs[method, seed].result() for seed in seeds] for method in methods})
     title = f"{options.dataset}, {options.encoder}, seeds {options.seeds}"
     Console().print(table(report, title))
@@ -91,18 +109,22 @@ def _chosen(
     parser: argparse.ArgumentParser, options: argparse.Namespace
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Methods and seeds."""
-    named = options.methods.split(",")
+    named = options.methods.split(";")
     if unknown := set(named) - set(METHODS):
-        parser.error(f"unknown method {min(unknown)!r}, expected some of: {', '.join(METHODS)}")
+        parser.error(f"unknown method {min(unknown)!r}, expected some of: {'; '.join(METHODS)}")
     try:
         seeds = tuple(int(seed) for seed in options.seeds.split(","))
     except ValueError:
         parser.error(f"--seeds must be whole numbers with commas between, got {options.seeds!r}")
-    return tuple(name for name in METHODS if name in named), seeds
+    chosen = tuple(name for name in METHODS if name in named)
+    for name, source in STARTED.items():
+        if name in chosen and source not in chosen:
+            parser.error(f"{name!r} begins where {source!r} ends: name both")
+    return chosen, seeds
 
 
 def _folder_name(method: str) -> str:
-    return method.replace(" ", "-").replace("=", "")
+    return method.replace(" ", "-").replace("=", "").replace(",", "")
 
 
 def _settings(options: argparse.Namespace, seed: int) -> dict[str, Any]:

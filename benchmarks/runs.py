@@ -12,11 +12,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
+from cloud_server.config import network_seed
+from cloud_server.inputs import build_shared_network
+from cloud_server.run_log import LOG_NAME as EVENTS_NAME
+from datasets.labels import label_space
+from edge_client.bundle import EncoderBundle
+from edge_client.state import StateStore
+from edge_client.vehicle import bundle_digest
+from fleet.encoders import build_encoder
 from fleet.job import RESULT_NAME
 from fleet.launch import SCENARIO_NAME, launch
+from fleet.pretrain import pretrain, write_start
 from fleet.scenario import load_scenario, save_scenario
+from fleet.start import SPEC_NAME
 
 _LOG_NAME = "launch.log"
 
@@ -38,6 +49,12 @@ class Run:
         """The content of `result.json`."""
         content: dict[str, Any] = json.loads((self.folder / RESULT_NAME).read_text())
         return content
+
+    def val_miou(self) -> float:
+        """Mean validation mIoU after the last round, which choices are made by."""
+        events = map(json.loads, (self.folder / EVENTS_NAME).read_text().splitlines())
+        *_, last = (event["val_miou"] for event in events if event["event"] == "curve")
+        return float(last)
 
 
 def finish(runs: Sequence[Run], *, jobs: int) -> None:
@@ -88,3 +105,36 @@ def _launch(run: Run) -> float:
             load_scenario(None, run.settings), run.folder, resume=begun, console=Console(file=log, width=120)
         )
     return float(result["mean_local_miou"])
+
+
+def pretrained(folder: Path, settings: Mapping[str, Any]) -> Path:
+    """The start in `folder`, pretrained now with these settings if it is not complete yet."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    scenario = load_scenario(None, settings)
+    pretrain(scenario, folder, resume=(folder / SCENARIO_NAME).exists(), console=Console(stderr=True))
+    return folder
+
+
+def local_start(run: Run, folder: Path) -> Path:
+    """A start in `folder`: the encoder of a finished run's one vehicle, and an untrained network."""
+    if not (folder / SPEC_NAME).exists():
+        scenario = load_scenario(run.folder / SCENARIO_NAME, {})
+        [vehicle], name = scenario.vehicle_ids, scenario.encoder.name
+        bundle = EncoderBundle.load(run.folder / "bundles" / name)
+        states = StateStore(
+            run.folder / "vehicles" / vehicle, vehicle=vehicle, bundle_digest=bundle_digest(bundle)
+        )
+        encoder = build_encoder(name, scenario.seed).folded()
+        theta = torch.from_numpy(states.load(scenario.rounds).theta)
+        torch.nn.utils.vector_to_parameters(theta, encoder.parameters())
+        cloud = scenario.cloud_config()
+        network = build_shared_network(
+            cloud.network.name,
+            feature_shapes=[bundle.spec.feature_shape],
+            image_size=bundle.spec.image_size,
+            num_classes=label_space(cloud.label_space).num_classes,
+            seed=network_seed(scenario.seed),
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        write_start(scenario, folder, encoder, network.state_dict(), val_miou=0.0, test_miou=None)
+    return folder

@@ -78,7 +78,10 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="in each, every vehicle has a turn (default 4)")
     parser.add_argument("--seed", type=int, help="decides every random draw (default 0)")
     parser.add_argument("--label-space", help="cityscapes or camvid: the classes of the labels")
-    parser.add_argument("--bits", type=int, help="bits of a feature element: 32, 8, 6 or 4")
+    parser.add_argument("--bits", type=int, help="bits of a feature element: 32, 8, 6, 4, 3 or 2")
+    parser.add_argument(
+        "--frame-bytes", type=int, help="most bytes of a frame's features; --bits is then the most bits"
+    )
     parser.add_argument("--threads", type=int, help="torch threads")
     parser.add_argument("--resume", action="store_true", help="go on with the run in RUN_DIR")
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
@@ -100,6 +103,7 @@ def _config(options: argparse.Namespace) -> CloudConfig:
         "dataset": options.label_space,
         "label_space": options.label_space,
         "bits": options.bits,
+        "frame_bytes": options.frame_bytes,
         "training_threads": options.threads,
         "inference_threads": options.threads,
     }

@@ -13,15 +13,24 @@ import msgspec
 from cloud_server.errors import CloudError
 from cloud_server.rates import SCHEDULES
 from protocol import topics
+from protocol.bit_allocation import check_frame_bytes
 from protocol.link import DEFAULT_PAYLOAD_LIMIT_BYTES, SMALLEST_PAYLOAD_LIMIT_BYTES
 from protocol.messages import EPOCHS_LIMIT, MOST_SEEDS, ActivationPlan, SpsaPlan
 from protocol.noise import derive_seed
 from protocol.tensor_codec import BITS
 
+SERVINGS = ("best", "latest", "statistics")
+"""What `blackfleet.serving` may name."""
+
 
 def _at_least(value: float, lowest: float, name: str) -> None:
     if not value >= lowest:
         raise ValueError(f"{name} must be at least {lowest}, got {value}")
+
+
+def _one_of(value: str, choices: tuple[str, ...], name: str) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
 def _above(value: float, limit: float, name: str) -> None:
@@ -40,6 +49,18 @@ class NetworkConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """A row of `cloud_server.networks.NETWORKS`."""
     weights: str | None = None
     """Folder of pretrained weights for networks that take them; None = random from the seed."""
+    learns: bool = True
+    """False: it stays as it starts; it answers, and vehicles adapt to it."""
+    start: str | None = None
+    """File of weights that the whole network starts from, relative to the run folder; None = as built."""
+    source_features: str | None = None
+    """File of labelled features of the source domain, relative to the run folder."""
+    source_replay: float = 0.0
+    """Probability that a first-order step on uploaded features is followed by one on source features."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.source_replay <= 1:
+            raise ValueError(f"network.source_replay must be from 0 to 1, got {self.source_replay}")
 
 
 class FirstOrderConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -55,12 +76,48 @@ class FirstOrderConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields
     """`constant`, `cosine` or `one-cycle`, over all rounds."""
     loss: str = "cross-entropy"
     """A row of `cloud_server.losses.LOSSES`; also the loss that vehicles get as feedback."""
+    replay_steps: int = 0
+    """τ: steps on cached features that follow each step on uploaded ones. `fedavg` and `centralized`, which
+    upload none, take (1 + τ) times the passes over the frames instead."""
+    cache_frames: int = 512
+    """Most frames whose features are kept for replay."""
 
     def __post_init__(self) -> None:
         _at_least(self.epochs, 0, "first_order.epochs")
         _at_least(self.batch_size, 1, "first_order.batch_size")
+        _at_least(self.replay_steps, 0, "first_order.replay_steps")
+        _at_least(self.cache_frames, 1, "first_order.cache_frames")
+        if self.replay_steps and self.cache_frames < self.batch_size:
+            raise ValueError(
+                f"first_order.cache_frames must be at least first_order.batch_size, {self.batch_size}, got "
+                f"{self.cache_frames}"
+            )
+        if self.passes > EPOCHS_LIMIT:
+            raise ValueError(
+                f"first_order.epochs times 1 + replay_steps must be at most {EPOCHS_LIMIT}, got {self.passes}"
+            )
         _above(self.rate, 0, "first_order.rate")
         _at_least(self.weight_decay, 0, "first_order.weight_decay")
+
+    @property
+    def passes(self) -> int:
+        """Passes over the train frames in each turn that are as many steps as epochs and replay together."""
+        return self.epochs * (1 + self.replay_steps)
+
+
+class UploadConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How many frames' features cross the network, for links that cost money."""
+
+    train_frames: int | None = None
+    """At most so many train frames of a vehicle in each of its turns, others in the next; None = all. Not of
+    `split` and `individual`, which need each frame's gradient, and of `fedavg`, which sends none."""
+    val_frames: int | None = None
+    """At most so many validation frames of a vehicle, the same in each turn; None = all. Not of `fedavg`."""
+
+    def __post_init__(self) -> None:
+        for name in ("train_frames", "val_frames"):
+            if getattr(self, name) is not None:
+                _at_least(getattr(self, name), 1, f"uploads.{name}")
 
 
 class ActivationConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -75,7 +132,7 @@ class ActivationConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields
     map_stride: int = 1
     """Feature cells that a cell of the loss map covers along each side; must divide the feature map."""
     map_bits: int = 8
-    """Quantisation of the loss maps: 32, 8, 6 or 4 bits a cell."""
+    """Quantisation of the loss maps: 32, 8, 6, 4, 3 or 2 bits a cell."""
     box_width: int = 5
     """Side, in cells of the map and odd, of the window whose loss counts for the features in its middle."""
     rate: float = 1e-3
@@ -109,8 +166,6 @@ class ZerothOrderConfig(_Config, frozen=True, kw_only=True, forbid_unknown_field
     batch_size: int = 8
     estimator: str = "spsa-gc"
     """`spsa-gc`, SPSA with gradient correction (arXiv 2410.24181, 3.2), or `activation`."""
-    subspace: str = "all"
-    """What of the encoder learns: `all`, or `film`: a scale and a bias of each output channel."""
     perturbation: float = 0.005
     """`spsa-gc` only. c: how far the weights are moved for a query."""
     queries: int = 2
@@ -132,11 +187,7 @@ class ZerothOrderConfig(_Config, frozen=True, kw_only=True, forbid_unknown_field
         _above(self.rate, 0, "zeroth_order.rate")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"zeroth_order.momentum must be at least 0 and below 1, got {self.momentum}")
-        for name, choices in (("estimator", ("spsa-gc", "activation")), ("subspace", ("all", "film"))):
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"zeroth_order.{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
-                )
+        _one_of(self.estimator, ("spsa-gc", "activation"), "zeroth_order.estimator")
         if self.answers_per_frame > self.max_answers_per_frame:
             raise ValueError(
                 f"zeroth_order.max_answers_per_frame is {self.max_answers_per_frame}, but {self.estimator} "
@@ -150,16 +201,18 @@ class ZerothOrderConfig(_Config, frozen=True, kw_only=True, forbid_unknown_field
         activation = self.estimator == "activation"
         return self.epochs * (1 + self.activation.seeds if activation else 2 * self.queries)
 
-    def learner(self) -> SpsaPlan | ActivationPlan:
+    def learner(self, *, subspace: str, objective: str) -> SpsaPlan | ActivationPlan:
         """What vehicles are told."""
         if self.estimator == "activation":
-            return ActivationPlan(**msgspec.structs.asdict(self.activation), subspace=self.subspace)
+            settings = msgspec.structs.asdict(self.activation)
+            return ActivationPlan(**settings, subspace=subspace, objective=objective)
         return SpsaPlan(
             perturbation=self.perturbation,
             queries=self.queries,
             rate=self.rate,
             momentum=self.momentum,
-            subspace=self.subspace,
+            subspace=subspace,
+            objective=objective,
         )
 
 
@@ -169,7 +222,7 @@ class WhiteBoxConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=T
     rate: float = 1e-3
     """Adam's step size on the encoder at its highest; it follows `first_order.schedule`."""
     gradient_bits: int = 32
-    """Quantisation of the gradients: 32, 8, 6 or 4 bits."""
+    """Quantisation of the gradients: 32, 8, 6, 4, 3 or 2 bits."""
 
     def __post_init__(self) -> None:
         _above(self.rate, 0, "white_box.rate")
@@ -193,12 +246,22 @@ class LocalLossConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=
     """Adam's step size on the head at its highest."""
     schedule: str = "one-cycle"
     """`constant`, `cosine` or `one-cycle`, over the warm-up and all rounds."""
+    weight_power: float = 0.0
+    """p: each pixel counts with min(ℓ / mean ℓ, cap)^p, ℓ the cloud's loss there after the round before; 0 =
+    all count alike, and no loss maps are fetched."""
+    weight_cap: float = 5.0
+    """Share of the mean loss above which a loss counts no more."""
+    weight_map_stride: int = 1
+    """Feature cells that a cell of those loss maps covers along each side; must divide the feature map."""
 
     def __post_init__(self) -> None:
         _at_least(self.warm_up_epochs, 0, "local_loss.warm_up_epochs")
         _at_least(self.epochs, 0, "local_loss.epochs")
         _above(self.rate, 0, "local_loss.rate")
         _above(self.head_rate, 0, "local_loss.head_rate")
+        _at_least(self.weight_power, 0, "local_loss.weight_power")
+        _at_least(self.weight_cap, 1, "local_loss.weight_cap")
+        _at_least(self.weight_map_stride, 1, "local_loss.weight_map_stride")
         if self.warm_up_epochs + self.epochs > EPOCHS_LIMIT:
             raise ValueError(
                 f"local_loss.warm_up_epochs and epochs must be at most {EPOCHS_LIMIT} together, got "
@@ -208,6 +271,19 @@ class LocalLossConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=
             raise ValueError(
                 f"local_loss.schedule must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}"
             )
+
+
+class BlackFleetConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`blackfleet` only."""
+
+    serving: str = "best"
+    """Which weights of the cloud's network predict for a vehicle: `best`, those that did best on its
+    validation frames; `latest`, the same for all; or `statistics`, the latest with BatchNorm statistics of
+    its own train features (AdaBN, Li et al., 2017)."""
+
+    def __post_init__(self) -> None:
+        if self.serving not in SERVINGS:
+            raise ValueError(f"blackfleet.serving must be one of {', '.join(SERVINGS)}, got {self.serving!r}")
 
 
 class FederatedConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -298,8 +374,18 @@ class CloudConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True
     label_space: str = "cityscapes"
     bits: int = 8
     """Quantisation of the features."""
+    frame_bytes: int | None = None
+    """Most bytes of a frame's features: each channel gets as many bits as fit, `bits` at most; None = all get
+    `bits`."""
+    anchor: float = 0.0
+    """λ of the penalty λ/2·‖φ − φ_start‖² on how far a vehicle's encoder goes from its start."""
     feature_shapes: tuple[tuple[int, int, int], ...] | None = None
     """C, H, W that vehicles may declare, each gets an input stem; None = what the first one declares."""
+    subspace: str = "all"
+    """What of an encoder learns: `all`, or `film`: a scale and a bias of each output channel."""
+    objective: str = "labels"
+    """What vehicles learn to lower: `labels`, the loss against the labels of their train frames, or
+    `entropy`, that of the cloud's own predictions, for which no train label is sent."""
     feedback_network: str = "latest"
     """blackfed-v2 only. Which weights answer a vehicle's queries: `latest`, or its own `best`."""
     store_capacity: int = 16
@@ -314,10 +400,12 @@ class CloudConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Turns under way at once where their order doesn't matter."""
     network: NetworkConfig = NetworkConfig()
     first_order: FirstOrderConfig = FirstOrderConfig()
+    uploads: UploadConfig = UploadConfig()
     zeroth_order: ZerothOrderConfig = ZerothOrderConfig()
     white_box: WhiteBoxConfig = WhiteBoxConfig()
     federated: FederatedConfig = FederatedConfig()
     local_loss: LocalLossConfig = LocalLossConfig()
+    blackfleet: BlackFleetConfig = BlackFleetConfig()
     patience: PatienceConfig = PatienceConfig()
 
     def __post_init__(self) -> None:
@@ -331,11 +419,33 @@ class CloudConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True
         if len(set(self.vehicles)) != len(self.vehicles):
             raise ValueError(f"vehicle ids must differ, got {', '.join(self.vehicles)}")
         _at_least(self.rounds, 1, "rounds")
+        if self.algorithm == "blackfleet" and self.local_loss.weight_power and self.uploads.train_frames:
+            raise ValueError(
+                "local_loss.weight_power needs loss maps of all train frames, but uploads.train_frames is "
+                f"{self.uploads.train_frames}; set weight_power to 0, or train_frames to null"
+            )
         _at_least(self.payload_limit_bytes, SMALLEST_PAYLOAD_LIMIT_BYTES, "payload_limit_bytes")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be at least 0 and below 2^63, got {self.seed}")
         if self.bits not in BITS:
             raise ValueError(f"bits must be one of {', '.join(map(str, BITS))}, got {self.bits}")
+        if self.frame_bytes is not None:
+            _at_least(self.frame_bytes, 1, "frame_bytes")
+            if self.bits == 32:
+                raise ValueError(
+                    f"frame_bytes of {self.frame_bytes} needs bits of 8 or fewer, got 32, which no channel "
+                    f"can have by itself; set bits to 8"
+                )
+            for shape in self.feature_shapes or ():
+                check_frame_bytes(self.frame_bytes, shape)
+        _one_of(self.subspace, ("all", "film"), "subspace")
+        _one_of(self.objective, ("labels", "entropy"), "objective")
+        _at_least(self.anchor, 0, "anchor")
+        if self.network.source_replay and self.network.source_features is None:
+            raise ValueError(
+                "network.source_replay needs source features, which a pretrained start brings; give --start "
+                "(by hand: network.source_features)"
+            )
         if self.feedback_network not in ("latest", "best"):
             raise ValueError(f"feedback_network must be latest or best, got {self.feedback_network!r}")
         for name in ("store_capacity", "training_threads", "inference_threads", "parallel_turns"):

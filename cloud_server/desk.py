@@ -19,6 +19,7 @@ from cloud_server.algorithms.base import (
     AnswersQueries,
     AnswersSeededQueries,
     ExchangesWeights,
+    KeepsLossMaps,
     TakesTrainSteps,
 )
 from cloud_server.errors import CloudError, RequestError
@@ -38,12 +39,14 @@ from protocol.messages import (
     Answer,
     Down,
     Feedback,
+    FetchLossMaps,
     FetchWeights,
     Gradient,
     Hello,
     LabelOffer,
     Labels,
     LabelWant,
+    LocalLossPlan,
     LossMaps,
     OfferedLabel,
     Query,
@@ -54,6 +57,7 @@ from protocol.messages import (
     SpsaPlan,
     Status,
     TrainStep,
+    Turn,
     TurnDone,
     TurnFailed,
     Update,
@@ -184,7 +188,7 @@ class Desk:
         }
         match request:
             case Query():
-                features_BCHW = self._checked_features(request, "train")
+                features_BCHW = self._checked_features(request, "train", labelled=_learns_from_labels(active))
                 if not isinstance(active.turn.learner, SpsaPlan) or not isinstance(algorithm, AnswersQueries):
                     raise RequestError("this turn has no queries")
                 active.check_answers(request.frames, 1, self._max_answers_per_frame)
@@ -195,6 +199,8 @@ class Desk:
                 return self._seeded_query(request, active, algorithm)
             case TrainStep():
                 return self._train_step(request, active, algorithm)
+            case FetchLossMaps():
+                return self._kept_loss_maps(request, active, algorithm)
             case FetchWeights():
                 return Weights(**identity, tensors=_exchanging(algorithm).weights())
             case Update():
@@ -205,6 +211,9 @@ class Desk:
                 if request.split not in active.turn.uploads:
                     raise RequestError(f"split {request.split!r} is not asked for in this turn")
                 features_BCHW = self._checked_features(request, request.split)
+                unasked = set(request.frames).difference(self._asked_frames(active.turn, request.split))
+                if unasked:
+                    raise RequestError(f"{request.split} frame {min(unasked)} is not asked for in this turn")
                 active.add_upload(request.step, request.split, request.frames, features_BCHW)
             case LabelOffer():
                 self._check_labels(request.vehicle, request.labels)
@@ -239,7 +248,7 @@ class Desk:
 
     def _seeded_query(self, request: SeededQuery, active: ActiveTurn, algorithm: Algorithm) -> LossMaps:
         """Answer with loss maps, no more of them than the turn's plan and the limit say."""
-        features_BCHW = self._checked_features(request, "train")
+        features_BCHW = self._checked_features(request, "train", labelled=_learns_from_labels(active))
         plan = active.turn.learner
         if not isinstance(plan, ActivationPlan) or not isinstance(algorithm, AnswersSeededQueries):
             raise RequestError("this turn has no seeded queries")
@@ -258,9 +267,30 @@ class Desk:
             maps=maps,
         )
 
+    def _kept_loss_maps(self, request: FetchLossMaps, active: ActiveTurn, algorithm: Algorithm) -> LossMaps:
+        """Answer with loss maps that were committed before the turn, where its plan has a use for them."""
+        self._check_frames(request.vehicle, request.frames, "train")
+        plan = active.turn.learner
+        if (
+            not isinstance(plan, LocalLossPlan)
+            or plan.weighting is None
+            or not isinstance(algorithm, KeepsLossMaps)
+        ):
+            raise RequestError("this turn fetches no loss maps")
+        active.check_answers(request.frames, 1, self._max_answers_per_frame)
+        maps = algorithm.kept_loss_maps(request.vehicle, request.frames)
+        active.count_answers(request.frames, 1, queries=0)
+        return LossMaps(
+            vehicle=request.vehicle,
+            grant=request.grant,
+            turn_id=request.turn_id,
+            step=request.step,
+            maps=maps,
+        )
+
     def _train_step(self, request: TrainStep, active: ActiveTurn, algorithm: Algorithm) -> Gradient:
         """Learn from a batch once, no more often than the turn says."""
-        features_BCHW = self._checked_features(request, "train")
+        features_BCHW = self._checked_features(request, "train", labelled=_learns_from_labels(active))
         plan = active.turn.learner
         if not isinstance(plan, WhiteBoxPlan) or not isinstance(algorithm, TakesTrainSteps):
             raise RequestError("this turn has no training steps")
@@ -288,20 +318,25 @@ class Desk:
         )
 
     def _checked_features(
-        self, request: Query | SeededQuery | TrainStep | Upload, split: str
+        self, request: Query | SeededQuery | TrainStep | Upload, split: str, *, labelled: bool = True
     ) -> NDArray[np.float32]:
-        """features_BCHW of frames that belong to `split` and whose labels are here."""
-        allowed = self._registry.frames(request.vehicle, split)
-        if not request.frames:
-            raise RequestError("no frames are named")
-        for index in request.frames:
-            if index not in allowed:
-                raise RequestError(f"frame {index} is no {split} frame of {request.vehicle!r}")
-        if len(set(request.frames)) != len(request.frames):
-            raise RequestError("a frame is named twice")
-        self._labels.get(request.vehicle, request.frames)
+        """features_BCHW of frames that belong to `split`; `labelled`: and whose labels are here."""
+        self._check_frames(request.vehicle, request.frames, split)
+        if labelled:
+            self._labels.get(request.vehicle, request.frames)
         shape = self._registry.feature_shape(request.vehicle)
         return decode(request.features, expected_shape=(len(request.frames), *shape))
+
+    def _check_frames(self, vehicle: str, indices: tuple[int, ...], split: str) -> None:
+        """Some frames of `split`, each once."""
+        allowed = self._registry.frames(vehicle, split)
+        if not indices:
+            raise RequestError("no frames are named")
+        for index in indices:
+            if index not in allowed:
+                raise RequestError(f"frame {index} is no {split} frame of {vehicle!r}")
+        if len(set(indices)) != len(indices):
+            raise RequestError("a frame is named twice")
 
     def _check_labels(self, vehicle: str, labels: Sequence[OfferedLabel]) -> None:
         """Labels of declared frames; those to train and validate on have the size of the encoder's input."""
@@ -323,7 +358,6 @@ class Desk:
                 raise RequestError(str(error)) from error
 
     def _check_complete(self, active: ActiveTurn) -> None:
-        vehicle = active.turn.vehicle
         if isinstance(self.algorithm, ExchangesWeights):
             self.algorithm.check_complete(active.turn)
         expected_steps = self._train_steps_of(active)
@@ -333,13 +367,17 @@ class Desk:
                 f"training steps"
             )
         for split in active.turn.uploads:
-            expected = self._registry.frames(vehicle, split)
+            expected = self._asked_frames(active.turn, split)
             uploaded = active.uploaded[split]
             if len(uploaded) != len(expected):
                 raise RequestError(
                     f"turn {active.turn.turn_id} ended with {len(uploaded)} of {len(expected)} {split} "
                     f"frames uploaded"
                 )
+
+    def _asked_frames(self, turn: Turn, split: str) -> Sequence[int]:
+        """The frames of a split that are to be uploaded in a turn that asks for the split."""
+        return turn.upload_frames.get(split, self._registry.frames(turn.vehicle, split))
 
     # Sending ------------------------------------------------------------------------------------------
 
@@ -368,6 +406,12 @@ class Desk:
             self._reject(vehicle, "", 0, malformed.reason, final=False)
         else:
             self._note_reject(vehicle, malformed.reason)
+
+
+def _learns_from_labels(active: ActiveTurn) -> bool:
+    """Whether what is asked about train frames in this turn is asked against their labels."""
+    plan = active.turn.learner
+    return not isinstance(plan, SpsaPlan | ActivationPlan | WhiteBoxPlan) or plan.objective == "labels"
 
 
 def _exchanging(algorithm: Algorithm) -> ExchangesWeights:

@@ -92,6 +92,30 @@ def loss_map(logits_BKhw: Tensor, label_Bhw: Tensor, cells_yx: tuple[int, int]) 
     return _resample(map_Byw, 2, cells_yx[1])
 
 
+def entropy(logits_BKhw: Tensor) -> Tensor:
+    """Return the mean over all pixels of the entropy −Σ p log p of the predicted classes, in nats, a scalar.
+
+    What is left to learn from without labels: Wang et al., Tent, ICLR 2021 (arXiv 2006.10726), equation 1.
+    """
+    return _pixel_entropy(logits_BKhw).mean()
+
+
+def entropy_map(logits_BKhw: Tensor, cells_yx: tuple[int, int]) -> Tensor:
+    """Return the mean `entropy` of the pixels of each cell of a `cells_yx` grid, float32[B, y, x].
+
+    The grid is that of `loss_map`; the mean over the cells of a frame is the entropy of that frame.
+
+    Raises:
+        ValueError: the grid doesn't fit the logits.
+    """
+    return _resample(_resample(_pixel_entropy(logits_BKhw), 1, cells_yx[0]), 2, cells_yx[1])
+
+
+def _pixel_entropy(logits_BKhw: Tensor) -> Tensor:
+    log_p_BKhw = logits_BKhw.log_softmax(dim=1)
+    return -(log_p_BKhw.exp() * log_p_BKhw).sum(dim=1)
+
+
 def _resample(values: Tensor, dim: int, cells: int) -> Tensor:
     """Average neighbours along `dim`, or repeat each value, so that there are `cells` of them."""
     length = values.shape[dim]

@@ -16,6 +16,7 @@ import torch
 from cloud_server.checkpoint import CheckpointError, has_checkpoint, load_checkpoint, save_checkpoint
 from cloud_server.config import CloudConfig
 from cloud_server.errors import CloudError
+from cloud_server.ledger import UploadCounts
 from cloud_server.registry import Registry
 
 _FREE_TO_CHANGE = ("patience", "parallel_turns", "payload_limit_bytes", "store_capacity")
@@ -70,6 +71,7 @@ class Committed:
             record.queries += counters["queries"]
             record.answers_per_frame = counters["answers_per_frame"]
             record.rejects += counters["rejects"]
+            record.uploads = msgspec.convert(counters["uploads"], UploadCounts)
 
 
 class RunState:
@@ -142,6 +144,7 @@ class RunState:
                     "queries": record.queries,
                     "answers_per_frame": record.answers_per_frame,
                     "rejects": record.rejects,
+                    "uploads": msgspec.to_builtins(record.uploads),
                 }
                 for vehicle, record in registry.vehicles.items()
             },

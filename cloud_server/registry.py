@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from cloud_server.errors import CloudError, RequestError
+from cloud_server.ledger import UploadCounts
+from protocol.bit_allocation import check_frame_bytes
 from protocol.messages import PROTOCOL_VERSION, SPLITS, Hello, Status
 
 
@@ -29,6 +31,7 @@ class VehicleRecord:
     answers_per_frame: int = 0
     """Most answers that queries have brought about any one frame in one turn."""
     rejects: int = 0
+    uploads: UploadCounts = field(default_factory=UploadCounts)
 
 
 class Registry:
@@ -40,11 +43,14 @@ class Registry:
         *,
         label_space: str,
         feature_shapes: Sequence[tuple[int, int, int]] | None,
+        frame_bytes: int | None = None,
     ) -> None:
-        """`feature_shapes` are those that vehicles may declare; None = that of the first one for all."""
+        """`feature_shapes` are those that vehicles may declare; None = that of the first one for all.
+        `frame_bytes`: see `CloudConfig`."""
         self.vehicles = {vehicle: VehicleRecord() for vehicle in vehicles}
         self.label_space = label_space
         self.feature_shapes = None if feature_shapes is None else tuple(feature_shapes)
+        self._frame_bytes = frame_bytes
         self.image_size: tuple[int, int] | None = None
         self.strangers = 0
         """Rejected messages of ids that are not in the fleet, or of none."""
@@ -83,6 +89,11 @@ class Registry:
                 f"cloud's network takes {' or '.join(map(shape_text, self.feature_shapes))}; export the "
                 f"bundle for this run"
             )
+        if self._frame_bytes is not None:
+            try:
+                check_frame_bytes(self._frame_bytes, hello.feature_shape)
+            except ValueError as error:
+                raise RequestError(str(error)) from error
         if self.image_size is not None and hello.image_size != self.image_size:
             raise RequestError(
                 f"images of {shape_text(hello.image_size)} pixels, this run uses "

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from cloud_server.algorithms.base import Scores, TrainingProgress
@@ -35,10 +36,13 @@ def assemble(
             "local_miou": _miou(scores.local.get(vehicle)),
             "ood_miou": _miou(scores.ood.get(vehicle)),
             "initial_local_miou": _miou(scores.initial.get(vehicle)),
+            "source_miou": _miou(scores.source.get(vehicle)),
+            "initial_source_miou": _miou(scores.initial_source.get(vehicle)),
             "frames_train": frames.get("train", 0),
             "frames_val": frames.get("val", 0),
             "frames_test": frames.get("test", 0),
             "frames_ood": frames.get("ood", 0),
+            "frames_source": frames.get("source", 0),
             "uplink_bytes": sum(record.uplink.values()),
             "downlink_bytes": sum(record.downlink.values()),
             "uplink_bytes_by_type": dict(sorted(record.uplink.items())),
@@ -46,6 +50,7 @@ def assemble(
             "queries": record.queries,
             "answers_per_frame": record.answers_per_frame,
             "rejects": record.rejects,
+            "uploads": msgspec.to_builtins(record.uploads),
         }
     everything = ConfusionMatrix(label_space)
     for matrix in scores.local.values():
@@ -61,6 +66,8 @@ def assemble(
         "mean_local_miou": _mean(vehicles, "local_miou"),
         "mean_ood_miou": _mean(vehicles, "ood_miou"),
         "initial_local_miou": _mean(vehicles, "initial_local_miou"),
+        "mean_source_miou": _mean(vehicles, "source_miou"),
+        "initial_source_miou": _mean(vehicles, "initial_source_miou"),
         "classes": {name: _finite(iou) for name, iou in per_class.items()},
         "confusion": everything.counts[:, :-1].tolist(),
         "frames_seen": progress.frames_seen,

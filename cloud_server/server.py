@@ -13,16 +13,20 @@ from pathlib import Path
 
 from cloud_server.algorithms import ALGORITHMS
 from cloud_server.algorithms.base import Algorithm, Context, MayEndEarly, training_steps
+from cloud_server.checkpoint import read_tensors
+from cloud_server.combinations import check_combination
 from cloud_server.config import CloudConfig, network_seed
 from cloud_server.desk import Desk
 from cloud_server.errors import CloudError, Stopped
 from cloud_server.inputs import build_shared_network
 from cloud_server.label_store import LabelStore
+from cloud_server.ledger import UploadLedger
 from cloud_server.persistence import RunState
 from cloud_server.registry import Registry
 from cloud_server.results import assemble
 from cloud_server.run_log import RunLog
 from cloud_server.schedule import Kind, Stage
+from cloud_server.source_features import load_source_replay
 from cloud_server.trainer import DivergedError, Trainer, TrainerConfig
 from cloud_server.turns import ActiveTurn, new_grant
 from datasets.labels import label_space
@@ -57,13 +61,15 @@ class Server:
         """Nothing is sent before `run`.
 
         Raises:
-            CloudError: the algorithm or label space is unknown, or the folder holds another run.
+            CloudError: the algorithm or label space is unknown, settings contradict each other, or the folder
+                holds another run.
         """
         if config.algorithm not in ALGORITHMS:
             raise CloudError(
                 f"unknown algorithm {config.algorithm!r}, expected one of: {', '.join(ALGORITHMS)}"
             )
         try:
+            check_combination(config)
             self._label_space = label_space(config.label_space)
         except ValueError as error:
             raise CloudError(str(error)) from error
@@ -74,7 +80,10 @@ class Server:
         self._run_log = run_log
         self._stop = stop
         self._registry = Registry(
-            config.vehicles, label_space=config.label_space, feature_shapes=config.feature_shapes
+            config.vehicles,
+            label_space=config.label_space,
+            feature_shapes=config.feature_shapes,
+            frame_bytes=config.frame_bytes,
         )
         self._state = RunState(run_folder / "cloud", config, resume=resume)
         self._labels = LabelStore(run_folder / "cloud" / "labels", num_classes=self._label_space.num_classes)
@@ -85,6 +94,7 @@ class Server:
             run_log=run_log,
             max_answers_per_frame=config.zeroth_order.max_answers_per_frame,
         )
+        self._ledger = UploadLedger()
         self._last_trained: dict[str, int] = {}
         self._statuses_counted = 0
 
@@ -159,9 +169,10 @@ class Server:
         assert image_size is not None, "every vehicle has said hello"
         first = config.first_order
         try:
+            feature_shapes = [self._registry.feature_shape(vehicle) for vehicle in config.vehicles]
             network = build_shared_network(
                 config.network.name,
-                feature_shapes=[self._registry.feature_shape(vehicle) for vehicle in config.vehicles],
+                feature_shapes=feature_shapes,
                 image_size=image_size,
                 num_classes=self._label_space.num_classes,
                 seed=network_seed(config.seed),
@@ -179,7 +190,15 @@ class Server:
                     inference_threads=config.inference_threads,
                     seed=derive_seed(config.seed, "training"),
                 ),
+                source_replay=load_source_replay(
+                    config,
+                    self._run_folder,
+                    num_classes=self._label_space.num_classes,
+                    feature_shapes=feature_shapes,
+                ),
             )
+            if config.network.start is not None:
+                trainer.load_weights(read_tensors(self._run_folder / config.network.start)[0])
         except (ValueError, OSError) as error:
             raise CloudError(f"can't build the cloud's network: {error}") from error
         return ALGORITHMS[config.algorithm](
@@ -192,6 +211,10 @@ class Server:
                 run_folder=self._run_folder,
                 check_stop=self._check_stop,
                 train_frames=train_frames,
+                ledger=self._ledger,
+                source_frames={
+                    vehicle: len(self._registry.frames(vehicle, "source")) for vehicle in config.vehicles
+                },
             )
         )
 
@@ -238,6 +261,7 @@ class Server:
                 elif active.abandoned:
                     log.warning("turn %d of vehicle %s starts over", stage.number, vehicle)
                     self._run_log.event("restarted", vehicle=vehicle, stage=stage.number)
+                    self._discard(active)
                     self._grant(algorithm, stage, vehicle)
                 else:
                     self._look_after(stage, vehicle, active)
@@ -247,8 +271,13 @@ class Server:
         """Go on without a vehicle: whatever it still sends in this turn is stale."""
         vehicle = active.turn.vehicle
         active.abandoned = True
+        self._discard(active)
         log.warning("turn %d of vehicle %s took over %g s: dropped", stage.number, vehicle, stage.deadline_s)
         self._run_log.event("dropped", vehicle=vehicle, stage=stage.number, round=stage.round)
+
+    def _discard(self, active: ActiveTurn) -> None:
+        """Count what an attempt that is given up has had acknowledged."""
+        self._registry.vehicles[active.turn.vehicle].uploads.discarded += len(active.uploaded["train"])
 
     def _grant(self, algorithm: Algorithm, stage: Stage, vehicle: str) -> None:
         """Start a vehicle's turn, or start it over: a new grant makes the old attempt stale."""
@@ -266,6 +295,13 @@ class Server:
             batch_size=plan.batch_size,
             uploads=plan.uploads,
             bits=self._config.bits,
+            frame_bytes=self._config.frame_bytes,
+            upload_frames={
+                split: limit.choose(self._registry.frames(vehicle, split))
+                for split, limit in plan.limits.items()
+                if split in plan.uploads and limit.most < len(self._registry.frames(vehicle, split))
+            },
+            anchor=self._config.anchor,
         )
         self._desk.active[vehicle] = ActiveTurn(turn=turn)
         algorithm.begin(stage, vehicle)
@@ -278,6 +314,7 @@ class Server:
         vehicle = active.turn.vehicle
         record = self._registry.vehicles[vehicle]
         record.queries += active.queries
+        self._ledger.acknowledge(vehicle, active.uploaded["train"])
         record.answers_per_frame = max(record.answers_per_frame, active.answers_per_frame)
         try:
             algorithm.turn_done(stage, vehicle, active.features())
@@ -304,22 +341,35 @@ class Server:
 
     def _commit(self, algorithm: Algorithm, stage: Stage) -> None:
         self._labels.sync()
+        self._ledger.close({name: record.uploads for name, record in self._registry.vehicles.items()})
+        self._note_curve(algorithm, stage)
         self._state.commit(stage.number + 1, algorithm, self._registry, self._last_trained)
         algorithm.committed()
         self._run_log.event("committed", stage=stage.number, round=stage.round, kind=stage.kind.value)
-        if stage.kind is Kind.TRAIN:
-            records, progress = self._registry.vehicles.values(), algorithm.progress
-            self._run_log.event(
-                "curve",
-                stage=stage.number,
-                round=stage.round,
-                frames_seen=progress.frames_seen,
-                loss=progress.mean_loss,
-                val_miou=progress.mean_val_miou,
-                uplink_bytes=sum(sum(record.uplink.values()) for record in records),
-                downlink_bytes=sum(sum(record.downlink.values()) for record in records),
-                wall_s=round(self._state.wall_s(), 3),
-            )
+
+    def _note_curve(self, algorithm: Algorithm, stage: Stage) -> None:
+        """Log how far the run is, before the commit, so that no committed stage is without it."""
+        if stage.kind is Kind.FINAL:
+            return
+        records, progress = self._registry.vehicles.values(), algorithm.progress
+        spent = {
+            "uplink_bytes": sum(sum(record.uplink.values()) for record in records),
+            "downlink_bytes": sum(sum(record.downlink.values()) for record in records),
+            "wall_s": round(self._state.wall_s(), 3),
+        }
+        if stage.kind is Kind.INITIAL:
+            self._run_log.event("training", stage=stage.number, **spent)
+            return
+        self._run_log.event(
+            "curve",
+            stage=stage.number,
+            round=stage.round,
+            frames_seen=progress.frames_seen,
+            loss=progress.mean_loss,
+            val_miou=progress.mean_val_miou,
+            validated=len(progress.val_miou),
+            **spent,
+        )
 
     def _look_after(self, stage: Stage, vehicle: str, active: ActiveTurn) -> None:
         """Repeat a grant that may be lost; give up on a vehicle that stays away, unless a deadline does."""

@@ -18,14 +18,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cloud_server.losses import downsample_labels, find_loss, loss_map, per_frame
+from cloud_server.batch_statistics import collect_statistics
+from cloud_server.losses import downsample_labels, entropy, entropy_map, find_loss, loss_map, per_frame
 from cloud_server.rates import SCHEDULES
+from cloud_server.source_features import SourceReplay
 from protocol.batches import batch_bounds
 from protocol.noise import derive_seed, permutation
 
 Array = NDArray[Any] | Tensor
 Progress = Callable[[int, int, float], None]
-"""(steps done, steps in all, loss of the last step)."""
+"""Called after a step with (steps done, steps in all, its loss); may itself take further steps."""
+Visited = Callable[[int, NDArray[np.int64]], None]
+"""(epoch, positions of the frames that a step was just taken on)."""
 
 # Convolutions on a CPU run faster with the channels innermost.
 _FORMAT = torch.channels_last
@@ -113,8 +117,12 @@ class Trainer:
     both NumPy arrays or tensors.
     """
 
-    def __init__(self, network: nn.Module, config: TrainerConfig) -> None:
+    def __init__(
+        self, network: nn.Module, config: TrainerConfig, *, source_replay: SourceReplay | None = None
+    ) -> None:
+        """`source_replay`: what may follow each step; not counted as a step of the schedule."""
         self.config = config
+        self._source_replay = source_replay
         self._loss = find_loss(config.loss)
         self._network = network.eval()
         for parameter in self._network.parameters():
@@ -166,10 +174,7 @@ class Trainer:
             leaf_BCHW = _features_tensor(features_BCHW).detach().requires_grad_()
             loss = self._train_step(leaf_BCHW, _tensor(label_BHW))
             assert leaf_BCHW.grad is not None
-            gradient_BCHW = np.ascontiguousarray(leaf_BCHW.grad.numpy())
-        if not np.isfinite(gradient_BCHW).all():
-            raise DivergedError(f"the features' gradient is not finite in step {self._steps}: lower the rate")
-        return loss, gradient_BCHW
+            return loss, self._finite(leaf_BCHW.grad)
 
     def train_epochs(
         self,
@@ -180,6 +185,7 @@ class Trainer:
         batch_size: int,
         seed: int,
         progress: Progress | None = None,
+        visited: Visited | None = None,
     ) -> list[float]:
         """Train on every frame once an epoch, in an order drawn from `seed`; return each epoch's mean loss.
 
@@ -208,16 +214,26 @@ class Trainer:
                     chosen_B = order_n[start:stop]
                     loss = self._train_step(features_nCHW[chosen_B], label_nHW[chosen_B])
                     total += loss * (stop - start)
+                    if visited is not None:
+                        visited(epoch, chosen_B.numpy())
                     if progress is not None:
                         progress(epoch * len(bounds) + step + 1, epochs * len(bounds), loss)
                 means.append(total / n)
             return means
 
     def _train_step(self, features_BCHW: Tensor, label_BHW: Tensor) -> float:
+        value = self._step(features_BCHW, label_BHW, "step")
+        replay = self._source_replay and self._source_replay.after(self._steps)
+        if replay:
+            self._step(_tensor(replay[0]), _tensor(replay[1]), "source-step")
+        self._steps += 1
+        return value
+
+    def _step(self, features_BCHW: Tensor, label_BHW: Tensor, name: str) -> float:
         for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * self.rate_share
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(self.config.seed, "step", self._steps) % _TORCH_SEED_LIMIT)
+            torch.manual_seed(derive_seed(self.config.seed, name, self._steps) % _TORCH_SEED_LIMIT)
             logits_BKhw = self._network(features_BCHW.contiguous(memory_format=_FORMAT))
         loss = self._loss(logits_BKhw, downsample_labels(label_BHW, logits_BKhw.shape[-2:]))
         value = loss.item()
@@ -226,16 +242,38 @@ class Trainer:
         self._optimizer.zero_grad()
         torch.autograd.backward(loss)
         self._optimizer.step()
-        self._steps += 1
         return value
 
-    # Inference; the network is in evaluation mode, nothing in it changes
+    def _finite(self, gradient_BCHW: Tensor) -> NDArray[np.float32]:
+        if not torch.isfinite(gradient_BCHW).all():
+            raise DivergedError(f"the features' gradient is not finite in step {self._steps}: lower the rate")
+        return np.ascontiguousarray(gradient_BCHW.numpy())
 
-    def evaluate_loss(self, features_BCHW: Array, label_BHW: Array) -> float:
+    def advance_schedule(self) -> None:
+        """Let the rate schedule go on by a step that this network does not take."""
+        self._steps += 1
+
+    # Inference; the network is in evaluation mode, nothing in it changes; no labels: the loss is the entropy
+
+    def evaluate_loss(self, features_BCHW: Array, label_BHW: Array | None) -> float:
         """Return the loss of the batch."""
         with self._inference():
-            logits_BKhw, label_Bhw = self._evaluate(features_BCHW, label_BHW)
-            return self._loss(logits_BKhw, label_Bhw).item()
+            return self._evaluate_loss(_features_tensor(features_BCHW), label_BHW).item()
+
+    def evaluate_gradient(
+        self, features_BCHW: Array, label_BHW: Array | None
+    ) -> tuple[float, NDArray[np.float32]]:
+        """Return the loss of the batch and its gradient, float32[B, C, H, W], at the features.
+
+        Raises:
+            DivergedError: the loss or the gradient is not finite.
+        """
+        with self._lock, threads(self.config.training_threads):
+            leaf_BCHW = _features_tensor(features_BCHW).detach().requires_grad_()
+            loss = self._evaluate_loss(leaf_BCHW, label_BHW)
+            if not math.isfinite(loss.item()):
+                raise DivergedError(f"the loss became {loss.item()} in step {self._steps}: lower the rate")
+            return loss.item(), self._finite(torch.autograd.grad(loss, leaf_BCHW)[0])
 
     def evaluate_losses(self, features_BCHW: Array, label_BHW: Array) -> NDArray[np.float32]:
         """Return the loss of each frame, float32[B]."""
@@ -246,18 +284,19 @@ class Trainer:
             return losses_B
 
     def loss_map(
-        self, features_BCHW: Array, label_BHW: Array, cells_yx: tuple[int, int]
+        self, features_BCHW: Array, label_BHW: Array | None, cells_yx: tuple[int, int]
     ) -> NDArray[np.float32]:
-        """Return where the cross-entropy of each frame lies, float32[B, y, x]; see `losses.loss_map`.
+        """Return `losses.loss_map`, or without labels `losses.entropy_map`, float32[B, y, x].
 
         Raises:
             ValueError: the grid doesn't fit the logits.
         """
         with self._inference():
-            map_Byx: NDArray[np.float32] = loss_map(
-                *self._evaluate(features_BCHW, label_BHW), cells_yx
-            ).numpy()
-            return map_Byx
+            if label_BHW is None:
+                map_Byx = entropy_map(self._network(_features_tensor(features_BCHW)), cells_yx)
+            else:
+                map_Byx = loss_map(*self._evaluate(features_BCHW, label_BHW), cells_yx)
+            return np.asarray(map_Byx, np.float32)
 
     def predict(
         self, features_nCHW: Array, size_hw: tuple[int, int], *, chunk_frames: int = 16
@@ -276,6 +315,27 @@ class Trainer:
                 )
                 label_nhw[chosen] = logits_BKhw.argmax(dim=1).to(torch.uint8).numpy()
         return label_nhw
+
+    def estimate_statistics(self, features_nCHW: Array, *, batch_size: int, seed: int) -> dict[str, Tensor]:
+        """Return `collect_statistics` of these features, a part of `weights()`.
+
+        Batches are alike, because their order is drawn from `seed`.
+        """
+        order_n = torch.from_numpy(permutation(seed, len(features_nCHW)))
+        features_nCHW = _features_tensor(features_nCHW)
+        with self._lock, threads(self.config.inference_threads):
+            return collect_statistics(
+                self._network,
+                (
+                    features_nCHW[order_n[start:stop]].contiguous(memory_format=_FORMAT)
+                    for start, stop in batch_bounds(len(order_n), batch_size)
+                ),
+            )
+
+    def _evaluate_loss(self, features_BCHW: Tensor, label_BHW: Array | None) -> Tensor:
+        if label_BHW is None:
+            return entropy(self._network(features_BCHW))
+        return self._loss(*self._evaluate(features_BCHW, label_BHW))
 
     def _evaluate(self, features_BCHW: Array, label_BHW: Array) -> tuple[Tensor, Tensor]:
         logits_BKhw = self._network(_features_tensor(features_BCHW))
@@ -322,7 +382,7 @@ class Trainer:
         """
         with self._lock:
             moments: dict[str, dict[str, Tensor]] = {name: {} for name in _MOMENTS}
-            # An input stem is stepped only by batches of its feature shape.
+            # An input stem is stepped only by batches of its shape; source replay adds steps to the others.
             rarer_steps: dict[str, int] = {}
             for parameter_name, parameter in self._network.named_parameters():
                 state = self._optimizer.state.get(parameter, {})
@@ -374,11 +434,12 @@ class Trainer:
     @contextmanager
     def _training(self) -> Iterator[None]:
         with self._lock, threads(self.config.training_threads):
+            before = self._network.training
             self._network.train()
             try:
                 yield
             finally:
-                self._network.eval()
+                self._network.train(before)
 
     @contextmanager
     def _inference(self) -> Iterator[None]:

@@ -19,6 +19,7 @@ from protocol.messages import (
     Answer,
     Down,
     Feedback,
+    FetchLossMaps,
     FetchWeights,
     Finish,
     Gradient,
@@ -44,6 +45,7 @@ _ANSWERS: dict[type, type[Answer]] = {
     LabelOffer: LabelWant,
     Query: Feedback,
     SeededQuery: LossMaps,
+    FetchLossMaps: LossMaps,
     TrainStep: Gradient,
     FetchWeights: Weights,
 }

@@ -61,6 +61,7 @@ class Encoder:
         if threads < 1:
             raise ValueError(f"encoder threads must be at least 1, got {threads}")
         self.spec: EncoderSpec = bundle.spec
+        self.theta0 = bundle.theta0
         width, height = bundle.spec.image_size
         self._frame_shape = (height, width, 3)
         probe: Arrays = {"image_BHWC": np.zeros((1, *self._frame_shape), np.uint8)}

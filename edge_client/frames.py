@@ -18,7 +18,7 @@ from edge_client.errors import VehicleError
 from protocol.messages import SPLITS
 
 _DEFAULT_CAPACITY_BYTES = 512 * 1024 * 1024
-_FULL_SIZE_SPLITS = frozenset({"test", "ood"})
+_FULL_SIZE_SPLITS = frozenset({"test", "ood", "source"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +90,10 @@ class FrameCache:
 
 
 class VehicleFrames:
-    """The frames of one vehicle, numbered from 0 through its splits train, val, test, ood.
+    """The frames of one vehicle, numbered from 0 through its splits train, val, test, ood, source.
 
-    `ood` are other vehicles' test frames: known to a simulated vehicle, empty on a real one.
+    `ood` are other vehicles' test frames, `source` frames of the domain that encoder and network were
+    pretrained on: known to a simulated vehicle, empty on a real one. Source frames are seen clearly.
     """
 
     def __init__(
@@ -125,20 +126,23 @@ class VehicleFrames:
         self._full_size = {index for split in _FULL_SIZE_SPLITS for index in self.splits[split]}
 
     def counts(self) -> dict[str, int]:
-        """Frames per split."""
-        return {split: len(indices) for split, indices in self.splits.items()}
+        """Frames per split; source frames only where there are some."""
+        return {split: len(part) for split, part in self.splits.items() if part or split != "source"}
 
     def images(self, indices: Sequence[int]) -> NDArray[np.uint8]:
         """image_BHWC uint8 RGB at the encoder's input size."""
-        keys = [self.keys[index] for index in indices]
-        return np.stack([self._cache.resized(key, self._sights.get(key))[0] for key in keys])
+        return np.stack([self._resized(index)[0] for index in indices])
 
     def label(self, index: int) -> NDArray[np.uint8]:
         """label_HW: at the input size to train and validate on, at its own size to test against."""
         if index in self._full_size:
             return self._cache.full_label(self.keys[index])
-        key = self.keys[index]
-        return self._cache.resized(key, self._sights.get(key))[1]
+        return self._resized(index)[1]
+
+    def _resized(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        # The same frame may be one of the vehicle's own, which it sees through its condition.
+        sight = None if index in self.splits["source"] else self._sights.get(self.keys[index])
+        return self._cache.resized(self.keys[index], sight)
 
 
 def limit_opencv_threads(threads: int) -> None:

@@ -40,6 +40,8 @@ from protocol.transport import Will
 
 log = logging.getLogger(__name__)
 
+_OWN_SPLITS = ("train", "val", "test")
+
 
 class _Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Read from and written to JSON; unknown keys are refused."""
@@ -75,7 +77,8 @@ class VehicleConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     predictions: str | None = None
     """Folder for what it predicts on its own test frames where nobody else can: in federated averaging."""
     frames: dict[str, tuple[str, ...]] = {}
-    """Frame keys by split (train, val, test, ood); empty = the whole data set, split by contiguous blocks."""
+    """Frame keys by split (train, val, test, ood, source); empty = the whole data set, split by contiguous
+    blocks."""
     sight: SightConfig | None = None
     """What it sees its own frames through; None = clear."""
     ood_sights: dict[str, SightConfig] = {}
@@ -307,5 +310,5 @@ def _sights(config: VehicleConfig, splits: Mapping[str, Sequence[str]]) -> dict[
     sights = {key: sight.sight() for key, sight in config.ood_sights.items()}
     if config.sight is not None:
         own = config.sight.sight()
-        sights |= {key: own for split, keys in splits.items() if split != "ood" for key in keys}
+        sights |= {key: own for split in _OWN_SPLITS for key in splits.get(split, ())}
     return sights

@@ -17,6 +17,11 @@ class Optimizer(Protocol):
 
     rate: float
 
+    @property
+    def pace(self) -> float:
+        """How far a lasting gradient of 1 moves each element in a step."""
+        ...
+
     def step(self, theta: NDArray[np.float32], gradient: NDArray[np.float32]) -> NDArray[np.float32]:
         """The next θ float32 (n,); the arguments stay as they are."""
         ...
@@ -52,6 +57,11 @@ class Nesterov:
         self.rate = _checked_rate(rate)
         self.momentum = _checked_decay("momentum", momentum)
         self._velocity: NDArray[np.float32] | None = None
+
+    @property
+    def pace(self) -> float:
+        """See `Optimizer.pace`."""
+        return self.rate / (1 - self.momentum)
 
     def step(self, theta: NDArray[np.float32], gradient: NDArray[np.float32]) -> NDArray[np.float32]:
         """See `Optimizer.step`."""
@@ -97,6 +107,11 @@ class Adam:
         self._mean: NDArray[np.float32] | None = None
         self._square: NDArray[np.float32] | None = None
         self._steps = 0
+
+    @property
+    def pace(self) -> float:
+        """See `Optimizer.pace`."""
+        return self.rate
 
     def step(self, theta: NDArray[np.float32], gradient: NDArray[np.float32]) -> NDArray[np.float32]:
         """See `Optimizer.step`."""

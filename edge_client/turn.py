@@ -21,6 +21,7 @@ from edge_client.errors import TurnRefused
 from edge_client.frames import VehicleFrames
 from edge_client.local_head import LocalHead
 from protocol import label_codec
+from protocol.bit_allocation import encode_within
 from protocol.local_model import LocalModel
 from protocol.messages import Answer, LabelOffer, Labels, LabelWant, OfferedLabel, Request, Turn, Upload
 from protocol.noise import derive_seed, permutation
@@ -125,7 +126,7 @@ class TurnTools:
         """Features of some frames under θ, ready to be sent.
 
         Raises:
-            TurnRefused: they are not finite, or the turn asks for an unknown coding.
+            TurnRefused: they are not finite, or the turn asks for a coding that is unknown or too small.
         """
         return self.code(self.encoder.forward(theta, image_BHWC))
 
@@ -133,25 +134,45 @@ class TurnTools:
         """Features ready to be sent.
 
         Raises:
-            TurnRefused: they are not finite, or the turn asks for an unknown coding.
+            TurnRefused: they are not finite, or the turn asks for a coding that is unknown or too small.
         """
         try:
-            return encode(features_BCHW, self.turn.bits)
+            if self.turn.frame_bytes is None:
+                return encode(features_BCHW, self.turn.bits)
+            return encode_within(
+                features_BCHW, bytes_per_frame=self.turn.frame_bytes, most_bits=self.turn.bits
+            )
         except ValueError as error:
             raise TurnRefused(f"features can't be sent: {error}") from error
 
     def upload(self, split: str, theta: NDArray[np.float32]) -> None:
-        """Send the features of all frames of a split, a batch a message, once."""
+        """Send the features of the frames that the turn wants of a split, a batch a message, once.
+
+        Raises:
+            TurnRefused: see `own_frames` and `encode`.
+        """
+        indices = self.own_frames(split, self.turn.upload_frames.get(split))
 
         def uploads() -> Iterator[Request]:
-            indices = self.frames.splits[split]
             for first in range(0, len(indices), self.turn.batch_size):
                 batch = indices[first : first + self.turn.batch_size]
                 features = self.encode(theta, self.frames.images(batch))
                 yield Upload(**self.header(), split=split, frames=batch, features=features)
 
-        self.send_labels(self.frames.splits[split])
+        self.send_labels(indices)
         self.ask(uploads())
+
+    def own_frames(self, split: str, wanted: tuple[int, ...] | None) -> tuple[int, ...]:
+        """The frames of a split that the turn names; all of them where it names none.
+
+        Raises:
+            TurnRefused: one of them is not of the split.
+        """
+        own = self.frames.splits[split]
+        strangers = set(wanted or ()).difference(own)
+        if strangers:
+            raise TurnRefused(f"the turn asks for {split} frame {min(strangers)}, which this vehicle lacks")
+        return wanted or own
 
     def send_labels(self, indices: Sequence[int]) -> None:
         """Offer the labels that are not known to be in the cloud; send those that it wants."""

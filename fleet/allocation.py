@@ -10,12 +10,15 @@ from rich.console import Console
 
 from datasets.catalog import open_dataset
 from datasets.conditions import Condition
-from datasets.frame import FrameSource
+from datasets.frame import DatasetError, FrameSource
 from datasets.generated import GeneratorSettings, generate_dataset
 from datasets.partition import VehicleFrames, describe_partition, partition_frames
+from datasets.subset import CitySubset
 from edge_client.host import SightConfig
 from fleet.scenario import Scenario, parse_image_size
+from fleet.start import StartSpec
 from protocol.atomic import write_json_atomic
+from protocol.label_codec import content_hash
 from protocol.noise import derive_seed
 
 PARTITION_NAME = "partition.json"
@@ -38,10 +41,13 @@ class Share:
     """Name of its encoder."""
     sight: SightConfig | None
     """What it sees its frames through; None = clear."""
+    source: tuple[str, ...] = ()
+    """Frames of the domain that it was pretrained on, which it is tested on, seen clearly."""
 
     def splits(self) -> dict[str, tuple[str, ...]]:
         """Frame keys by split, as a vehicle's settings hold them."""
-        return {"train": self.train, "val": self.val, "test": self.test, "ood": self.ood}
+        splits = {"train": self.train, "val": self.val, "test": self.test, "ood": self.ood}
+        return {**splits, "source": self.source} if self.source else splits
 
 
 def data_folder(scenario: Scenario, run_folder: Path) -> Path:
@@ -63,7 +69,7 @@ def open_data(scenario: Scenario, run_folder: Path, console: Console) -> FrameSo
     root = data_folder(scenario, run_folder)
     if scenario.dataset.name == "generated":
         settings = GeneratorSettings(
-            cities=min(scenario.vehicles, _MOST_CITIES),
+            cities=rendered_cities(scenario),
             frames_per_sequence=scenario.dataset.frames_per_sequence,
             image_size=parse_image_size(scenario.image_size),
             seed=scenario.seed,
@@ -78,14 +84,44 @@ def open_data(scenario: Scenario, run_folder: Path, console: Console) -> FrameSo
     return open_dataset(layout(scenario), root)
 
 
-def allocate(scenario: Scenario, source: FrameSource) -> dict[str, Share]:
-    """Each vehicle's share of the frames, a function of the scenario and the data set alone.
+def rendered_cities(scenario: Scenario) -> int:
+    """Cities of a generated data set."""
+    return scenario.dataset.generated_cities or min(scenario.vehicles, _MOST_CITIES)
+
+
+def source_test_frames(scenario: Scenario, start: StartSpec, source: FrameSource) -> tuple[str, ...]:
+    """The frames on which forgetting is measured, looked up in the whole data set.
 
     Raises:
-        ValueError, DatasetError: see `partition_frames`.
+        DatasetError: the data set lacks one of them, or has another one of the same name.
     """
+    refs = {ref.key: ref for ref in source.refs}
+    digests = dict(zip(start.test, start.test_label_digests, strict=True))
+    keys = evenly_spaced(start.test, scenario.evaluation.source_frames)
+    for key in keys:
+        if key not in refs or content_hash(source.load_label(refs[key])).hex() != digests[key]:
+            raise DatasetError(
+                f"frame {key}, on which forgetting is to be measured, "
+                f"{'is not in this data set' if key not in refs else 'has another label here'}; give the "
+                f"data set that the start was pretrained on (--data-root), or set evaluation.source_frames "
+                f"to 0"
+            )
+    return keys
+
+
+def allocate(
+    scenario: Scenario, source: FrameSource, *, source_keys: tuple[str, ...] = ()
+) -> dict[str, Share]:
+    """Each vehicle's share of the frames, a function of the scenario and the data set alone.
+
+    `source_keys` are those of `source_test_frames`.
+
+    Raises:
+        ValueError, DatasetError: see `partition_frames` and `CitySubset`.
+    """
+    cities = scenario.dataset.cities
     partition = partition_frames(
-        source,
+        source if cities is None else CitySubset(source, cities),
         scenario.vehicle_ids,
         method=scenario.dataset.partition,
         seed=scenario.dataset.partition_seed,
@@ -102,6 +138,7 @@ def allocate(scenario: Scenario, source: FrameSource) -> dict[str, Share]:
             ood=_others(vehicle, partition, scenario.evaluation.ood_frames),
             encoder=scenario.encoders.get(vehicle, scenario.encoder.name),
             sight=vehicle_sight(scenario, vehicle),
+            source=source_keys,
         )
         for vehicle, frames in partition.items()
     }

@@ -28,8 +28,9 @@ from cloud_server.predictions import write_prediction
 from cloud_server.registry import Registry
 from cloud_server.results import assemble
 from cloud_server.run_log import RunLog
+from cloud_server.schedule import Kind
 from cloud_server.trainer import DivergedError, PartConfig, Trainer, TrainerConfig
-from edge_client.frames import FrameCache
+from edge_client.frames import FrameCache, Sight
 from fleet.allocation import sights
 from fleet.encoders import build_encoder
 from fleet.errors import OperatorError
@@ -113,6 +114,9 @@ class _CentralRun:
             else:
                 kind = "final" if stage else "initial"
                 self._evaluate(stage, kind)
+                if stage == 0:
+                    spent = {"uplink_bytes": 0, "downlink_bytes": 0, "wall_s": round(state.wall_s(), 3)}
+                    self._log.event("training", stage=stage, **spent)
             state.commit(stage + 1, self, registry, {})
             self._log.event("committed", stage=stage, round=stage, kind=kind)
             self._view.update()
@@ -145,11 +149,12 @@ class _CentralRun:
     # The stages
 
     def _train(self, stage: int) -> None:
-        """E passes over the union of all train frames, in an order drawn anew for each."""
-        epochs, n = self._config.first_order.epochs, len(self._train_keys)
-        total = epochs * len(self._bounds)
+        """Passes over the union of all train frames, in an order drawn anew for each; those that stand for
+        replay follow the others."""
+        passes, n = self._config.first_order.passes, len(self._train_keys)
+        total = passes * len(self._bounds)
         losses = []
-        for epoch in range(epochs):
+        for epoch in range(passes):
             order_n = permutation(derive_seed(self._config.seed, "centralized", stage, epoch), n)
             summed = 0.0
             for step, (start, stop) in enumerate(self._bounds):
@@ -164,7 +169,7 @@ class _CentralRun:
                         )
                     self._view.update()
             losses.append(summed / n)
-        self.progress.frames_seen += epochs * n
+        self.progress.frames_seen += passes * n
         if losses:
             self.progress.loss = dict.fromkeys(self._shares, losses[-1])
             self._log.event("learned", stage=stage, losses=[round(loss, 5) for loss in losses])
@@ -175,7 +180,7 @@ class _CentralRun:
             matrix = ConfusionMatrix(self._label_space)
             for key in share.val:
                 label_HW = self._cache.resized(key, self._sights.get(key))[1]
-                matrix.add(label_HW, self._predict(key, label_HW))
+                matrix.add(label_HW, self._predict(key, label_HW, self._sights.get(key)))
             miou = matrix.mean_iou()
             miou = miou if math.isfinite(miou) else 0.0
             self.progress.val_miou[vehicle] = miou
@@ -190,6 +195,7 @@ class _CentralRun:
             frames_seen=self.progress.frames_seen,
             loss=self.progress.mean_loss,
             val_miou=self.progress.mean_val_miou,
+            validated=len(self.progress.val_miou),
             uplink_bytes=0,
             downlink_bytes=0,
             wall_s=round(wall_s, 3),
@@ -201,7 +207,7 @@ class _CentralRun:
         for vehicle, share in self._shares.items():
             for key in share.test:
                 label_HW = self._cache.full_label(key)
-                prediction_HW = self._predict(key, label_HW)
+                prediction_HW = self._predict(key, label_HW, self._sights.get(key))
                 by_key[key] = ConfusionMatrix(self._label_space)
                 by_key[key].add(label_HW, prediction_HW)
                 if kind == "final":
@@ -213,6 +219,19 @@ class _CentralRun:
                 self.scores.ood[vehicle] = self._sum(by_key, share.ood, stage, kind, vehicle, "ood")
             else:
                 self.scores.initial[vehicle] = self._sum(by_key, share.test, stage, kind, vehicle, "test")
+        self._evaluate_source(stage, kind)
+
+    def _evaluate_source(self, stage: int, kind: str) -> None:
+        """Frames of the source, seen clearly: the same, with the same model, for every vehicle."""
+        matrix = ConfusionMatrix(self._label_space)
+        keys = next(iter(self._shares.values())).source
+        for key in keys:
+            label_HW = self._cache.full_label(key)
+            matrix.add(label_HW, self._predict(key, label_HW, None))
+        for vehicle in self._shares if keys else ():
+            self.scores.of(Kind(kind), "source")[vehicle] = self._logged(
+                matrix, len(keys), stage, kind, vehicle, "source"
+            )
 
     def _sum(
         self,
@@ -226,7 +245,12 @@ class _CentralRun:
         matrix = ConfusionMatrix(self._label_space)
         for key in keys:
             matrix.merge(by_key[key])
-        miou, frames = matrix.mean_iou(), len(keys)
+        return self._logged(matrix, len(keys), stage, kind, vehicle, split)
+
+    def _logged(
+        self, matrix: ConfusionMatrix, frames: int, stage: int, kind: str, vehicle: str, split: str
+    ) -> ConfusionMatrix:
+        miou = matrix.mean_iou()
         self._log.event(
             "evaluation", stage=stage, vehicle=vehicle, split=split, kind=kind, miou=miou, frames=frames
         )
@@ -240,10 +264,11 @@ class _CentralRun:
         image_BHWC = np.stack([image_HWC for image_HWC, _ in pairs])
         return image_BHWC.transpose(0, 3, 1, 2), np.stack([label_HW for _, label_HW in pairs])
 
-    def _predict(self, key: str, label_HW: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """prediction_HW of a frame, uint8 trainIds at the size of its label."""
+    def _predict(self, key: str, label_HW: NDArray[np.uint8], sight: Sight | None) -> NDArray[np.uint8]:
+        """prediction_HW of a frame as it is seen, uint8 trainIds at the size of its label."""
         height, width = label_HW.shape
-        image_BCHW, _ = self._batch([key])
+        image_HWC, _ = self._cache.resized(key, sight)
+        image_BCHW = image_HWC.transpose(2, 0, 1)[None]
         prediction_HW: NDArray[np.uint8] = self._trainer.predict(image_BCHW, (height, width))[0]
         return prediction_HW
 
@@ -261,6 +286,8 @@ class _CentralRun:
             seed=network_seed(config.seed),
             weights=Path(config.network.weights) if config.network.weights else None,
         )
+        if self._job.start is not None:
+            self._job.start.begin(encoder, network)
         return Trainer(
             WholeNetwork(encoder, network),
             TrainerConfig(
@@ -268,7 +295,7 @@ class _CentralRun:
                 rate=first.rate,
                 weight_decay=first.weight_decay,
                 schedule=first.schedule,
-                total_steps=max(1, len(self._bounds) * first.epochs * config.rounds),
+                total_steps=max(1, len(self._bounds) * first.passes * config.rounds),
                 training_threads=config.training_threads,
                 inference_threads=config.training_threads,
                 seed=derive_seed(config.seed, "training"),

@@ -12,11 +12,12 @@ from rich.console import Console
 
 import fleet.compare as comparing
 import fleet.launch as launching
+import fleet.pretrain as pretraining
 from datasets.generated import GeneratorSettings, generate_dataset
 from fleet.encoders import DEFAULT_ENCODER, ENCODERS
 from fleet.evaluate import run_evaluate
 from fleet.export import export_bundle
-from fleet.options import with_scenario_options
+from fleet.options import PRETRAIN_KEYS, SCENARIO_KEYS, with_scenario_options
 from fleet.report.page import write_report
 from fleet.scenario import Scenario, parse_image_size
 
@@ -71,6 +72,37 @@ def launch(
 
 
 @app.command()
+@with_scenario_options(without=SCENARIO_KEYS - PRETRAIN_KEYS)
+def pretrain(
+    *,
+    out_folder: Annotated[
+        Path,
+        typer.Argument(metavar="OUT_FOLDER", help="Folder for the start, and for the run that makes it."),
+    ],
+    scenario: Scenario,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what was begun there.")] = False,
+) -> None:
+    """Pretrain encoder and network together on one domain, for fleets to start from.
+
+    All frames in one place, --rounds times --foo-epochs passes over them, no fleet. For instance:
+
+    blackfleet pretrain starts/day --dataset camvid --data-root CAMVID --city 0001TP --city 0016E5
+
+    blackfleet launch --start starts/day --dataset camvid --data-root CAMVID --city 0006R0 --vehicles 1
+    --condition car-01=fog:3
+
+    OUT_FOLDER then holds the encoder's bundle, the cloud network's weights, a sample of labelled features for
+    --source-replay, and start.json. Fleets that start from it are also tested on test frames of this domain,
+    before and after, which shows what they forget.
+    """
+    try:
+        pretraining.pretrain(scenario, out_folder, resume=resume, console=Console())
+    except KeyboardInterrupt:
+        print(f"blackfleet: stopped; go on with: blackfleet pretrain {out_folder} --resume", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+@app.command()
 @with_scenario_options(without={"algorithm", "seed"})
 def compare(
     *,
@@ -80,6 +112,12 @@ def compare(
     ],
     compare_dir: Annotated[Path, typer.Option(help="Folder for all runs and the comparison.")],
     seeds: Annotated[str, typer.Option(help="Comma-separated; each algorithm runs with each.")] = "0",
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            help="Whose validation mIoU the others are to reach; default: blackfed-v2, else the first."
+        ),
+    ] = None,
 ) -> None:
     """Run algorithms side by side, on the same frames, into one table and one report.
 
@@ -91,6 +129,7 @@ def compare(
             comparing.parse_algorithms(algorithms),
             comparing.parse_seeds(seeds),
             compare_dir,
+            reference=reference,
             console=Console(),
         )
     except KeyboardInterrupt:

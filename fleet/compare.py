@@ -12,10 +12,14 @@ from typing import Any
 import msgspec
 from rich.console import Console
 
-from fleet.comparison import COMPARISON_NAME, comparison_table, markdown, summarise
+from cloud_server.run_log import LOG_NAME
+from fleet.checks import check_runnable
+from fleet.comparison import COMPARISON_NAME, comparison_tables, markdown, summarise
 from fleet.errors import OperatorError
 from fleet.job import RESULT_NAME
 from fleet.launch import SCENARIO_NAME, check_algorithm, launch
+from fleet.milestones import DEFAULT_REFERENCE, find_milestones
+from fleet.report.data import read_training
 from fleet.report.page import write_report
 from fleet.scenario import Scenario, load_scenario, save_scenario
 from protocol.atomic import write_bytes_atomic, write_json_atomic
@@ -69,17 +73,23 @@ def compare(
     seeds: Sequence[int],
     folder: Path,
     *,
+    reference: str | None = None,
     console: Console,
 ) -> dict[str, Any]:
     """Run every algorithm with every seed, those that are not complete yet; returns `compare.json`'s content.
 
     Writes `compare.json`, `compare.md` and `report.html` into `folder`, beside a run folder for each run. The
-    scenario's own algorithm and seed play no part.
+    scenario's own algorithm and seed play no part. `reference`, one of `algorithms`, is the one whose quality
+    the others are to reach; None = blackfed-v2 if it is there, else the first.
 
     Raises:
         OperatorError, ValueError, OSError: the folder holds another comparison, or see `launch`.
         KeyboardInterrupt: the user stopped it; calling again goes on.
     """
+    reference = _reference(algorithms, reference)
+    for algorithm in algorithms:
+        # What the last of them refuses must not be found out after the runs of the others.
+        check_runnable(msgspec.structs.replace(scenario, algorithm=algorithm))
     scenario = _claim(scenario, folder)
     runs = [
         _Run(algorithm=algorithm, seed=seed, folder=folder / f"{algorithm}-seed{seed}")
@@ -101,13 +111,32 @@ def compare(
         "seeds": list(seeds),
         "runs": entries,
         "summary": summarise(algorithms, entries),
+        "milestones": find_milestones(
+            algorithms,
+            reference,
+            {
+                (run.algorithm, run.seed): read_training(run.folder / LOG_NAME, scenario.vehicles)
+                for run in runs
+            },
+        ),
     }
     write_json_atomic(folder / COMPARISON_NAME, content)
     write_bytes_atomic(folder / MARKDOWN_NAME, markdown(content).encode())
     report = write_report(folder)
-    console.print(comparison_table(content))
+    console.print(*comparison_tables(content), sep="\n")
     console.print(f"comparison in {folder}: tables in {MARKDOWN_NAME}, pictures and curves in {report.name}")
     return content
+
+
+def _reference(algorithms: Sequence[str], given: str | None) -> str:
+    if given is None:
+        return DEFAULT_REFERENCE if DEFAULT_REFERENCE in algorithms else algorithms[0]
+    if given not in algorithms:
+        raise OperatorError(
+            f"--reference {given!r} is not among the algorithms compared ({', '.join(algorithms)}); name "
+            f"one of them, or add it to --algorithms"
+        )
+    return given
 
 
 def _run_all(scenario: Scenario, runs: Sequence[_Run], folder: Path, console: Console) -> None:

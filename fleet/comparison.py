@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from fleet import milestones
 from fleet.progress import format_bytes
 
 COMPARISON_NAME = "compare.json"
 _COLUMNS = ("algorithm", "local mIoU", "OOD mIoU", "up", "down", "frames seen", "queries", "time")
+
+_SOURCE_COLUMNS = ("source before", "source after")
+_SOURCE_SCORES = ("initial_source_miou", "source_miou")
 
 
 def summarise(algorithms: Sequence[str], runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -32,14 +36,22 @@ def markdown(content: Mapping[str, Any]) -> str:
     first = content["runs"][0]["result"]
     seeds = ", ".join(map(str, content["seeds"]))
     spread = ", mean ± standard deviation over them" if len(content["seeds"]) > 1 else ""
+    source = _has_source(content)
     lines = [
         "# Comparison",
         "",
         f"{first['dataset']}, {len(first['vehicles'])} vehicles, {first['rounds']} rounds, seeds: {seeds}. "
-        f"mIoU on test frames{spread}: local = a vehicle's own, OOD = other vehicles'. Bytes, frames seen, "
-        "queries and time are those of one run.",
+        f"mIoU on test frames{spread}: local = a vehicle's own, OOD = other vehicles'"
+        + (", source = those of the domain that was pretrained on" if source else "")
+        + ". Bytes, frames seen, queries and time are those of one run.",
         "",
-        *_markdown_rows(_COLUMNS, map(_row, content["summary"])),
+        *_markdown_rows(_columns(source), (_row(entry, source) for entry in content["summary"])),
+        "",
+        f"## Up to the quality of {content['milestones']['reference']}",
+        "",
+        milestones.caption(content["milestones"]),
+        "",
+        *_markdown_rows(milestones.COLUMNS, milestones.rows(content["milestones"])),
         "",
         "## Vehicle by vehicle",
         "",
@@ -57,22 +69,31 @@ def markdown(content: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def comparison_table(content: Mapping[str, Any]) -> Table:
-    """The table that a comparison ends with."""
-    first = content["runs"][0]["result"]
-    table = Table(
-        title=f"{first['dataset']}, {len(first['vehicles'])} vehicles, {first['rounds']} rounds, "
+def comparison_tables(content: Mapping[str, Any]) -> tuple[Table, Table]:
+    """The tables that a comparison ends with: the summary, and the milestones."""
+    first, source = content["runs"][0]["result"], _has_source(content)
+    summary = _table(
+        f"{first['dataset']}, {len(first['vehicles'])} vehicles, {first['rounds']} rounds, "
         f"seeds: {', '.join(map(str, content['seeds']))}; mIoU on test frames",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
+        _columns(source),
+        (_row(entry, source) for entry in content["summary"]),
     )
-    for column in _COLUMNS:
+    reference = content["milestones"]["reference"]
+    return summary, _table(
+        f"training alone, up to the final mean validation mIoU of {reference}",
+        milestones.COLUMNS,
+        milestones.rows(content["milestones"]),
+    )
+
+
+def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
         table.add_column(
             column, justify="left" if column == "algorithm" else "right", no_wrap=column == "algorithm"
         )
-    for entry in content["summary"]:
-        table.add_row(*_row(entry))
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
@@ -81,6 +102,8 @@ def _summary(algorithm: str, results: Sequence[Mapping[str, Any]]) -> dict[str, 
         "algorithm": algorithm,
         **_statistics("local_miou", [result["mean_local_miou"] for result in results]),
         **_statistics("ood_miou", [result["mean_ood_miou"] for result in results]),
+        **_statistics("source_miou", [result.get("mean_source_miou") for result in results]),
+        **_statistics("initial_source_miou", [result.get("initial_source_miou") for result in results]),
         **{
             key: round(float(np.mean([result[key] for result in results])))
             for key in ("uplink_bytes", "downlink_bytes", "frames_seen")
@@ -109,11 +132,21 @@ def _statistics(name: str, values: Sequence[float | None]) -> dict[str, float | 
     return {f"{name}_mean": float(np.mean(known)), f"{name}_std": deviation}
 
 
-def _row(entry: Mapping[str, Any]) -> list[str]:
+def _has_source(content: Mapping[str, Any]) -> bool:
+    """Whether forgetting was measured: the runs began from a pretrained start."""
+    return any(entry.get("source_miou_mean") is not None for entry in content["summary"])
+
+
+def _columns(source: bool) -> tuple[str, ...]:
+    return (*_COLUMNS[:3], *(_SOURCE_COLUMNS if source else ()), *_COLUMNS[3:])
+
+
+def _row(entry: Mapping[str, Any], source: bool) -> list[str]:
     seconds = round(entry["wall_s"])
     return [
         entry["algorithm"],
         *_cells(entry),
+        *(_spread(entry[f"{name}_mean"], entry[f"{name}_std"]) for name in _SOURCE_SCORES if source),
         format_bytes(entry["uplink_bytes"]),
         format_bytes(entry["downlink_bytes"]),
         f"{entry['frames_seen']:,}",

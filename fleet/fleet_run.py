@@ -97,15 +97,8 @@ def _run_in_memory(job: Job, hosts: Sequence[Path]) -> None:
 def _write_settings(job: Job) -> list[Path]:
     """Bundles, cloud and host settings into the run folder; returns the hosts' files."""
     scenario, run_folder = job.scenario, job.run_folder
-    bundles = {
-        name: export_bundle(
-            name,
-            run_folder / "bundles" / name,
-            image_size=parse_image_size(scenario.image_size),
-            seed=scenario.seed,
-        )
-        for name in dict.fromkeys(share.encoder for share in job.shares.values())
-    }
+    folders = _write_bundles(job)
+    bundles = {name: EncoderBundle.load(folder) for name, folder in folders.items()}
     write_json_atomic(run_folder / CLOUD_SETTINGS_NAME, msgspec.to_builtins(scenario.cloud_config()))
     hosts_folder = run_folder / "hosts"
     hosts_folder.mkdir(exist_ok=True)
@@ -118,7 +111,7 @@ def _write_settings(job: Job) -> list[Path]:
     vehicles = [
         VehicleConfig(
             id=vehicle,
-            bundle=str(run_folder / "bundles" / share.encoder),
+            bundle=str(folders[share.encoder]),
             state=str(run_folder / "vehicles" / vehicle),
             local_model=str(run_folder / FOLDER_NAME) if trains else None,
             local_head=heads.get(share.encoder),
@@ -147,6 +140,19 @@ def _write_settings(job: Job) -> list[Path]:
         paths.append(hosts_folder / f"host-{len(paths) + 1:02d}.json")
         write_json_atomic(paths[-1], msgspec.to_builtins(host))
     return paths
+
+
+def _write_bundles(job: Job) -> dict[str, Path]:
+    """The folder of a bundle by encoder."""
+    if job.start is not None:
+        return {job.start.spec.encoder: job.start.encoder_folder}
+    names = dict.fromkeys(share.encoder for share in job.shares.values())
+    folders = {name: job.run_folder / "bundles" / name for name in names}
+    for name, folder in folders.items():
+        export_bundle(
+            name, folder, image_size=parse_image_size(job.scenario.image_size), seed=job.scenario.seed
+        )
+    return folders
 
 
 def _write_local_heads(job: Job, bundles: Mapping[str, EncoderBundle]) -> dict[str, str]:
@@ -185,6 +191,7 @@ def _write_local_model(job: Job) -> None:
         encoder_seed=scenario.seed,
         network_seed=network_seed(cloud.seed),
         network_weights=Path(cloud.network.weights) if cloud.network.weights else None,
+        begin=job.start.begin if job.start else None,
     )
 
 

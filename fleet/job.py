@@ -11,6 +11,7 @@ from rich.console import Console
 from datasets.frame import FrameSource
 from fleet.allocation import Share
 from fleet.scenario import Scenario
+from fleet.start import Start
 
 RESULT_NAME = "result.json"
 
@@ -25,6 +26,8 @@ class Job:
     shares: Mapping[str, Share]
     """By vehicle."""
     console: Console
+    start: Start | None = None
+    """What vehicles and cloud start from, in the run folder; None = from the seed."""
 
     @property
     def has_begun(self) -> bool:

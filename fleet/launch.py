@@ -18,15 +18,17 @@ import msgspec
 from rich.console import Console
 
 from cloud_server.algorithms import ALGORITHMS
-from fleet.allocation import allocate, open_data, write_partition
+from fleet.allocation import allocate, open_data, source_test_frames, write_partition
 from fleet.centralized import run_centralized
-from fleet.checks import check_runnable
+from fleet.checks import check_runnable, check_start
 from fleet.errors import OperatorError
 from fleet.fleet_run import run_fleet
 from fleet.job import RESULT_NAME, Job
 from fleet.pictures import draw_overlays
 from fleet.progress import result_table
 from fleet.scenario import Scenario, load_scenario, save_scenario
+from fleet.start import FOLDER_NAME as START_FOLDER
+from fleet.start import Start
 from protocol.atomic import write_bytes_atomic
 
 SCENARIO_NAME = "scenario.yaml"
@@ -71,15 +73,17 @@ def held(run_folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise OperatorError(
-                f"another launcher is at work in {run_folder}; wait for its end, or choose another --run-dir"
+                f"another launcher is at work in {run_folder}; wait for its end, or choose another folder"
             ) from error
         yield
 
 
 def _launch(scenario: Scenario, run_folder: Path, *, resume: bool, console: Console) -> dict[str, Any]:
     try:
+        start = _settle_start(scenario, run_folder, resume=resume)
         source = open_data(scenario, run_folder, console)
-        shares = allocate(scenario, source)
+        tested = source_test_frames(scenario, start.spec, source) if start else ()
+        shares = allocate(scenario, source, source_keys=tested)
         write_partition(run_folder, source, shares)
     except (ValueError, OSError):
         if not resume:
@@ -88,12 +92,35 @@ def _launch(scenario: Scenario, run_folder: Path, *, resume: bool, console: Cons
         raise
     if not (run_folder / RESULT_NAME).exists():
         run = RUNNERS[scenario.algorithm]
-        run(Job(scenario=scenario, run_folder=run_folder, source=source, shares=shares, console=console))
+        run(
+            Job(
+                scenario=scenario,
+                run_folder=run_folder,
+                source=source,
+                shares=shares,
+                console=console,
+                start=start,
+            )
+        )
     result: dict[str, Any] = json.loads((run_folder / RESULT_NAME).read_text())
     draw_overlays(source, shares, run_folder, per_vehicle=scenario.evaluation.overlays)
     console.print(result_table(result))
     console.print(f"results in {run_folder}")
     return result
+
+
+def _settle_start(scenario: Scenario, run_folder: Path, *, resume: bool) -> Start | None:
+    """The run's own copy of its start: what becomes of the folder it was taken from makes no difference."""
+    if scenario.start is None:
+        return None
+    own = run_folder / START_FOLDER
+    if resume and own.exists():
+        start = Start.load(own)
+    else:
+        start = Start.load(Path(scenario.start))
+        check_start(scenario, start.spec)
+        start = start.copy(own)
+    return start
 
 
 def check_algorithm(name: str) -> None:
@@ -114,7 +141,7 @@ def _claim(scenario: Scenario, run_folder: Path, *, resume: bool) -> Scenario:
         return msgspec.structs.replace(kept, broker=scenario.broker, broker_port=scenario.broker_port)
     check_algorithm(scenario.algorithm)
     if path.exists():
-        raise OperatorError(f"{run_folder} holds a run already; add --resume, or choose another --run-dir")
+        raise OperatorError(f"{run_folder} holds a run already; add --resume, or choose another folder")
     # Thread counts are part of what makes a run repeatable: the file says how many cores it was planned for.
     scenario = msgspec.structs.replace(scenario, cores=scenario.core_count)
     try:
@@ -122,6 +149,6 @@ def _claim(scenario: Scenario, run_folder: Path, *, resume: bool) -> Scenario:
         write_bytes_atomic(path, save_scenario(scenario).encode())
     except OSError as error:
         raise OperatorError(
-            f"can't write to {run_folder}: {error.strerror}; choose another --run-dir"
+            f"can't write to {run_folder}: {error.strerror}; choose another folder"
         ) from error
     return scenario

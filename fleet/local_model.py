@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -72,8 +72,11 @@ def build_whole_network(
     encoder_seed: int,
     network_seed: int,
     network_weights: Path | None = None,
+    begin: Callable[[nn.Module, nn.Module], None] | None = None,
 ) -> WholeNetwork:
     """The network that split learning cuts in two, with the very weights that both halves start from.
+
+    `begin` puts other weights than the seeds' into encoder and network.
 
     Raises:
         ValueError: an unknown name, or sizes that do not fit.
@@ -89,6 +92,8 @@ def build_whole_network(
         seed=network_seed,
         weights=network_weights,
     )
+    if begin is not None:
+        begin(plain, half)
     return WholeNetwork(plain, half)
 
 
@@ -103,11 +108,13 @@ def export_local_model(
     encoder_seed: int,
     network_seed: int,
     network_weights: Path | None = None,
+    begin: Callable[[nn.Module, nn.Module], None] | None = None,
 ) -> LocalModel:
     """Write the folder that cloud and vehicles of a fedavg run need; the same arguments give the same model.
 
     Args:
         image_size: width and height in pixels.
+        begin: see `build_whole_network`.
 
     Raises:
         ValueError: an unknown name, or sizes that do not fit.
@@ -123,6 +130,7 @@ def export_local_model(
         encoder_seed=encoder_seed,
         network_seed=network_seed,
         network_weights=network_weights,
+        begin=begin,
     )
     # Taken before tracing, which runs the network and so moves its statistics.
     weights = {

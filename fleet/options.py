@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cloud_server.config import SERVINGS
 from datasets.conditions import CONDITIONS
 from fleet.encoders import ENCODERS
 from fleet.errors import OperatorError
@@ -28,12 +29,27 @@ class ScenarioOption:
     """Dotted, as in a scenario file."""
     type: Any
     help: str
+    by_vehicle: bool = True
+    """Of an option that is repeated: whether it takes VEHICLE=VALUE, rather than one value each."""
 
 
 SCENARIO_OPTIONS = (
     ScenarioOption("dataset", "dataset.name", str, f"One of {', '.join(DATASET_NAMES)}."),
     ScenarioOption(
         "data_root", "dataset.root", Path, "Folder of the data set; where to write generated frames."
+    ),
+    ScenarioOption(
+        "city",
+        "dataset.cities",
+        list[str],
+        "Use only the frames of this city (CamVid: a sequence, such as 0006R0); repeat for more.",
+        by_vehicle=False,
+    ),
+    ScenarioOption(
+        "generated_cities",
+        "dataset.generated_cities",
+        int,
+        "Cities rendered of --dataset generated; default: one a vehicle, 8 at most.",
     ),
     ScenarioOption(
         "partition",
@@ -55,6 +71,9 @@ SCENARIO_OPTIONS = (
         "What a vehicle sees through, and how strong from 1 to 5, such as car-01=fog:3; repeat for more. "
         f"One of {', '.join(CONDITIONS)}.",
     ),
+    ScenarioOption(
+        "start", "start", Path, "Start from what `blackfleet pretrain` has written to this folder."
+    ),
     ScenarioOption("algorithm", "algorithm", str, f"One of {', '.join(RUNNERS)}."),
     ScenarioOption("rounds", "rounds", int, "Rounds; in each, every vehicle has a turn."),
     ScenarioOption("image_size", "image_size", str, "What the encoders see, WxH in pixels."),
@@ -69,12 +88,39 @@ SCENARIO_OPTIONS = (
         "encoder_mode", "encoder.mode", str, "How changed weights run: bind, rebuild, or auto: the faster."
     ),
     ScenarioOption("network", "network.name", str, "The cloud's network: compact, segformer-b0 to -b3."),
-    ScenarioOption("bits", "bits", int, "Bits of a feature element: 32, 8, 6 or 4."),
+    ScenarioOption("bits", "bits", int, "Bits of a feature element: 32, 8, 6, 4, 3 or 2."),
+    ScenarioOption(
+        "frame_bytes",
+        "frame_bytes",
+        int,
+        "Most bytes of a frame's features: each channel gets as many bits as fit, --bits at most.",
+    ),
     ScenarioOption(
         "foo_epochs",
         "first_order.epochs",
         int,
         "Passes over the train frames in a turn, by first-order steps.",
+    ),
+    ScenarioOption(
+        "upload_frames",
+        "uploads.train_frames",
+        int,
+        "blackfleet, BlackFed, frozen: at most so many train frames uploaded in a turn, others in the next.",
+    ),
+    ScenarioOption(
+        "upload_val_frames",
+        "uploads.val_frames",
+        int,
+        "Not fedavg: at most so many validation frames uploaded in a turn.",
+    ),
+    ScenarioOption(
+        "replay_steps",
+        "first_order.replay_steps",
+        int,
+        "Steps on features uploaded earlier that follow each first-order step.",
+    ),
+    ScenarioOption(
+        "cache_frames", "first_order.cache_frames", int, "Most frames whose features are kept for them."
     ),
     ScenarioOption(
         "zoo_epochs",
@@ -104,13 +150,46 @@ SCENARIO_OPTIONS = (
         "blackfleet: passes over the train frames on the vehicle in each round.",
     ),
     ScenarioOption(
+        "weight_power",
+        "local_loss.weight_power",
+        float,
+        "blackfleet: how much the cloud's loss maps weight a vehicle's own loss; 0 = not at all.",
+    ),
+    ScenarioOption(
+        "serving",
+        "blackfleet.serving",
+        str,
+        f"blackfleet: which weights predict for a vehicle: {', '.join(SERVINGS)}.",
+    ),
+    ScenarioOption(
         "estimator", "zeroth_order.estimator", str, "BlackFed: from losses to gradients: spsa-gc, activation."
     ),
     ScenarioOption(
         "subspace",
-        "zeroth_order.subspace",
+        "subspace",
         str,
-        "BlackFed: what of an encoder learns: all, or film: a scale and a bias of each channel.",
+        "What of an encoder learns: all, or film: scale and bias of each channel.",
+    ),
+    ScenarioOption(
+        "objective",
+        "objective",
+        str,
+        "What vehicles learn from: labels, or the entropy of the cloud's predictions, without train labels.",
+    ),
+    ScenarioOption(
+        "network_learns", "network.learns", bool, "Whether the cloud's network learns, or stays as it starts."
+    ),
+    ScenarioOption(
+        "anchor",
+        "anchor",
+        float,
+        "Hold encoders back: weight of the penalty on their distance to where they started.",
+    ),
+    ScenarioOption(
+        "source_replay",
+        "network.source_replay",
+        float,
+        "With --start: probability that the cloud follows a training step with one on source features.",
     ),
     ScenarioOption(
         "client_fraction",
@@ -127,6 +206,24 @@ SCENARIO_OPTIONS = (
     ),
     ScenarioOption("broker_port", "broker_port", int, "Port of a broker that is started here."),
 )
+
+SCENARIO_KEYS = frozenset(option.key for option in SCENARIO_OPTIONS)
+PRETRAIN_KEYS = frozenset(
+    {
+        "dataset.name",
+        "dataset.root",
+        "dataset.cities",
+        "dataset.generated_cities",
+        "rounds",
+        "image_size",
+        "encoder.name",
+        "network.name",
+        "bits",
+        "first_order.epochs",
+        "seed",
+    }
+)
+"""Those that decide what `blackfleet pretrain` does."""
 
 _SCENARIO_FILE = Annotated[
     Path | None, typer.Option("--scenario", help="Scenario file (YAML); the other options override it.")
@@ -187,6 +284,8 @@ def _default(option: ScenarioOption) -> str:
 
 def _plain(option: ScenarioOption, value: Any) -> Any:
     """As it would stand in a scenario file; None = not given."""
+    if isinstance(value, list) and not option.by_vehicle:
+        return value or None
     if isinstance(value, list):
         return dict(_by_vehicle(option, text) for text in value) or None
     return str(value) if isinstance(value, Path) else value

@@ -203,8 +203,11 @@ def result_table(result: Mapping[str, Any]) -> Table:
         title_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
+        padding=(0, 0) if result.get("mean_source_miou") is not None else (0, 1),
     )
-    for column in ("vehicle", "frames", "start", "local", "OOD", "queries", "up", "down"):
+    # Of a run that began from a pretrained start: on frames of its source, before and after.
+    source = ("source\nstart", "source\nend") if result.get("mean_source_miou") is not None else ()
+    for column in ("vehicle", "frames", "start", "local", "OOD", *source, "queries", "up", "down"):
         table.add_column(column, justify="left" if column == "vehicle" else "right", no_wrap=True)
     vehicles = result["vehicles"]
     for vehicle, entry in list(vehicles.items())[:40]:
@@ -214,6 +217,7 @@ def result_table(result: Mapping[str, Any]) -> Table:
             _number(entry["initial_local_miou"]),
             _number(entry["local_miou"]),
             _number(entry["ood_miou"]),
+            *(_number(entry[key]) for key in ("initial_source_miou", "source_miou") if source),
             str(entry["queries"]),
             format_bytes(entry["uplink_bytes"]),
             format_bytes(entry["downlink_bytes"]),
@@ -227,6 +231,7 @@ def result_table(result: Mapping[str, Any]) -> Table:
         _number(result["initial_local_miou"]),
         _number(result["mean_local_miou"]),
         _number(result["mean_ood_miou"]),
+        *(_number(result[key]) for key in ("initial_source_miou", "mean_source_miou") if source),
         str(sum(entry["queries"] for entry in vehicles.values())),
         format_bytes(result["uplink_bytes"]),
         format_bytes(result["downlink_bytes"]),

@@ -13,18 +13,23 @@ import msgspec
 import yaml
 
 from cloud_server.config import (
+    BlackFleetConfig,
     CloudConfig,
     FederatedConfig,
     FirstOrderConfig,
     LocalLossConfig,
     NetworkConfig,
     PatienceConfig,
+    UploadConfig,
     WhiteBoxConfig,
     ZerothOrderConfig,
 )
 from datasets.conditions import Condition
 from fleet.encoders import ENCODERS
 from fleet.errors import OperatorError
+from fleet.start import FEATURES_NAME, NETWORK_NAME
+from fleet.start import FOLDER_NAME as START_FOLDER
+from protocol.bit_allocation import check_frame_bytes
 from protocol.link import DEFAULT_PAYLOAD_LIMIT_BYTES
 
 DATASET_NAMES = ("generated", "cityscapes", "camvid")
@@ -45,6 +50,8 @@ class DatasetPart(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`generated`, `cityscapes` or `camvid`."""
     root: str | None = None
     """Folder of the data set; for `generated` where to write it (default: inside the run folder)."""
+    cities: tuple[str, ...] | None = None
+    """Only frames of these cities go to vehicles (CamVid: sequences, such as 0006R0); None = all."""
     partition: str = "city"
     """How frames go to vehicles: `city`, `sequence`, `uniform`, `dirichlet` or `class-imbalance`."""
     partition_seed: int = 0
@@ -55,6 +62,8 @@ class DatasetPart(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """At most so many frames of each vehicle, evenly spaced; None = all."""
     frames_per_sequence: int = 60
     """`generated` only: frames rendered of each city's drive."""
+    generated_cities: int | None = None
+    """`generated` only: cities rendered; None = as many as vehicles, 8 at most."""
 
     def __post_init__(self) -> None:
         if self.name not in DATASET_NAMES:
@@ -67,6 +76,10 @@ class DatasetPart(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise ValueError(
                 f"frames_per_vehicle must be at least 3 (train, val, test), got {self.frames_per_vehicle}"
             )
+        if self.generated_cities is not None and self.generated_cities < 1:
+            raise ValueError(f"generated_cities must be at least 1, got {self.generated_cities}")
+        if self.cities is not None and not self.cities:
+            raise ValueError("cities names no city; name at least one, or leave it out for all")
 
 
 class EncoderPart(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -102,6 +115,14 @@ class EvaluationPart(_Part, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Test frames of other vehicles, evenly spaced over them, that each vehicle is tested on at the end."""
     overlays: int = 4
     """Colour overlays of test frames drawn for each vehicle."""
+    source_frames: int = 40
+    """With a `start`: test frames of its source, evenly spaced, that each vehicle is tested on before and
+    after, to measure forgetting."""
+
+    def __post_init__(self) -> None:
+        for name in ("ood_frames", "overlays", "source_frames"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"evaluation.{name} must be at least 0, got {getattr(self, name)}")
 
 
 class Scenario(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -118,17 +139,29 @@ class Scenario(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
     image_size: str = "256x192"
     """Width x height in pixels of what the encoders see."""
     bits: int = 8
-    """Quantisation of features: 32, 8, 6 or 4 bits."""
+    """Quantisation of features: 32, 8, 6, 4, 3 or 2 bits."""
+    frame_bytes: int | None = None
+    """Most bytes of a frame's features: each channel gets as many bits as fit, `bits` at most; None = all get
+    `bits`."""
     payload_limit_bytes: int = DEFAULT_PAYLOAD_LIMIT_BYTES
     """Messages are sent in parts of at most this size; brokers have limits of their own."""
     broker: str = "auto"
     """`auto`, `mosquitto` or `amqtt` to run one here, the URL of yours, or `memory`: no network."""
     broker_port: int | None = None
     """Port of the broker run here; None = a free one."""
+    subspace: str = "all"
+    """What of an encoder learns: `all`, or `film`: a scale and a bias of each output channel."""
+    objective: str = "labels"
+    """What vehicles learn to lower: the loss against `labels`, or `entropy`, of the cloud's predictions."""
     feedback_network: str = "latest"
     """blackfed-v2: which weights answer queries, `latest` or the vehicle's `best`."""
     cores: int | None = None
     """Cores to plan for; None = those this machine has."""
+    start: str | None = None
+    """Folder that `blackfleet pretrain` has written: what all vehicles and the cloud start from; None = from
+    the seed."""
+    anchor: float = 0.0
+    """λ of the penalty λ/2·‖φ − φ_start‖² on how far a vehicle's encoder goes from its start."""
     conditions: dict[str, str] = {}
     """What vehicles see their frames through, by id: `car-01: fog:3`; those not named see clearly."""
     encoders: dict[str, str] = {}
@@ -137,10 +170,12 @@ class Scenario(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
     encoder: EncoderPart = EncoderPart()
     network: NetworkConfig = NetworkConfig()
     first_order: FirstOrderConfig = FirstOrderConfig()
+    uploads: UploadConfig = UploadConfig()
     zeroth_order: ZerothOrderConfig = ZerothOrderConfig()
     white_box: WhiteBoxConfig = WhiteBoxConfig()
     federated: FederatedConfig = FederatedConfig()
     local_loss: LocalLossConfig = LocalLossConfig()
+    blackfleet: BlackFleetConfig = BlackFleetConfig()
     local_head: LocalHeadPart = LocalHeadPart()
     evaluation: EvaluationPart = EvaluationPart()
     patience: PatienceConfig = PatienceConfig()
@@ -158,6 +193,10 @@ class Scenario(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 raise ValueError(f"unknown encoder {name!r}, expected one of: {', '.join(ENCODERS)}")
         for condition in self.conditions.values():
             Condition.parse(condition)
+        if self.start is not None:
+            for key in ("weights", "start", "source_features"):
+                if getattr(self.network, key) is not None:
+                    raise ValueError(f"start brings the network's weights; remove network.{key}")
         for key in ("conditions", "encoders"):
             strangers = sorted(set(getattr(self, key)) - set(self.vehicle_ids))
             if strangers:
@@ -166,6 +205,9 @@ class Scenario(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
                     f"({self.vehicle_ids[0]} to {self.vehicle_ids[-1]})"
                 )
         self.cloud_config()
+        if self.frame_bytes is not None:
+            for shape in self._feature_shapes():
+                check_frame_bytes(self.frame_bytes, shape)
 
     @property
     def vehicle_ids(self) -> tuple[str, ...]:
@@ -196,19 +238,35 @@ class Scenario(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
             dataset=self.dataset.name,
             label_space="camvid" if self.dataset.name == "camvid" else "cityscapes",
             bits=self.bits,
+            frame_bytes=self.frame_bytes,
+            anchor=self.anchor,
             payload_limit_bytes=self.payload_limit_bytes,
             feature_shapes=self._feature_shapes() if self.encoders else None,
+            subspace=self.subspace,
+            objective=self.objective,
             feedback_network=self.feedback_network,
             training_threads=max(1, self.core_count // 2),
             inference_threads=max(1, self.core_count // 2),
             parallel_turns=max(1, self.core_count - (self.algorithm not in _CLOUD_RESTS)),
-            network=self.network,
+            network=self._started_network(),
             first_order=self.first_order,
+            uploads=self.uploads,
             zeroth_order=self.zeroth_order,
             federated=self.federated,
             local_loss=self.local_loss,
+            blackfleet=self.blackfleet,
             white_box=self.white_box,
             patience=self.patience,
+        )
+
+    def _started_network(self) -> NetworkConfig:
+        """The network's settings, with the files of the start in the run folder."""
+        if self.start is None:
+            return self.network
+        return msgspec.structs.replace(
+            self.network,
+            start=f"{START_FOLDER}/{NETWORK_NAME}",
+            source_features=f"{START_FOLDER}/{FEATURES_NAME}",
         )
 
     def _feature_shapes(self) -> tuple[tuple[int, int, int], ...]:

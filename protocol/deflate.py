@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 
 _RAW = -zlib.MAX_WBITS
 
@@ -16,8 +17,18 @@ def deflate(data: bytes, strategy: int, memory_level: int = 9) -> bytes:
 
     There is a new Huffman code after every 2^(memory_level + 6) symbols.
     """
+    return deflate_pieces([data], strategy, memory_level)
+
+
+def deflate_pieces(pieces: Sequence[bytes], strategy: int, memory_level: int = 9) -> bytes:
+    """Compress the pieces as one stream, as `deflate` does, with a new Huffman code for each piece."""
     coder = zlib.compressobj(wbits=_RAW, memLevel=memory_level, strategy=strategy)
-    return coder.compress(data) + coder.flush()
+    parts = []
+    for number, piece in enumerate(pieces):
+        if number > 0:
+            parts.append(coder.flush(zlib.Z_BLOCK))
+        parts.append(coder.compress(piece))
+    return b"".join([*parts, coder.flush()])
 
 
 def inflate(data: bytes, expected_bytes: int, what: str) -> bytes:

@@ -29,11 +29,14 @@ Index = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Step = Annotated[int, Meta(ge=0, le=2**53)]
 Seed = Annotated[int, Meta(ge=0)]
 Text = Annotated[str, Meta(max_length=1024)]
-Split = Annotated[str, Meta(pattern=r"^(train|val|test|ood)$")]
+Split = Annotated[str, Meta(pattern=r"^(train|val|test|ood|source)$")]
 Subspace = Annotated[str, Meta(pattern=r"^(all|film)$")]
 """Which part of θ learns: all of it, or a scale and a bias of each output channel."""
+Objective = Annotated[str, Meta(pattern=r"^(labels|entropy)$")]
+"""What is learnt to lower: the loss against the train frames' labels, or the entropy of the cloud's
+predictions, for which no train label is sent."""
 
-SPLITS = ("train", "val", "test", "ood")
+SPLITS = ("train", "val", "test", "ood", "source")
 MOST_SEEDS = 1024
 """Of one query."""
 
@@ -68,6 +71,7 @@ class SpsaPlan(_Message, frozen=True, array_like=True, kw_only=True, tag="spsa-g
     momentum: float
     """β of the Nesterov momentum, kept across epochs and turns."""
     subspace: Subspace
+    objective: Objective
 
 
 class ActivationPlan(_Message, frozen=True, array_like=True, kw_only=True, tag="activation"):
@@ -82,12 +86,13 @@ class ActivationPlan(_Message, frozen=True, array_like=True, kw_only=True, tag="
     map_stride: Annotated[int, Meta(ge=1, le=1024)]
     """Feature cells that a cell of the loss map covers along each side."""
     map_bits: int
-    """Quantisation of the loss maps: 32, 8, 6 or 4 bits a cell."""
+    """Quantisation of the loss maps: 32, 8, 6, 4, 3 or 2 bits a cell."""
     box_width: Annotated[int, Meta(ge=1, le=2047)]
     """Side, in cells of the map and odd, of the window whose loss counts for the features in its middle."""
     rate: Annotated[float, Meta(gt=0)]
     """Step size of Adam."""
     subspace: Subspace
+    objective: Objective
 
 
 class WhiteBoxPlan(_Message, frozen=True, array_like=True, kw_only=True, tag="white-box"):
@@ -96,7 +101,9 @@ class WhiteBoxPlan(_Message, frozen=True, array_like=True, kw_only=True, tag="wh
     rate: Annotated[float, Meta(gt=0)]
     """Highest step size of Adam on the encoder; each gradient says which share of it counts."""
     gradient_bits: int
-    """Quantisation of the gradients: 32, 8, 6 or 4 bits an element."""
+    """Quantisation of the gradients: 32, 8, 6, 4, 3 or 2 bits an element."""
+    subspace: Subspace
+    objective: Objective
 
 
 class FedAvgPlan(_Message, frozen=True, array_like=True, kw_only=True, tag="fedavg"):
@@ -121,8 +128,21 @@ class FedAvgPlan(_Message, frozen=True, array_like=True, kw_only=True, tag="feda
     """Whether the vehicle writes what it predicts on its own test frames."""
 
 
+class LossWeighting(_Message, frozen=True, array_like=True, kw_only=True):
+    """How a vehicle weights the pixels of its local loss by the cloud's loss maps."""
+
+    map_stride: Annotated[int, Meta(ge=1, le=1024)]
+    """Feature cells that a cell of the loss maps covers along each side."""
+    power: Annotated[float, Meta(gt=0)]
+    """p of the weight min(ℓ / mean ℓ, cap)^p."""
+    cap: Annotated[float, Meta(ge=1)]
+    """Share of the mean loss above which a loss counts no more."""
+    frames: tuple[Index, ...] = ()
+    """Train frames that have loss maps, as they were uploaded; the pixels of others weigh 1. Empty = all."""
+
+
 class LocalLossPlan(_Message, frozen=True, array_like=True, kw_only=True, tag="local-loss"):
-    """Settings of learning from the vehicle's own labels with its local head: nobody is asked."""
+    """Settings of learning from the vehicle's own labels with its local head."""
 
     rate: Annotated[float, Meta(gt=0)]
     """Highest step size of Adam on the encoder."""
@@ -130,6 +150,9 @@ class LocalLossPlan(_Message, frozen=True, array_like=True, kw_only=True, tag="l
     """Highest step size of Adam on the head."""
     rate_shares: Annotated[tuple[Annotated[float, Meta(gt=0, le=1)], ...], Meta(max_length=EPOCHS_LIMIT)]
     """Share of the highest rates in each of the turn's epochs."""
+    weighting: LossWeighting | None
+    """With it, the vehicle first fetches the loss maps of its train frames; None: nobody is asked."""
+    subspace: Subspace
 
 
 Learner = SpsaPlan | ActivationPlan | WhiteBoxPlan | FedAvgPlan | LocalLossPlan
@@ -153,7 +176,14 @@ class Turn(_Turned, frozen=True, array_like=True, kw_only=True, tag="turn"):
     uploads: tuple[Split, ...]
     """Splits whose features the vehicle uploads once, in this order, after learning."""
     bits: int
-    """Quantisation of the features: 32, 8, 6 or 4 bits an element."""
+    """Quantisation of the features: 32, 8, 6, 4, 3 or 2 bits an element."""
+    frame_bytes: Annotated[int, Meta(ge=1)] | None = None
+    """Most bytes of a frame's features: each channel gets as many bits as fit, `bits` at most; None = all get
+    `bits`."""
+    upload_frames: dict[Split, tuple[Index, ...]] = {}
+    """The frames that are wanted of a split of `uploads`; all of one that isn't named."""
+    anchor: Annotated[float, Meta(ge=0)] = 0.0
+    """λ: λ/2·‖φ − φ_start‖² is added to what the encoder learns from, φ_start being the bundle's."""
 
 
 # Vehicle → cloud --------------------------------------------------------------------------------------
@@ -246,6 +276,13 @@ class FetchWeights(_Turned, frozen=True, array_like=True, kw_only=True, tag="fet
     """Which weights does this turn start from? Answered by `Weights`."""
 
 
+class FetchLossMaps(_Turned, frozen=True, array_like=True, kw_only=True, tag="fetch-maps"):
+    """Where did the loss lie in some train frames after the latest learning? Answered by `LossMaps`."""
+
+    frames: tuple[Index, ...]
+    """A batch as it was uploaded."""
+
+
 class Update(_Turned, frozen=True, array_like=True, kw_only=True, tag="update"):
     """The weights after the turn's epochs, once a turn; answered by `Ack`."""
 
@@ -302,10 +339,10 @@ class Feedback(_Turned, frozen=True, array_like=True, kw_only=True, tag="feedbac
 
 
 class LossMaps(_Turned, frozen=True, array_like=True, kw_only=True, tag="maps"):
-    """The answer to a seeded query: losses by place, never gradients."""
+    """The answer to a seeded query or a fetch of loss maps: losses by place, never gradients."""
 
     maps: EncodedTensor
-    """(B, 1 + K, rows, columns): the map at the clean features, then each seed's difference.
+    """(B, 1 + K, rows, columns): the map at the clean features, then each seed's difference; fetched: K = 0.
 
     The mean over the cells of a clean map is the cross-entropy of its frame. Coded as features are, each map
     with a scale of its own over the batch."""
@@ -374,6 +411,7 @@ Up = (
     | TrainStep
     | Upload
     | FetchWeights
+    | FetchLossMaps
     | Update
     | SplitScores
     | TurnDone
@@ -388,6 +426,7 @@ Request = (
     | TrainStep
     | Upload
     | FetchWeights
+    | FetchLossMaps
     | Update
     | SplitScores
     | TurnDone

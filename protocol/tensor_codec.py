@@ -1,37 +1,40 @@
-"""Features on the wire: per-channel affine 8, 6 or 4-bit quantisation, or float32, then Huffman coding.
+"""Features on the wire: per-channel affine quantisation to 8, 6, 4, 3 or 2 bits, then Huffman coding.
 
-Shapes: B batch, C channel, H and W rows and columns of the feature map.
-Elements are coded channel by channel: deflate makes a new code every 8192 symbols, so channels get their own.
+Shapes: B batch, C channel, H and W rows and columns of the feature map, N elements and P bytes of a channel.
+Elements are coded channel by channel, because channels differ: each gets a Huffman code of its own.
+`protocol.bit_allocation` chooses the bits of each channel; `protocol.packing` puts steps into bytes.
 """
 
 from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Iterable
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from protocol.deflate import CodecError as CodecError
-from protocol.deflate import deflate, inflate
+from protocol.deflate import deflate, deflate_pieces, inflate
+from protocol.packing import STEPS_PER_BYTE, packed_bytes, unpack
+from protocol.quantiser import Quantiser
 
-BITS = (32, 8, 6, 4)
-"""Bits an element may be coded with; 32 is float32 as it is."""
+BITS = (32, *STEPS_PER_BYTE)
+"""Bits that an element may be coded with; 32 is float32 as it is, for a whole tensor only."""
 
 _HUFFMAN_MOST_BYTES_PER_BYTE = 8
 _FLOAT32 = np.dtype("<f4")
-_FLOAT32_TINY = np.finfo(np.float32).tiny
-_LARGEST = 1e38
-_MEMORY_LEVEL = 7  # 8192 symbols a Huffman code
+_MEMORY_LEVEL = 7  # 8192 symbols a Huffman code at most
+_LEAST_BYTES_PER_CODE = 512  # with fewer, describing a code costs about what it saves
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 class EncodedTensor(msgspec.Struct, frozen=True, array_like=True):
     """A tensor BCHW as it crosses the network; only `decode` says whether it is valid."""
 
-    bits: int
-    """One of `BITS`."""
+    bits: int | bytes
+    """One of `BITS` for all channels, or uint8[C]: one of `BITS` but 32 for each."""
     shape: tuple[int, ...]
     """(B, C, H, W)."""
     scale: bytes
@@ -39,12 +42,14 @@ class EncodedTensor(msgspec.Struct, frozen=True, array_like=True):
     zero: bytes
     """float32[C], little endian: the value that the quantised 0 stands for; empty at 32 bits."""
     data: bytes
-    """Raw deflate of float32 elements in BCHW order, or of bytes (at 4 bits: half bytes) in CBHW order."""
+    """Raw deflate of float32 elements in BCHW order, or of the channels one after another, each in BHW order
+    as `packing.pack` puts its elements into bytes."""
 
     @property
     def payload_bytes(self) -> int:
         """Bytes of everything but the few of the shape and the framing."""
-        return len(self.scale) + len(self.zero) + len(self.data)
+        per_channel = len(self.bits) if isinstance(self.bits, bytes) else 0
+        return per_channel + len(self.scale) + len(self.zero) + len(self.data)
 
 
 def encode(features_BCHW: npt.NDArray[np.float32], bits: int) -> EncodedTensor:
@@ -55,34 +60,29 @@ def encode(features_BCHW: npt.NDArray[np.float32], bits: int) -> EncodedTensor:
     """
     if bits not in BITS:
         raise ValueError(f"bits must be one of {BITS}, got {bits}")
-    if features_BCHW.ndim != 4 or features_BCHW.dtype != np.float32 or features_BCHW.size == 0:
-        got = f"{features_BCHW.dtype} {features_BCHW.shape}"
-        raise ValueError(f"features must be a non-empty float32 tensor BCHW, got {got}")
-    low_C = features_BCHW.min(axis=(0, 2, 3))
-    high_C = features_BCHW.max(axis=(0, 2, 3))
-    # min and max carry NaN along, so that the tensor itself need not be searched.
-    if not (low_C.min() >= -_LARGEST and high_C.max() <= _LARGEST):
-        raise ValueError(
-            f"features must be finite and within ±{_LARGEST:g}, got {low_C.min()} to {high_C.max()}"
-        )
-    shape = (features_BCHW.shape[0], features_BCHW.shape[1], features_BCHW.shape[2], features_BCHW.shape[3])
+    quantiser = Quantiser(features_BCHW)
     if bits == 32:
-        return EncodedTensor(bits, shape, b"", b"", _huffman(features_BCHW.astype(_FLOAT32, copy=False)))
-    levels = (1 << bits) - 1
-    scale_C = (high_C - low_C) / np.float32(levels)
-    scale_C[scale_C < _FLOAT32_TINY] = 0  # a subnormal scale would be too coarse
-    divisor_C = np.where(scale_C > 0, scale_C, np.float32(1))
-    steps_BCHW = features_BCHW - low_C[:, None, None]
-    steps_BCHW /= divisor_C[:, None, None]
-    np.rint(steps_BCHW, out=steps_BCHW)
-    np.minimum(steps_BCHW, np.float32(levels), out=steps_BCHW)
-    steps_CBHW = steps_BCHW.astype(np.uint8).transpose(1, 0, 2, 3)
+        plain = features_BCHW.astype(_FLOAT32, copy=False).tobytes()
+        return EncodedTensor(
+            bits, quantiser.shape, b"", b"", deflate(plain, zlib.Z_HUFFMAN_ONLY, _MEMORY_LEVEL)
+        )
+    coded = quantiser.code(bits)
+    return assemble(quantiser, bits, coded.scale_C, coded.packed_CP)
+
+
+def assemble(
+    quantiser: Quantiser,
+    bits: int | bytes,
+    scale_C: npt.NDArray[np.float32],
+    channels_P: Iterable[npt.NDArray[np.uint8]],
+) -> EncodedTensor:
+    """The tensor of these packed channels, one of each in order."""
     return EncodedTensor(
         bits,
-        shape,
+        quantiser.shape,
         scale_C.astype(_FLOAT32, copy=False).tobytes(),
-        low_C.astype(_FLOAT32, copy=False).tobytes(),
-        _huffman(_pack(steps_CBHW.reshape(-1), bits)),
+        quantiser.low_C.astype(_FLOAT32, copy=False).tobytes(),
+        _huffman(channels_P),
     )
 
 
@@ -92,35 +92,54 @@ def decode(encoded: EncodedTensor, *, expected_shape: tuple[int | None, ...]) ->
     Raises `CodecError` with the reason for whatever does not fit; allocates no more than the declared size,
     which Huffman coding ties to the number of bytes received.
     """
-    if encoded.bits not in BITS:
+    if isinstance(encoded.bits, int) and encoded.bits not in BITS:
         raise CodecError(f"tensor bits must be one of {BITS}, got {encoded.bits}")
     shape = _checked_shape(encoded.shape, expected_shape)
-    n, channels = math.prod(shape), shape[1]
-    packed_bytes = {32: 4 * n, 8: n, 6: n, 4: (n + 1) // 2}[encoded.bits]
-    if packed_bytes > _HUFFMAN_MOST_BYTES_PER_BYTE * len(encoded.data):
-        # A Huffman code spends at least one bit a byte: what claims more is no output of `encode`.
-        raise CodecError(f"tensor data is too short: {len(encoded.data)} bytes can't hold {packed_bytes}")
     if encoded.bits == 32:
-        if encoded.scale or encoded.zero:
-            raise CodecError("a float32 tensor carries neither scale nor zero point")
-        values_N = np.frombuffer(inflate(encoded.data, packed_bytes, "tensor"), _FLOAT32).astype(np.float32)
-        if not np.isfinite(values_N).all():
-            raise CodecError("tensor holds NaN or infinity")
-        return values_N.reshape(shape)
-    levels = (1 << encoded.bits) - 1
+        return _decode_float32(encoded, shape)
+    batch, channels, height, width = shape
     scale_C = _checked_floats(encoded.scale, channels, "scale")
     zero_C = _checked_floats(encoded.zero, channels, "zero point")
+    # The two above hold `channels` to the bytes received, before anything of its size is made here.
+    bits_C = _checked_bits(encoded.bits, channels)
     if (scale_C < 0).any():
         raise CodecError(f"tensor scale must not be negative, got {scale_C.min()}")
-    highest_C = zero_C.astype(np.float64) + levels * scale_C.astype(np.float64)
+    levels_C = np.left_shift(1, bits_C, dtype=np.int64) - 1
+    highest_C = zero_C.astype(np.float64) + levels_C * scale_C.astype(np.float64)
     if highest_C.max() > _FLOAT32_MAX:
         raise CodecError("tensor scale and zero point exceed float32")
-    steps_N = _unpack(np.frombuffer(inflate(encoded.data, packed_bytes, "tensor"), np.uint8), encoded.bits, n)
-    batch, _, height, width = shape
-    steps_BCHW = steps_N.reshape(channels, batch, height, width).transpose(1, 0, 2, 3)
+    elements = batch * height * width
+    data = _inflate(encoded.data, sum(packed_bytes(elements, int(bits)) for bits in bits_C))
+    steps_CN = _unpack_channels(np.frombuffer(data, np.uint8), bits_C, elements)
+    steps_BCHW = steps_CN.reshape(channels, batch, height, width).transpose(1, 0, 2, 3)
     features_BCHW = np.multiply(steps_BCHW, scale_C[:, None, None], dtype=np.float32, order="C")
     features_BCHW += zero_C[:, None, None]
     return features_BCHW
+
+
+def _decode_float32(encoded: EncodedTensor, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    if encoded.scale or encoded.zero:
+        raise CodecError("a float32 tensor carries neither scale nor zero point")
+    data = _inflate(encoded.data, _FLOAT32.itemsize * math.prod(shape))
+    values_N = np.frombuffer(data, _FLOAT32).astype(np.float32)
+    if not np.isfinite(values_N).all():
+        raise CodecError("tensor holds NaN or infinity")
+    return values_N.reshape(shape)
+
+
+def _unpack_channels(
+    packed: npt.NDArray[np.uint8], bits_C: npt.NDArray[np.uint8], elements: int
+) -> npt.NDArray[np.uint8]:
+    """steps_CN of the channels' bytes, one after another."""
+    if (bits_C == bits_C[0]).all():
+        return unpack(packed.reshape(len(bits_C), -1), int(bits_C[0]), elements)
+    ends_C = np.cumsum([packed_bytes(elements, int(bits)) for bits in bits_C])
+    channels_P = np.split(packed, ends_C[:-1])
+    steps_CN = np.empty((len(bits_C), elements), np.uint8)
+    for bits in np.unique(bits_C):
+        chosen = np.flatnonzero(bits_C == bits)
+        steps_CN[chosen] = unpack(np.stack([channels_P[channel] for channel in chosen]), int(bits), elements)
+    return steps_CN
 
 
 def _checked_shape(shape: tuple[int, ...], expected_shape: tuple[int | None, ...]) -> tuple[int, ...]:
@@ -142,27 +161,38 @@ def _checked_floats(data: bytes, channels: int, what: str) -> npt.NDArray[np.flo
     return values_C
 
 
-def _huffman(elements: npt.NDArray[np.float32] | npt.NDArray[np.uint8]) -> bytes:
-    return deflate(elements.tobytes(), zlib.Z_HUFFMAN_ONLY, _MEMORY_LEVEL)
+def _checked_bits(bits: int | bytes, channels: int) -> npt.NDArray[np.uint8]:
+    if isinstance(bits, int):
+        return np.full(channels, bits, np.uint8)
+    if len(bits) != channels:
+        raise CodecError(f"tensor bits must be one number or {channels}, got {len(bits)}")
+    bits_C = np.frombuffer(bits, np.uint8)
+    unknown = set(bits) - set(STEPS_PER_BYTE)
+    if unknown:
+        raise CodecError(f"bits of a channel must be one of {tuple(STEPS_PER_BYTE)}, got {min(unknown)}")
+    return bits_C
 
 
-def _pack(steps_N: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
-    if bits != 4:
-        return steps_N
-    # Neighbours share a byte, so that the Huffman code also sees what they have in common.
-    if steps_N.size % 2:
-        steps_N = np.append(steps_N, np.uint8(0))
-    return (steps_N[0::2] << np.uint8(4)) | steps_N[1::2]
+def _inflate(data: bytes, expected_bytes: int) -> bytes:
+    if expected_bytes > _HUFFMAN_MOST_BYTES_PER_BYTE * len(data):
+        # A Huffman code spends at least one bit a byte: what claims more is no output of `encode`.
+        raise CodecError(f"tensor data is too short: {len(data)} bytes can't hold {expected_bytes}")
+    return inflate(data, expected_bytes, "tensor")
 
 
-def _unpack(packed: npt.NDArray[np.uint8], bits: int, n: int) -> npt.NDArray[np.uint8]:
-    if bits == 4:
-        steps_N = np.empty(2 * packed.size, np.uint8)
-        steps_N[0::2] = packed >> np.uint8(4)
-        steps_N[1::2] = packed & np.uint8(15)
-        if n % 2 and steps_N[-1]:
-            raise CodecError("tensor data has a value in the half byte of padding")
-        return steps_N[:n]
-    if bits == 6 and packed.max() > 63:
-        raise CodecError(f"tensor data must lie in 0..63 at 6 bits, got {packed.max()}")
-    return packed
+def _huffman(channels_P: Iterable[npt.NDArray[np.uint8]]) -> bytes:
+    """Raw deflate, with a new code after a channel as soon as that pays."""
+    pieces = [b""]
+    for channel_P in channels_P:
+        if len(pieces[-1]) >= _LEAST_BYTES_PER_CODE:
+            pieces.append(b"")
+        pieces[-1] += channel_P.tobytes()
+    return deflate_pieces(pieces, zlib.Z_HUFFMAN_ONLY, _MEMORY_LEVEL)
+
+
+def most_coded_bytes(packed: int) -> int:
+    """Most bytes that so many packed ones take after Huffman coding, whatever they are."""
+    # What no code makes shorter is stored, at 5 bytes and some bits a block; a block ends with its piece,
+    # or when it holds all the symbols that it can, which is more than 4096 at `_MEMORY_LEVEL`.
+    blocks = 2 + packed // _LEAST_BYTES_PER_CODE + packed // 4096
+    return packed + 6 * blocks

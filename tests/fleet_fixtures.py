@@ -33,7 +33,9 @@ from edge_client.state import StateStore
 from edge_client.vehicle import bundle_digest
 from fleet.export import export_bundle
 from fleet.head_export import export_head
+from protocol import topics
 from protocol.memory_bus import MemoryBus, MemoryTransport
+from protocol.messages import Turn
 from protocol.transport import BrokerUnreachable, Traffic, Transport, Will
 
 FLEET = "tiny"
@@ -169,15 +171,15 @@ class TinyFleet:
             prints[name] = _digest(tensor)
         for name in ("next_stage", "last_trained", "algorithm"):
             prints[name] = hashlib.sha256(json.dumps(meta[name], sort_keys=True).encode()).hexdigest()
-        for kept in ("best", "own", "served"):
+        for kept in ("best", "own", "served", "statistics"):
             for car, turn_id in meta["algorithm"].get(kept, {}).items():
                 for name, tensor in sorted(self.kept(kept, car, turn_id).items()):
                     prints[f"{name}, {kept} of {car}"] = _digest(tensor)
         return prints
 
     def kept(self, kept: str, car: str, turn_id: int) -> dict[str, torch.Tensor]:
-        """What the cloud keeps of a vehicle: its `best` weights (v2), its `own` network (individual), or the
-        weights that it is `served` with (split)."""
+        """What the cloud keeps of a vehicle: its `best` weights (v2), its `own` network (individual), the
+        weights that it is `served` with (split), or BatchNorm's `statistics` on its frames (blackfleet)."""
         return read_tensors(self.run_folder / "cloud" / kept / car / f"{turn_id}.safetensors")[0]
 
     def states(self, car: str) -> StateStore:
@@ -354,6 +356,31 @@ class Supervisor:
         """
         process = self._hosts[car] = _Process(self.bus)
         Host(self.fleet.host(car, give_up_s=self._give_up_s), process.connect, process.stop).run()
+
+
+def interrupt(
+    bus: MemoryBus, before: str, say: Callable[[Turn, bytes], tuple[topics.Channel, object]]
+) -> None:
+    """Let somebody else speak once, at the first car's first message with tag `before` in a turn of learning.
+
+    `say` makes (channel, message) from the turn and the payload of that message.
+    """
+    client = bus.client("attacker")
+    client.connect(0)
+    turns: list[Turn] = []
+    spoken: list[object] = []
+
+    def listen(topic: str, payload: bytes, qos: int) -> None:
+        if topics.parse(topic).vehicle != CARS[0] or spoken:
+            return
+        if tag(payload) == "turn":
+            turns.append(msgspec.msgpack.decode(payload[1:], type=Turn))
+        elif tag(payload) == before and turns[-1].turn_id > 0:
+            channel, message = say(turns[-1], payload)
+            spoken.append(message)
+            client.publish(topics.topic(channel, FLEET, CARS[0]), b"\x00" + msgspec.msgpack.encode(message))
+
+    bus.record(listen)
 
 
 def tag(payload: bytes) -> str:

@@ -16,6 +16,8 @@ from datasets.frame import FrameSource
 from datasets.labels import CITYSCAPES, VOID
 from fleet.allocation import allocate, open_data, write_partition
 from fleet.comparison import summarise
+from fleet.milestones import find_milestones
+from fleet.report.data import read_training
 from fleet.scenario import Scenario, save_scenario
 
 ALGORITHMS = ("blackfed-v2", "split")
@@ -32,6 +34,7 @@ def build_comparison(folder: Path) -> Path:
             "image_size": "64x48",
             "cores": 1,
             "conditions": {"car-02": "fog:5"},
+            "first_order": {"replay_steps": 1},
             "dataset": {"frames_per_sequence": 8, "root": str(folder.parent / f"{folder.name}-data")},
         },
         Scenario,
@@ -52,6 +55,16 @@ def build_comparison(folder: Path) -> Path:
         "seeds": list(SEEDS),
         "runs": runs,
         "summary": summarise(ALGORITHMS, runs),
+        "milestones": find_milestones(
+            ALGORITHMS,
+            ALGORITHMS[0],
+            {
+                (run["algorithm"], run["seed"]): read_training(
+                    folder / run["folder"] / "log.jsonl", len(VEHICLES)
+                )
+                for run in runs
+            },
+        ),
     }
     (folder / "compare.json").write_text(json.dumps(content))
     return folder
@@ -105,6 +118,7 @@ def _run(folder: Path, source: FrameSource, scenario: Scenario, seed: int) -> di
     }
     (folder / "result.json").write_text(json.dumps(result))
     stages = range(1, 5)
+    start = {"event": "training", "stage": 0, "uplink_bytes": 9_000, "downlink_bytes": 50, "wall_s": 6.0}
     lines = [
         {
             "event": "curve",
@@ -113,11 +127,12 @@ def _run(folder: Path, source: FrameSource, scenario: Scenario, seed: int) -> di
             "frames_seen": 360 * stage,
             "loss": 2.0 / stage,
             "val_miou": 0.1 * stage + 0.02 * seed,
+            "validated": len(VEHICLES),
             "uplink_bytes": 30_000 * stage,
             "downlink_bytes": 350 * stage,
             "wall_s": 18.0 * stage + seed,
         }
         for stage in stages
     ]
-    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [start, *lines]))
     return result

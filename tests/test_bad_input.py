@@ -75,7 +75,18 @@ def one_line(text: str, beginning: str) -> str:
         (["--queries", "0"], ["queries", "at least 1", "got 0"]),
         (["--queries", "129"], ["max_answers_per_frame is 256", "spsa-gc asks for 258"]),
         (["--estimator", "oracle"], ["zeroth_order.estimator", "spsa-gc, activation", "'oracle'"]),
-        (["--subspace", "half"], ["zeroth_order.subspace", "all, film", "'half'"]),
+        (["--weight-power", "-1"], ["local_loss.weight_power", "at least 0", "got -1"]),
+        (["--serving", "newest"], ["blackfleet.serving", "best, latest, statistics", "'newest'"]),
+        (["--subspace", "half"], ["subspace", "all, film", "'half'"]),
+        (["--objective", "mood"], ["objective", "labels, entropy", "'mood'"]),
+        (["--objective", "entropy"], ["objective entropy", "--no-network-learns", "collapses"]),
+        (
+            ["--objective", "entropy", "--no-network-learns", "--algorithm", "blackfleet"],
+            ["blackfleet", "local head", "objective must be labels"],
+        ),
+        (["--no-network-learns", "--algorithm", "fedavg"], ["fedavg", "network.learns must be true"]),
+        (["--no-network-learns", "--algorithm", "centralized"], ["centralized", "must be true, got false"]),
+        (["--subspace", "film", "--algorithm", "centralized"], ["centralized", "subspace must be all"]),
     ],
     ids=" ".join,
 )
@@ -99,6 +110,11 @@ def test_options_that_make_no_run_are_refused_before_anything_is_done(
         ("first_order: {schedule: linear}\n", ["first_order.schedule", "'linear'", "cosine"]),
         ("first_order: {loss: focal}\n", ["first_order.loss", "'focal'", "cross-entropy"]),
         ("first_order: {rate: .nan}\n", ["first_order.rate", "above 0", "nan"]),
+        ("first_order: {replay_steps: -1}\n", ["first_order.replay_steps", "at least 0", "-1"]),
+        (
+            "first_order: {replay_steps: 1, cache_frames: 4}\n",
+            ["first_order.cache_frames", "at least", "got 4"],
+        ),
         ("zeroth_order: {activation: {box_width: 2}}\n", ["activation.box_width", "odd", "got 2"]),
         ("zeroth_order: {activation: {seed: 2}}\n", ["unknown key zeroth_order.activation.seed", "'seeds'"]),
         ("fleet: a/b\n", ["fleet id", "'a/b'"]),
@@ -156,7 +172,7 @@ def test_an_unwritable_run_folder_is_named(refuse: Refuse, tmp_path: Path) -> No
     (tmp_path / "file").touch()
     line = refuse("launch", "--run-dir", tmp_path / "file" / "run")
     assert f"{tmp_path}/file/run" in line
-    assert "Not a directory; choose another --run-dir" in line
+    assert "Not a directory; choose another folder" in line
 
 
 # Data --------------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ def test_a_kept_run_of_other_settings_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_run_that_fails_names_its_folder(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="wrong failed: .*'nonsense'"):
+    with pytest.raises(SystemExit, match=r"wrong failed: .*'nonsense'"):
         finish([Run(folder=tmp_path / "wrong", settings={**_TINY, "algorithm": "nonsense"})], jobs=1)
 
 

@@ -12,11 +12,12 @@ import torch
 from fleet_fixtures import World
 from rich.console import Console
 
-from cloud_server.checkpoint import load_checkpoint
+from cloud_server.checkpoint import load_checkpoint, unflatten_state
 from cloud_server.config import FirstOrderConfig
 from cloud_server.persistence import RunState
 from fleet.launch import launch
 from fleet.scenario import DatasetPart, EncoderPart, Scenario
+from protocol.batches import batch_bounds
 
 
 @pytest.fixture
@@ -63,10 +64,16 @@ def test_run_folder_is_an_ordinary_one_with_nothing_sent(scenario: Scenario, tmp
     assert (events[0]["event"], events[-1]["event"]) == ("run", "result")
 
 
-def test_budget_is_that_of_a_fleet(scenario: Scenario, tmp_path: Path) -> None:
-    result = _launch(scenario, tmp_path / "run")
+@pytest.mark.parametrize("replay_steps", [0, 2])
+def test_budget_is_that_of_a_fleet(scenario: Scenario, tmp_path: Path, replay_steps: int) -> None:
+    first = msgspec.structs.replace(scenario.first_order, replay_steps=replay_steps)
+    result = _launch(msgspec.structs.replace(scenario, first_order=first), tmp_path / "run")
     train_frames = sum(entry["frames_train"] for entry in result["vehicles"].values())
-    assert result["frames_seen"] == train_frames * scenario.rounds * scenario.first_order.epochs
+    passes = scenario.rounds * first.epochs * (1 + replay_steps)
+    assert result["frames_seen"] == train_frames * passes
+    tensors, meta = load_checkpoint(tmp_path / "run" / "cloud" / "checkpoints")
+    steps = int(unflatten_state(tensors, meta["algorithm"]["trainer"])["steps"])
+    assert steps == len(batch_bounds(train_frames, first.batch_size)) * passes
 
 
 def test_same_seed_gives_the_same_bits_and_another_seed_others(scenario: Scenario, tmp_path: Path) -> None:

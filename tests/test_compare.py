@@ -70,8 +70,20 @@ def test_fleet_and_centralized_stand_in_one_table(scenario: Scenario, tmp_path: 
     assert initial[0] == pytest.approx(initial[1], abs=0.01)  # the fleet's features are quantised
     text = (tmp_path / "c" / "compare.md").read_text()
     assert "| frozen |" in text
+    assert "Up to the quality of frozen" in text
+    milestones = content["milestones"]
+    assert milestones["reference"] == "frozen"
+    fleet, alone = milestones["algorithms"]
+    assert fleet["reached"] == 1 and 0 < fleet["bytes"] < frozen["uplink_bytes"] + frozen["downlink_bytes"]
+    assert alone["bytes"] == 0 and 0 < alone["wall_s"] < centralized["wall_s"]
     assert "| car-02 |" in text
     assert "centralized" in (tmp_path / "c" / "report.html").read_text()
+
+
+def test_reference_outside_the_comparison_is_refused(scenario: Scenario, tmp_path: Path) -> None:
+    with pytest.raises(OperatorError, match=r"--reference 'split' is not among .* \(frozen, centralized\)"):
+        compare(scenario, ("frozen", "centralized"), (0,), tmp_path / "c", reference="split", console=_QUIET)
+    assert not (tmp_path / "c").exists()
 
 
 def test_interrupted_comparison_goes_on_and_finished_runs_are_kept(

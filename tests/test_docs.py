@@ -115,7 +115,9 @@ def options() -> dict[str, set[str]]:
         # Typer brings its own copy of click in newer versions: told apart by what they have.
         for name, child in getattr(command, "commands", {}).items():
             visit(child, f"{path} {name}".strip())
-        known[path] = {option for parameter in command.params for option in parameter.opts} | {"--help"}  # type: ignore[attr-defined]
+        known[path] = {
+            option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)
+        } | {"--help"}  # type: ignore[attr-defined]
 
     visit(typer.main.get_command(app), "")
     return known

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,26 +42,6 @@ def _scores(fleet: TinyFleet) -> dict[str, object]:
     }
 
 
-class KillAt:
-    """Kills a process when the n-th message with a tag of a vehicle is published; each point counts once."""
-
-    def __init__(self, victim: str, points: list[tuple[str, str, int]]) -> None:
-        """`victim`: `cloud`, or `car` for the vehicle of the point; `points`: (vehicle, tag, n from 1)."""
-        self._victim = victim
-        self.points = set(points)
-        self._seen: Counter[tuple[str, str]] = Counter()
-
-    def __call__(self, supervisor: Supervisor, message_tag: str, car: str) -> None:
-        self._seen[car, message_tag] += 1
-        point = (car, message_tag, self._seen[car, message_tag])
-        if point in self.points:
-            self.points.remove(point)
-            if self._victim == "cloud":
-                supervisor.kill_cloud()
-            else:
-                supervisor.kill_vehicle(car)
-
-
 _FIRST_TURN = [("car-1", "welcome", 1), ("car-2", "offer", 1), ("car-1", "want", 1)]
 _ZEROTH_ORDER = [("car-1", "query", 1), ("car-1", "feedback", 4), ("car-2", "query", 3)]
 _UPLOADS = [("car-1", "upload", 3), ("car-2", "upload", 5), ("car-1", "ack", 5)]
@@ -79,10 +58,10 @@ def test_killed_process_changes_nothing(
     victim: str, points: list[tuple[str, str, int]], undisturbed: TinyFleet, tmp_path: Path
 ) -> None:
     fleet = TinyFleet(undisturbed.world, tmp_path)
-    supervisor, saboteur = Supervisor(fleet), KillAt(victim, points)
-    supervisor.sabotage(saboteur)
+    supervisor, ahead = Supervisor(fleet), set(points)
+    supervisor.kill_at(ahead, victim)
     supervisor.run()
-    assert not saboteur.points, "the run must have come by every point"
+    assert not ahead, "the run must have come by every point"
     assert len(supervisor.kills) == len(points)
     assert fleet.fingerprint() == undisturbed.fingerprint()
     assert _scores(fleet) == _scores(undisturbed)

@@ -343,6 +343,17 @@ def test_result_counts_frames_and_learns(silo: RecordedRun) -> None:
     assert result["mean_local_miou"] > result["initial_local_miou"]
 
 
+def test_replay_is_as_many_passes_more(tiny_world: World, tmp_path: Path) -> None:
+    fleets = []
+    for name, changes in {"replay": {"replay_steps": 2}, "passes": {"epochs": 3}}.items():
+        first = msgspec.structs.replace(ONE_STEP, **changes)
+        fleets.append(FederatedFleet(tiny_world, tmp_path / name, rounds=1, first_order=first))
+        Supervisor(fleets[-1]).run()
+    assert fleets[0].fingerprint() == fleets[1].fingerprint()
+    frames = sum(len(fleets[0].frames[car]["train"]) for car in CARS)
+    assert [fleet.result()["frames_seen"] for fleet in fleets] == [frames * 3] * 2
+
+
 # Weights that don't fit -----------------------------------------------------------------------------------
 
 

@@ -105,9 +105,7 @@ def test_a_run_of_the_same_seed_over_another_broker_learns_the_same(
         assert again[key] == before[key]
 
 
-def test_a_run_on_the_memory_bus_learns_the_same_without_processes(
-    reference: Launch, launch: Launch
-) -> None:
+def test_a_run_on_the_memory_bus_learns_the_same_without_processes(reference: Launch, launch: Launch) -> None:
     launch.start("--broker", "memory").complete()
     assert learnt(launch.run_folder) == learnt(reference.run_folder)
     assert not (launch.run_folder / "processes").exists()

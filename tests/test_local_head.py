@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from cloud_server import losses
 from datasets.labels import CAMVID, VOID
@@ -102,16 +103,23 @@ def test_wrong_shapes_are_refused(tmp_path: Path) -> None:
         head.linearise(folder.initial, features).pull_back(np.zeros((2, 1, 1, 1), np.float32))
 
 
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
 @pytest.mark.parametrize("void_share", [0.0, 0.3, 1.0])
-def test_cross_entropy_equals_torch(void_share: float) -> None:
+def test_cross_entropy_equals_torch(void_share: float, weighted: bool) -> None:
     random = np.random.default_rng(3)
     logits = (10 * random.standard_normal((2, 11, 6, 8))).astype(np.float32)
     label = random.integers(0, 11, (2, 6, 8)).astype(np.uint8)
     label[random.random(label.shape) < void_share] = VOID
     leaf = torch.from_numpy(logits).requires_grad_()
-    expected = losses.cross_entropy(leaf, torch.from_numpy(label))
+    weight = random.gamma(1, size=label.shape).astype(np.float32) if weighted else None
+    if weight is None:
+        expected = losses.cross_entropy(leaf, torch.from_numpy(label))
+    else:
+        target = torch.from_numpy(label).long()
+        pixels = functional.cross_entropy(leaf, target, ignore_index=VOID, reduction="none")
+        expected = (pixels * torch.from_numpy(weight)).sum() / max(int((label != VOID).sum()), 1)
     expected.backward()
-    loss, gradient = cross_entropy(logits, label)
+    loss, gradient = cross_entropy(logits, label, weight)
     assert gradient.dtype == np.float32
     assert loss == pytest.approx(expected.item(), rel=1e-6, abs=1e-7)
     np.testing.assert_allclose(gradient, leaf.grad.numpy(), rtol=0, atol=1e-7)

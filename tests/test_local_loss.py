@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from film_reference import FilmEncoder
 from fleet_fixtures import CARS, IMAGE_SIZE, Supervisor, TinyFleet, World, tag
 from torch.nn.utils import parameters_to_vector
 
@@ -28,11 +29,11 @@ from fleet.export import export_bundle
 from fleet.head_export import export_head
 from fleet.heads import build_head
 from protocol.memory_bus import MemoryBus
-from protocol.messages import LocalLossPlan, Turn
+from protocol.messages import LocalLossPlan, LossWeighting, Turn
 from protocol.noise import derive_seed, permutation
 
 CAR = CARS[0]
-LOCAL = LocalLossConfig(warm_up_epochs=2, epochs=1)
+LOCAL = LocalLossConfig(warm_up_epochs=2, epochs=1, weight_power=0)
 
 
 def fleet_of(world: World, folder: Path, **changes: object) -> TinyFleet:
@@ -63,7 +64,8 @@ class Reference:
 
     def __init__(self, fleet: TinyFleet) -> None:
         self._config = fleet.config
-        self.encoder = build_encoder("stride8-c4", 0).folded()
+        plain = build_encoder("stride8-c4", 0).folded()
+        self.encoder = FilmEncoder(plain) if fleet.config.subspace == "film" else plain
         self.head = build_head(4, 11, stride=8, width=8, depth=1, seed=0)
         local = fleet.config.local_loss
         self._steppers = [
@@ -87,9 +89,17 @@ class Reference:
                 losses.append(self._step(order[start : start + size], share))
         return losses
 
+    def small_labels(self) -> torch.Tensor:
+        """Of all train frames, at the logits' size."""
+        return downsample_labels(self._labels, (IMAGE_SIZE[1] // 4, IMAGE_SIZE[0] // 4))
+
+    def loss(self, logits: torch.Tensor, label: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+        """Of a batch of the train frames `chosen`."""
+        return cross_entropy(logits, label)
+
     def _step(self, chosen: torch.Tensor, share: float) -> float:
         logits = self.head(self.encoder(self._images[chosen]))
-        loss = cross_entropy(logits, downsample_labels(self._labels[chosen], logits.shape[-2:]))
+        loss = self.loss(logits, downsample_labels(self._labels[chosen], logits.shape[-2:]), chosen)
         for optimizer, rate in self._steppers:
             optimizer.zero_grad()
             optimizer.param_groups[0]["lr"] = rate * share
@@ -99,23 +109,36 @@ class Reference:
         return loss.item()
 
 
-def test_learning_equals_torch_through_encoder_and_head(tiny_world: World, tmp_path: Path) -> None:
-    """Over two turns, the state of the first carried on by the second.
+@pytest.mark.parametrize("subspace", ["all", "film"])
+def test_learning_equals_torch_through_encoder_and_head(
+    subspace: str, tiny_world: World, tmp_path: Path
+) -> None:
+    """Over two turns, the state of the first carried on by the second; the head learns whole in either case.
 
     Within 1e-4, but for the few elements whose gradient is nothing but rounding, such as the bias before a
     normalisation: there Adam takes a full step along whatever sign it sees.
     """
-    local = LocalLossConfig(warm_up_epochs=2, epochs=1, rate=2e-4, head_rate=5e-4)
-    fleet = run(fleet_of(tiny_world, tmp_path, vehicles=(CAR,), local_loss=local))
-    reference = Reference(fleet)
+    local = LocalLossConfig(warm_up_epochs=2, epochs=1, rate=2e-4, head_rate=5e-4, weight_power=0)
+    fleet = run(fleet_of(tiny_world, tmp_path, vehicles=(CAR,), local_loss=local, subspace=subspace))
+    assert_learnt_like(Reference(fleet), fleet)
+
+
+def assert_learnt_like(reference: Reference, fleet: TinyFleet) -> None:
+    """The vehicle's two turns ended where the reference's do."""
     losses = [loss for turn_id in (1, 2) for loss in reference.learn(turn_id)]
     assert len(losses) == 8
     state = fleet.states(CAR).load(2)
+    initial_head = HeadFolder.load(fleet.world.local_head).initial
+    encoder, initial_encoder = state.theta, EncoderBundle.load(fleet.world.bundle).theta0
+    if fleet.config.subspace == "film":
+        # Without the last layer's: the head begins by undoing any scale and shift of a channel.
+        encoder = state.optimizer["encoder/film/phi"][: -2 * 4]
+        initial_encoder = np.zeros_like(encoder)
     for learnt, module, initial in (
-        (state.theta, reference.encoder, EncoderBundle.load(fleet.world.bundle).theta0),
-        (state.optimizer["head"], reference.head, HeadFolder.load(fleet.world.local_head).initial),
+        (encoder, reference.encoder, initial_encoder),
+        (state.optimizer["head"], reference.head, initial_head),
     ):
-        expected = parameters_to_vector(module.parameters()).detach().numpy()
+        expected = parameters_to_vector(module.parameters()).detach().numpy()[: len(learnt)]
         assert np.abs(learnt - initial).mean() > 1e-4
         assert np.quantile(np.abs(learnt - expected), 0.99) < 1e-4 * np.abs(expected).max()
     assert int(state.optimizer["head/steps"][0]) == int(state.optimizer["encoder/steps"][0]) == len(losses)
@@ -284,6 +307,9 @@ def test_diverging_cloud_ends_the_run_in_one_line(tiny_world: World, tmp_path: P
         ({"epochs": 10_001}, "at most 10000 together"),
         ({"rate": 0.0}, "local_loss.rate"),
         ({"schedule": "sawtooth"}, "'sawtooth'"),
+        ({"weight_power": -0.5}, "local_loss.weight_power must be at least 0, got -0.5"),
+        ({"weight_cap": 0.5}, "local_loss.weight_cap must be at least 1, got 0.5"),
+        ({"weight_map_stride": 0}, "local_loss.weight_map_stride must be at least 1, got 0"),
     ],
 )
 def test_wrong_setting_is_named(changes: dict[str, object], named: str) -> None:
@@ -299,12 +325,19 @@ def _turn() -> Turn:
         step=0,
         after_turn=None,
         seed=0,
-        learner=LocalLossPlan(rate=2e-3, head_rate=5e-3, rate_shares=(0.5, 1.0)),
+        learner=LocalLossPlan(
+            rate=2e-3,
+            head_rate=5e-3,
+            rate_shares=(0.5, 1.0),
+            weighting=LossWeighting(map_stride=1, power=0.5, cap=5.0),
+            subspace="all",
+        ),
         epochs=2,
         batches=0,
         batch_size=8,
         uploads=("train",),
         bits=8,
+        anchor=0.0,
     )
 
 

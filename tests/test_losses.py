@@ -8,7 +8,17 @@ import pytest
 import torch
 from torch.nn import functional
 
-from cloud_server.losses import LOSSES, cross_entropy, dice, downsample_labels, find_loss, loss_map, per_frame
+from cloud_server.losses import (
+    LOSSES,
+    cross_entropy,
+    dice,
+    downsample_labels,
+    entropy,
+    entropy_map,
+    find_loss,
+    loss_map,
+    per_frame,
+)
 
 
 def example(*, void: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
@@ -96,6 +106,36 @@ def test_loss_map_with_a_grid_that_does_not_fit_is_an_error() -> None:
     logits_BKhw, label_Bhw = example()
     with pytest.raises(ValueError, match="loss map of 4 cells doesn't fit logits of 6"):
         loss_map(logits_BKhw, label_Bhw, (4, 4))
+
+
+def test_entropy_equals_that_of_torchs_distributions() -> None:
+    logits_BKhw, _ = example()
+    expected_Bhw = torch.distributions.Categorical(logits=logits_BKhw.movedim(1, -1)).entropy()
+    torch.testing.assert_close(entropy(logits_BKhw), expected_Bhw.mean())
+    torch.testing.assert_close(entropy_map(logits_BKhw, (6, 8)), expected_Bhw)
+
+
+def test_entropy_is_the_log_of_the_classes_where_nothing_is_known_and_zero_where_all_is() -> None:
+    assert entropy(torch.zeros(1, 11, 4, 4)).item() == pytest.approx(math.log(11))
+    certain_BKhw = torch.zeros(1, 11, 4, 4, requires_grad=True)
+    loss = entropy(certain_BKhw + 1e4 * functional.one_hot(torch.tensor(3), 11).view(1, 11, 1, 1))
+    loss.backward()
+    assert loss.item() == 0.0
+    assert certain_BKhw.grad is not None and certain_BKhw.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("cells_yx", [(3, 4), (6, 8), (1, 1), (12, 16), (3, 8)])
+def test_entropy_map_averages_to_the_entropy_of_each_frame(cells_yx: tuple[int, int]) -> None:
+    logits_BKhw, _ = example()
+    map_Byx = entropy_map(logits_BKhw, cells_yx)
+    assert map_Byx.shape == (3, *cells_yx)
+    expected_B = torch.stack([entropy(logits_BKhw[frame : frame + 1]) for frame in range(3)])
+    torch.testing.assert_close(map_Byx.mean((1, 2)), expected_B)
+
+
+def test_entropy_map_with_a_grid_that_does_not_fit_is_an_error() -> None:
+    with pytest.raises(ValueError, match="loss map of 4 cells doesn't fit logits of 6"):
+        entropy_map(example()[0], (4, 4))
 
 
 def test_downsampling_takes_the_pixel_at_each_cell_centre() -> None:

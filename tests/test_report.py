@@ -101,6 +101,11 @@ def test_frame_is_shown_as_its_vehicle_sees_it(comparison: Path) -> None:
         assert share.sight is None or np.abs(drawn.astype(float) - image).mean() > 20
 
 
+def test_what_runs_did_beside_the_usual_is_stated(page: str) -> None:
+    assert "car-02: fog:5" in page
+    assert "1 step after each, from at most 512 frames" in page
+
+
 def test_page_loads_nothing_and_stays_small(comparison: Path, page: str) -> None:
     assert len(page) < 4_000_000
     assert not re.search(r'(?:src|href)="(?!data:|#)', page)
@@ -111,6 +116,16 @@ def test_page_loads_nothing_and_stays_small(comparison: Path, page: str) -> None
 def test_ids_on_the_page_are_unique(page: str) -> None:
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert len(ids) == len(set(ids)) > 10
+
+
+def test_milestones_stand_in_a_table(comparison: Path) -> None:
+    page = write_report(comparison).read_text()
+    assert f"Up to the quality of {ALGORITHMS[0]}" in page
+    rows = page[page.index("Up to the quality of") :]
+    assert row_of(rows, "split")[1:] == [
+        "0.410", "112.3 kB", "1:06", "2 of 2", "112.3 kB (1x)", "1:06", "0.410", "0.410",
+    ]  # fmt: skip
+    assert "Up to the quality of" not in write_report(comparison / "split-seed0").read_text()
 
 
 def test_names_from_files_are_escaped(tmp_path: Path) -> None:

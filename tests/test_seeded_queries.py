@@ -1,13 +1,10 @@
-"""Seeded queries: what a seed unfolds to, that it equals an upload, and fleets that learn from loss maps."""
+"""Seeded queries: that they equal uploads, and fleets that learn from loss maps."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,72 +12,26 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from fleet_fixtures import CARS, FLEET, Supervisor, TinyFleet, World, tag
-from test_exactly_once import KillAt
+from fleet_fixtures import CARS, Supervisor, TinyFleet, World, interrupt, tag
+from test_perturbation import grid
 
 import cloud_server.desk
 from cloud_server.checkpoint import flatten_state
 from cloud_server.config import ActivationConfig, FirstOrderConfig, ZerothOrderConfig
+from cloud_server.errors import CloudError
 from cloud_server.networks import build_network
 from cloud_server.seeded_queries import coded_loss_maps, evaluate_loss_maps
 from cloud_server.trainer import Trainer, TrainerConfig
-from edge_client.errors import VehicleError
+from edge_client.errors import TurnRefused
 from fleet.in_process import run_in_process
 from protocol import topics
-from protocol.deflate import CodecError
 from protocol.memory_bus import MemoryBus
 from protocol.messages import LossMaps, Query, SeededQuery, Turn
 from protocol.noise import derive_seed
-from protocol.perturbation import pack_scale, perturb, unpack_scale
+from protocol.perturbation import pack_scale, perturb
 from protocol.tensor_codec import EncodedTensor, decode, encode
 
 CAR = CARS[0]
-PERTURBED = "26bb8b2d6d6976d0"
-"""Beginning of the SHA-256 of the features perturbed below."""
-
-
-# What a seed unfolds to --------------------------------------------------------------------------------
-
-
-def grid(shape: tuple[int, ...]) -> np.ndarray:
-    """Features that need no generator: multiples of 1/8."""
-    return (np.arange(np.prod(shape)) % 17 / 8).reshape(shape).astype(np.float32)
-
-
-def test_perturbed_features_equal_committed_vectors() -> None:
-    scale_C = np.array([0.1, 0.25, 3], np.float32)
-    seed = derive_seed("vector", 2)
-    plus, minus = (perturb(grid((2, 3, 4, 5)), scale_C, seed, sign=sign) for sign in (1, -1))
-    assert plus.dtype == np.float32
-    content = plus.astype("<f4").tobytes() + minus.astype("<f4").tobytes()
-    assert hashlib.sha256(content).hexdigest()[:16] == PERTURBED
-
-
-def test_perturbation_moves_each_channel_by_its_scale() -> None:
-    scale_C = np.array([0.5, 0, 2], np.float32)
-    features = grid((2, 3, 4, 5))
-    moved = perturb(features, scale_C, 7) - features
-    assert np.array_equal(np.abs(moved), np.broadcast_to(scale_C[:, None, None], moved.shape))
-    assert np.array_equal(perturb(features, scale_C, 7, sign=-1) - features, -moved)
-
-
-def test_scale_crosses_as_it_is() -> None:
-    scale_C = np.array([0.1, 0, 3e30], np.float32)
-    assert np.array_equal(unpack_scale(pack_scale(scale_C), 3), scale_C)
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (b"\0" * 8, "must have 12 bytes, got 8"),
-        (np.array([1, np.nan, 1], "<f4").tobytes(), "must be finite and not negative"),
-        (np.array([1, -1, 1], "<f4").tobytes(), "must be finite and not negative"),
-        (np.array([1, np.inf, 1], "<f4").tobytes(), "must be finite and not negative"),
-    ],
-)
-def test_scale_that_can_not_be_used_is_rejected(data: bytes, message: str) -> None:
-    with pytest.raises(CodecError, match=message):
-        unpack_scale(data, 3)
 
 
 # That it equals an upload ------------------------------------------------------------------------------
@@ -104,14 +55,15 @@ def seeded(frames: int, seeds: int, scale_C: np.ndarray, *, two_sided: bool) -> 
 @pytest.mark.parametrize("two_sided", [False, True])
 @pytest.mark.parametrize("seeds", [1, 4, 16])
 @pytest.mark.parametrize("frames", [1, 3])
+@pytest.mark.parametrize("objective", ["labels", "entropy"])
 def test_seeded_query_equals_uploading_the_perturbed_features(
-    seeds: int, two_sided: bool, frames: int
+    seeds: int, two_sided: bool, frames: int, objective: str
 ) -> None:
     """To the bit, for every K, and nothing in the network changes: no weight, no statistic of BatchNorm."""
     network = build_network("compact", feature_shape=(4, 6, 8), feature_stride=8, num_classes=5, seed=1)
     trainer = Trainer(network, TrainerConfig())
     random = np.random.default_rng(2)
-    label = random.integers(0, 5, (frames, 48, 64), np.uint8)
+    label = random.integers(0, 5, (frames, 48, 64), np.uint8) if objective == "labels" else None
     features = random.normal(size=(frames, 4, 6, 8)).astype(np.float32)
     scale_C = (0.1 * features.std(axis=(0, 2, 3))).astype(np.float32)
     before = flatten_state(trainer.state_dict())[0]
@@ -144,6 +96,8 @@ def test_mean_of_a_clean_map_is_the_loss() -> None:
     maps = trainer.loss_map(grid((2, 4, 6, 8)), label, (3, 4))
     losses = trainer.evaluate_losses(grid((2, 4, 6, 8)), label)
     np.testing.assert_allclose(maps.mean(axis=(1, 2)), losses, rtol=1e-5)
+    maps = trainer.loss_map(grid((2, 4, 6, 8)), None, (3, 4))
+    assert maps.mean() == pytest.approx(trainer.evaluate_loss(grid((2, 4, 6, 8)), None), rel=1e-5)
 
 
 def test_eight_bits_keep_each_map_to_half_a_step_of_its_own_scale() -> None:
@@ -181,7 +135,7 @@ def tiny(world: World, folder: Path, **changes: Any) -> TinyFleet:
 
 
 def _undisturbed(world: World, folder: Path, subspace: str) -> TinyFleet:
-    fleet = tiny(world, folder, zeroth_order=zeroth(subspace=subspace, epochs=2))
+    fleet = tiny(world, folder, zeroth_order=zeroth(epochs=2), subspace=subspace)
     Supervisor(fleet).run()
     return fleet
 
@@ -206,7 +160,7 @@ def calm(request: pytest.FixtureRequest) -> TinyFleet:
 
 
 def again(calm: TinyFleet, folder: Path) -> TinyFleet:
-    return tiny(calm.world, folder, zeroth_order=calm.config.zeroth_order)
+    return tiny(calm.world, folder, zeroth_order=calm.config.zeroth_order, subspace=calm.config.subspace)
 
 
 def test_run_learns_and_says_how_much_was_answered(calm: TinyFleet) -> None:
@@ -233,10 +187,10 @@ _POINTS = [("car-1", "seeded", 1), ("car-1", "maps", 3), ("car-2", "seeded", 3),
 @pytest.mark.parametrize("victim", ["car", "cloud"])
 def test_killed_process_changes_nothing(victim: str, calm: TinyFleet, tmp_path: Path) -> None:
     fleet = again(calm, tmp_path)
-    supervisor, saboteur = Supervisor(fleet), KillAt(victim, _POINTS)
-    supervisor.sabotage(saboteur)
+    supervisor, points = Supervisor(fleet), set(_POINTS)
+    supervisor.kill_at(points, victim)
     supervisor.run()
-    assert not saboteur.points, "the run must have come by every point"
+    assert not points, "the run must have come by every point"
     assert fleet.fingerprint() == calm.fingerprint()
     for car in CARS:
         for name in ("queries", "answers_per_frame"):
@@ -249,7 +203,7 @@ def test_killed_process_changes_nothing(victim: str, calm: TinyFleet, tmp_path: 
         {"zeroth_order": zeroth(activation={"two_sided": True, "map_stride": 2, "box_width": 3})},
         {"zeroth_order": zeroth(activation={"map_bits": 32}), "feedback_network": "best", "bits": 32,
          "algorithm": "blackfed-v2"},
-        {"zeroth_order": ZerothOrderConfig(batches=2, batch_size=3, queries=1, subspace="film")},
+        {"zeroth_order": ZerothOrderConfig(batches=2, batch_size=3, queries=1), "subspace": "film"},
     ],
     ids=["two-sided on a coarse map", "v2, own feedback, float32", "spsa-gc on film"],
 )  # fmt: skip
@@ -263,28 +217,6 @@ def test_other_settings_run(changes: dict[str, Any], tiny_world: World, tmp_path
 
 
 # What does not fit ---------------------------------------------------------------------------------------
-
-
-def interrupt(
-    bus: MemoryBus, before: str, say: Callable[[Turn, bytes], tuple[topics.Channel, object]]
-) -> None:
-    """Say something once, at the first message with that tag of a vehicle in a turn of learning."""
-    client = bus.client("attacker")
-    client.connect(0)
-    turns: list[Turn] = []
-    spoken: list[object] = []
-
-    def listen(topic: str, payload: bytes, qos: int) -> None:
-        if topics.parse(topic).vehicle != CAR or spoken:
-            return
-        if tag(payload) == "turn":
-            turns.append(msgspec.msgpack.decode(payload[1:], type=Turn))
-        elif tag(payload) == before and turns[-1].turn_id > 0:
-            spoken.append(None)
-            channel, message = say(turns[-1], payload)
-            client.publish(topics.topic(channel, FLEET, CAR), b"\x00" + msgspec.msgpack.encode(message))
-
-    bus.record(listen)
 
 
 def request(turn: Turn, **changes: Any) -> SeededQuery:
@@ -387,11 +319,16 @@ _UNUSABLE = {
 
 
 @pytest.mark.parametrize("name", _UNUSABLE)
-def test_vehicle_asks_again_after_an_unusable_answer(name: str, calm_all: TinyFleet, tmp_path: Path) -> None:
+def test_vehicle_asks_again_after_an_unusable_answer(
+    name: str, calm_all: TinyFleet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    maps, reason = _UNUSABLE[name]
     bus = MemoryBus()
-    interrupt(bus, "seeded", lambda turn, payload: spoilt(payload, _UNUSABLE[name][0]))
+    interrupt(bus, "seeded", lambda turn, payload: spoilt(payload, maps))
     fleet = again(calm_all, tmp_path)
     Supervisor(fleet, bus).run()
+    [warning] = [record for record in caplog.records if "asking again" in record.message]
+    assert reason in warning.message
     assert fleet.fingerprint() == calm_all.fingerprint()
     assert fleet.result()["vehicles"][CAR]["queries"] == calm_all.result()["vehicles"][CAR]["queries"]
 
@@ -402,11 +339,23 @@ def test_vehicle_stops_in_one_line_after_unusable_answers(
 ) -> None:
     maps, reason = _UNUSABLE[name]
     monkeypatch.setattr(cloud_server.desk, "coded_loss_maps", lambda *_: maps)
-    fleet = tiny(tiny_world, tmp_path, rounds=1)
-    with pytest.raises((VehicleError, RuntimeError, ValueError)) as caught:
-        run_in_process(fleet.config, [fleet.host()], fleet.run_folder)
-    assert re.search(f"answered 3 times with unusable loss maps: {reason}", str(caught.value))
-    assert "\n" not in str(caught.value)
+    fleet, bus = tiny(tiny_world, tmp_path, rounds=1, vehicles=(CAR,)), MemoryBus()
+    answers: list[LossMaps] = []
+
+    def listen(topic: str, payload: bytes, qos: int) -> None:
+        if tag(payload) == "maps":
+            answers.append(msgspec.msgpack.decode(payload[1:], type=LossMaps))
+
+    bus.record(listen)
+    supervisor = Supervisor(fleet, bus)
+    with pytest.raises(CloudError) as caught:
+        supervisor.run()
+    line = f"the cloud answered 3 times with unusable loss maps: {reason}"
+    assert str(caught.value) == f"vehicle {CAR!r} can't go on: {line}"
+    [end] = supervisor.failures
+    assert (type(end), str(end)) == (TurnRefused, line)
+    assert len(answers) >= 3 and len({answer.step for answer in answers}) == 1, "one query, asked again"
+    assert not any(fleet.state_folder(CAR).iterdir()), "nothing was learnt from what is no answer"
 
 
 def test_map_that_does_not_fit_the_features_ends_the_run_in_one_line(

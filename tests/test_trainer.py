@@ -17,6 +17,7 @@ from cloud_server.losses import LOSSES
 from cloud_server.networks import build_network
 from cloud_server.trainer import DivergedError, Trainer, TrainerConfig, threads
 from protocol.batches import batch_bounds
+from protocol.noise import derive_seed, permutation
 
 Batch = tuple[np.ndarray[Any, np.dtype[np.float32]], np.ndarray[Any, np.dtype[np.uint8]]]
 
@@ -178,6 +179,53 @@ def test_inference_changes_nothing_and_is_the_same_from_every_thread_and_thread_
     assert same(trainer.state_dict(), before)
 
 
+@pytest.mark.parametrize("objective", ["labels", "entropy"])
+def test_gradient_of_a_network_that_stays_equals_autograd_in_evaluation_mode(objective: str) -> None:
+    """And nothing changes: no weight, no moment, no statistic of BatchNorm, no step of the schedule."""
+    trainer = make_trainer(dropout=0.5, schedule="cosine", total_steps=9)
+    trainer.train_step(*frames(4))
+    before = trainer.state_dict()
+    features_BCHW, label_BHW = frames(3, seed=1)
+    loss, gradient_BCHW = trainer.evaluate_gradient(
+        features_BCHW, label_BHW if objective == "labels" else None
+    )
+    assert same(trainer.state_dict(), before)
+    network = make_trainer(network_seed=99)._network
+    network.load_state_dict(trainer.weights())
+    leaf_BCHW = torch.from_numpy(features_BCHW).requires_grad_()
+    logits_BKhw = network.eval()(leaf_BCHW)
+    if objective == "labels":
+        expected = LOSSES["cross-entropy"](logits_BKhw, torch.from_numpy(label_BHW[:, 2::4, 2::4]))
+    else:
+        expected = torch.distributions.Categorical(logits=logits_BKhw.movedim(1, -1)).entropy().mean()
+    expected.backward()
+    assert leaf_BCHW.grad is not None
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
+    assert gradient_BCHW.dtype == np.float32
+    np.testing.assert_allclose(gradient_BCHW, leaf_BCHW.grad.numpy(), rtol=1e-3, atol=1e-7)
+
+
+def test_schedule_advances_without_a_step_and_a_snapshot_remembers_it() -> None:
+    trainer = make_trainer(schedule="cosine", total_steps=5)
+    weights = trainer.weights()
+    shares = []
+    for _ in range(5):
+        shares.append(trainer.rate_share)
+        trainer.advance_schedule()
+    assert shares == pytest.approx([(1 + np.cos(np.pi * step / 4)) / 2 for step in range(5)])
+    assert all(torch.equal(weights[name], value) for name, value in trainer.weights().items())
+    other = make_trainer(schedule="cosine", total_steps=5)
+    other.load_state_dict(trainer.state_dict())
+    assert other.steps == 5 and same(other.state_dict(), trainer.state_dict())
+
+
+def test_gradient_that_is_not_finite_is_an_error() -> None:
+    trainer = make_trainer()
+    features_BCHW, label_BHW = frames(2)
+    with pytest.raises(DivergedError, match="loss became nan"):
+        trainer.evaluate_gradient(features_BCHW * np.nan, label_BHW)
+
+
 def test_losses_of_frames_average_to_the_loss_of_the_batch() -> None:
     trainer = make_trainer()
     features_BCHW, label_BHW = frames(3)
@@ -213,6 +261,21 @@ def test_epochs_visit_every_frame_once_in_an_order_that_the_seed_decides() -> No
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert same(state, run(1)[0])
     assert not same(state, run(2)[0])
+
+
+def test_steps_taken_between_those_of_an_epoch_are_ordinary_ones() -> None:
+    """Also the network's mode is that of training again after them."""
+    one, other = make_trainer(), make_trainer()
+    batch, extra = frames(2), frames(3, seed=1)
+    one.train_epochs(
+        *batch, epochs=2, batch_size=2, seed=0, progress=lambda done, total, loss: one.train_step(*extra)
+    )
+    for epoch in range(2):
+        order = permutation(derive_seed(0, "epoch", epoch), 2)
+        other.train_step(*(array[order] for array in batch))
+        other.train_step(*extra)
+    assert one.steps == 4
+    assert same(one.state_dict(), other.state_dict())
 
 
 def test_batches_cover_all_frames_and_leave_none_alone() -> None:

@@ -19,15 +19,18 @@ from numpy.typing import NDArray
 from cloud_server.config import CloudConfig
 from cloud_server.evaluation import ConfusionMatrix
 from cloud_server.label_store import LabelStore
+from cloud_server.ledger import UploadLedger
 from cloud_server.predictions import write_prediction
 from cloud_server.run_log import RunLog
 from cloud_server.schedule import Kind, Stage
 from cloud_server.seeded_queries import LossMapOf
 from cloud_server.trainer import Trainer
 from cloud_server.turns import Features
+from cloud_server.upload_limit import UploadLimit
 from datasets.labels import LabelSpace
 from protocol.batches import batch_bounds
 from protocol.messages import Learner, SplitScores, Turn, Update
+from protocol.tensor_codec import EncodedTensor
 from protocol.weights import WeightTensor
 
 
@@ -40,6 +43,8 @@ class TurnPlan:
     batches: int
     batch_size: int
     uploads: tuple[str, ...]
+    limits: Mapping[str, UploadLimit] = field(default_factory=dict)
+    """Of splits in `uploads` of which not every frame is wanted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,21 +61,39 @@ class Context:
     """Raises `Stopped` when the process was asked to stop; called during long work."""
     train_frames: Mapping[str, int]
     """Number of train frames by vehicle."""
+    ledger: UploadLedger
+    """Told of each first-order step on uploaded features."""
+    source_frames: Mapping[str, int]
+    """Number of frames of the source domain by vehicle, on which forgetting is measured."""
+
+    def targets(self, vehicle: str, indices: tuple[int, ...]) -> NDArray[np.uint8] | None:
+        """The label_BHW that feedback about a vehicle's train frames is of; None where it is the entropy."""
+        return self.labels.batch(vehicle, indices) if self.config.objective == "labels" else None
 
 
 def training_steps(config: CloudConfig, frames: int) -> int:
-    """First-order steps that the whole run takes on a vehicle with so many train frames, 1 at least."""
+    """First-order steps that the whole run takes on a vehicle with so many train frames, 1 at least; those on
+    replayed features belong to the vehicle whose steps they follow."""
     first = config.first_order
-    return max(1, len(batch_bounds(frames, first.batch_size)) * first.epochs * config.rounds)
+    return max(1, len(batch_bounds(frames, first.batch_size)) * first.passes * config.rounds)
 
 
 @dataclass(kw_only=True)
 class Scores:
-    """Confusion matrices over test frames, by vehicle: untrained, local and out of domain."""
+    """Confusion matrices over test frames, by vehicle: at the start, local and out of domain; and over frames
+    of the source domain, at the end and at the start."""
 
     initial: dict[str, ConfusionMatrix] = field(default_factory=dict)
     local: dict[str, ConfusionMatrix] = field(default_factory=dict)
     ood: dict[str, ConfusionMatrix] = field(default_factory=dict)
+    source: dict[str, ConfusionMatrix] = field(default_factory=dict)
+    initial_source: dict[str, ConfusionMatrix] = field(default_factory=dict)
+
+    def of(self, kind: Kind, split: str) -> dict[str, ConfusionMatrix]:
+        """Where the scores of a split belong at an evaluation of this kind."""
+        if kind is Kind.FINAL:
+            return {"test": self.local, "ood": self.ood, "source": self.source}[split]
+        return {"test": self.initial, "source": self.initial_source}[split]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types, for the checkpoint."""
@@ -128,8 +151,8 @@ def _mean(values: Mapping[str, float]) -> float | None:
 class Algorithm(Protocol):
     """Who learns what in which order. The server calls these from one thread, in this order a stage:
     `plan` for each vehicle, `begin` at each (re)start of a turn, what that kind of turn asks for
-    (`AnswersQueries`, `AnswersSeededQueries`, `TakesTrainSteps`, `ExchangesWeights`), `turn_done`,
-    `stage_done`; then the state is committed."""
+    (`AnswersQueries`, `AnswersSeededQueries`, `KeepsLossMaps`, `TakesTrainSteps`, `ExchangesWeights`),
+    `turn_done`, `stage_done`; then the state is committed."""
 
     stages: tuple[Stage, ...]
     scores: Scores
@@ -178,6 +201,18 @@ class AnswersSeededQueries(Protocol):
         self, vehicle: str, indices: tuple[int, ...], map_size: tuple[int, int]
     ) -> AbstractContextManager[LossMapOf]:
         """The loss maps of some frames, for as long as the context lasts; must not change anything."""
+
+
+@runtime_checkable
+class KeepsLossMaps(Protocol):
+    """An algorithm whose vehicles weight a loss of their own by where the cloud's lay."""
+
+    def kept_loss_maps(self, vehicle: str, indices: tuple[int, ...]) -> EncodedTensor:
+        """The loss maps (B, 1, y, x) of train frames uploaded before; must not change anything.
+
+        Raises:
+            RequestError: none are kept of these frames together.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,9 +278,28 @@ class MayEndEarly(Protocol):
         """Whether a stage is still to be run; follows from what was committed before it."""
 
 
-def evaluation_plan(stage: Stage, batch_size: int) -> TurnPlan:
-    """Features of the test frames, and at the end of those of other vehicles."""
-    uploads = ("test",) if stage.kind is Kind.INITIAL else ("test", "ood")
+def upload_limits(config: CloudConfig, stage: Stage) -> dict[str, UploadLimit]:
+    """What `config.uploads` says of a training stage.
+
+    Train frames take turns; validation frames stay, so that one round's mIoU can be compared with another's.
+    """
+    limits = {}
+    if config.uploads.train_frames is not None:
+        limits["train"] = UploadLimit(most=config.uploads.train_frames, shift=stage.round - 1)
+    if config.uploads.val_frames is not None:
+        limits["val"] = UploadLimit(most=config.uploads.val_frames)
+    return limits
+
+
+def evaluation_splits(context: Context, stage: Stage, vehicle: str) -> tuple[str, ...]:
+    """What a vehicle is evaluated on: test frames, at the end those of others, and any of the source."""
+    others = ("ood",) if stage.kind is Kind.FINAL else ()
+    return ("test", *others, *(("source",) if context.source_frames[vehicle] else ()))
+
+
+def evaluation_plan(context: Context, stage: Stage, vehicle: str, batch_size: int) -> TurnPlan:
+    """Features of what the vehicle is evaluated on."""
+    uploads = evaluation_splits(context, stage, vehicle)
     return TurnPlan(learner=None, epochs=0, batches=0, batch_size=batch_size, uploads=uploads)
 
 
@@ -278,7 +332,6 @@ def evaluate_test_frames(
     `predict` maps (features_BCHW, (height, width)) to trainIds at that size.
     """
     final = stage.kind is Kind.FINAL
-    targets = {"test": scores.local if final else scores.initial, "ood": scores.ood}
     for split, features in uploads.items():
         matrix = ConfusionMatrix(context.label_space)
         for position, index in enumerate(features.indices):
@@ -290,7 +343,7 @@ def evaluate_test_frames(
             if final and split == "test":
                 folder = context.run_folder / "predictions" / vehicle
                 write_prediction(folder, key, prediction_HW, context.label_space)
-        targets[split][vehicle] = matrix
+        scores.of(stage.kind, split)[vehicle] = matrix
         context.run_log.event(
             "evaluation",
             stage=stage.number,

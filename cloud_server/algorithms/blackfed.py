@@ -13,11 +13,13 @@ from contextlib import AbstractContextManager, contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
-from cloud_server.algorithms.base import Context, TurnPlan, evaluation_plan
+from cloud_server.algorithms.base import Context, TurnPlan, evaluation_plan, training_steps, upload_limits
 from cloud_server.algorithms.one_network import OneNetwork
 from cloud_server.schedule import Kind, Stage, round_robin
 from cloud_server.seeded_queries import LossMapOf
 from cloud_server.turns import Features
+from protocol.batches import batch_bounds
+from protocol.messages import Learner
 from protocol.noise import derive_seed
 
 
@@ -28,17 +30,22 @@ class BlackFed(OneNetwork):
         super().__init__(context, personal=personal)
         self._frozen_encoders = frozen_encoders
         self.stages = round_robin(self._config.vehicles, self._config.rounds)
+        most = self._config.uploads.train_frames
+        if most is not None:
+            uploaded = (min(most, frames) for frames in context.train_frames.values())
+            self._trainer.span_schedule(sum(training_steps(self._config, frames) for frames in uploaded))
 
     def plan(self, stage: Stage, vehicle: str) -> TurnPlan:
         zeroth = self._config.zeroth_order
         if stage.kind is not Kind.TRAIN:
-            return evaluation_plan(stage, zeroth.batch_size)
+            return evaluation_plan(self._context, stage, vehicle, zeroth.batch_size)
         return TurnPlan(
-            learner=None if self._frozen_encoders else zeroth.learner(),
+            learner=None if self._frozen_encoders else self._learner(),
             epochs=zeroth.epochs,
             batches=zeroth.batches,
             batch_size=zeroth.batch_size,
-            uploads=("train", "val"),
+            uploads=("train", "val") if self._config.network.learns else ("val",),
+            limits=upload_limits(self._config, stage),
         )
 
     def begin(self, stage: Stage, vehicle: str) -> None:
@@ -47,7 +54,7 @@ class BlackFed(OneNetwork):
     def answer(
         self, vehicle: str, indices: tuple[int, ...], features_BCHW: NDArray[np.float32]
     ) -> tuple[float, ...]:
-        label_BHW = self._context.labels.batch(vehicle, indices)
+        label_BHW = self._context.targets(vehicle, indices)
         with self._feedback_weights(vehicle):
             return (self._trainer.evaluate_loss(features_BCHW, label_BHW),)
 
@@ -55,13 +62,14 @@ class BlackFed(OneNetwork):
     def loss_maps(
         self, vehicle: str, indices: tuple[int, ...], map_size: tuple[int, int]
     ) -> Iterator[LossMapOf]:
-        label_BHW = self._context.labels.batch(vehicle, indices)
+        label_BHW = self._context.targets(vehicle, indices)
         with self._feedback_weights(vehicle):
             yield lambda features_BCHW: self._trainer.loss_map(features_BCHW, label_BHW, map_size)
 
     def turn_done(self, stage: Stage, vehicle: str, uploads: Mapping[str, Features]) -> None:
         if stage.kind is Kind.TRAIN:
-            self._learn(stage, vehicle, uploads["train"])
+            if self._config.network.learns:
+                self._learn(stage, vehicle, uploads["train"])
             self._validate(stage, vehicle, uploads["val"])
         else:
             self._evaluate(stage, vehicle, uploads)
@@ -69,21 +77,39 @@ class BlackFed(OneNetwork):
     def stage_done(self, stage: Stage) -> None:
         pass  # every turn was worked in as it ended
 
+    def _learner(self) -> Learner:
+        config = self._config
+        return config.zeroth_order.learner(subspace=config.subspace, objective=config.objective)
+
     def _feedback_weights(self, vehicle: str) -> AbstractContextManager[None]:
         own = self._config.feedback_network == "best"
         return self._trainer.borrowed_weights(self._best_weights(vehicle) if own else None)
 
     def _learn(self, stage: Stage, vehicle: str, train: Features) -> None:
-        """First-order epochs over the features that were uploaded once."""
+        """First-order epochs over the features that were uploaded once, each step followed by replay."""
         first = self._config.first_order
         if first.epochs == 0:
             return
         log = self._context.run_log
+        self._replay.keep(vehicle, train.indices, train.features_BCHW)
+        bounds = batch_bounds(len(train.indices), first.batch_size)
+        replayed_frames = 0
 
         def progress(done: int, total: int, loss: float) -> None:
+            nonlocal replayed_frames
             self._context.check_stop()
+            start, stop = bounds[(done - 1) % len(bounds)]
+            replayed_frames += self._replay.follow_up(vehicle, stop - start, stage.number, done)
             if done % max(1, total // 10) == 0:
-                log.event("learning", stage=stage.number, vehicle=vehicle, done=done, total=total, loss=loss)
+                steps = 1 + first.replay_steps
+                log.event(
+                    "learning",
+                    stage=stage.number,
+                    vehicle=vehicle,
+                    done=done * steps,
+                    total=total * steps,
+                    loss=loss,
+                )
 
         losses = self._trainer.train_epochs(
             train.features_BCHW,
@@ -92,8 +118,11 @@ class BlackFed(OneNetwork):
             batch_size=first.batch_size,
             seed=derive_seed(self._config.seed, "first-order", stage.number),
             progress=progress,
+            visited=lambda epoch, positions: self._context.ledger.visit(
+                epoch, vehicle, (train.indices[position] for position in positions)
+            ),
         )
-        self.progress.frames_seen += first.epochs * len(train.indices)
+        self.progress.frames_seen += first.epochs * len(train.indices) + replayed_frames
         self.progress.loss[vehicle] = losses[-1]
         log.event("learned", stage=stage.number, vehicle=vehicle, losses=[round(loss, 5) for loss in losses])
         log.scalar(f"loss/{vehicle}", losses[-1], stage.number)

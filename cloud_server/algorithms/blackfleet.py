@@ -1,37 +1,61 @@
-"""BlackFleet: encoders learn from a local loss, all vehicles at once; only features and labels cross.
+"""BlackFleet: encoders learn from a local loss, all vehicles at once; only features, labels, loss maps cross.
 
-Each vehicle trains its encoder with a head of its own before its first upload and in every round. The cloud
-trains one network on the union of a round's uploads and, as BlackFed v2, keeps each vehicle's best weights.
+Each vehicle trains its encoder with a head of its own before its first upload and in every round, from the
+second on with more weight where the cloud's loss lay. The cloud trains one network on the union of a round's
+uploads and serves each vehicle with weights chosen, or with statistics estimated, for it.
 Legend: n frames, C channels, H W feature rows and columns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from cloud_server.algorithms.base import Context, TurnPlan, evaluation_plan
+from cloud_server.algorithms.base import Context, TurnPlan, evaluation_plan, upload_limits
 from cloud_server.algorithms.one_network import OneNetwork
+from cloud_server.algorithms.replay import EVERYONE
 from cloud_server.config import CloudConfig
+from cloud_server.kept_loss_maps import KeptLossMaps
 from cloud_server.rates import SCHEDULES
 from cloud_server.schedule import Kind, Stage, all_together
 from cloud_server.turns import Features
+from cloud_server.vehicle_store import VehicleStore
 from protocol.batches import batch_bounds
-from protocol.messages import LocalLossPlan
+from protocol.messages import LocalLossPlan, LossWeighting
 from protocol.noise import derive_seed, permutation
+from protocol.tensor_codec import EncodedTensor
 
-_Group = tuple[NDArray[np.float32], NDArray[np.uint8]]
-"""features_nCHW of one shape, from all vehicles that have it, and their label_nHW."""
 _LIVE_LINES_A_STAGE = 10
 
 
+class _Group(NamedTuple):
+    """Uploads of one feature shape, from all vehicles that have it."""
+
+    features_nCHW: NDArray[np.float32]
+    label_nHW: NDArray[np.uint8]
+    frames: list[tuple[str, int]]
+    """Vehicle and number of each frame."""
+
+
 class BlackFleet(OneNetwork):
-    """No vehicle waits for another's turn, and no answer of the cloud tells anything of its network."""
+    """No vehicle waits for another's turn, and the cloud tells of its network only where its loss lay."""
 
     def __init__(self, context: Context) -> None:
-        super().__init__(context, personal=True)
+        config = context.config
+        super().__init__(context, personal=config.blackfleet.serving == "best")
+        self._statistics = (
+            VehicleStore(context.run_folder / "cloud" / "statistics", capacity=config.store_capacity)
+            if config.blackfleet.serving == "statistics"
+            else None
+        )
+        self._loss_maps = KeptLossMaps(
+            batch_size=config.first_order.batch_size, map_stride=config.local_loss.weight_map_stride
+        )
         self.stages = all_together(self._config.vehicles, self._config.rounds)
         self._arrived: dict[str, Mapping[str, Features]] = {}
         """By vehicle: what it has uploaded in this stage, once its turn is done."""
@@ -39,14 +63,29 @@ class BlackFleet(OneNetwork):
     def plan(self, stage: Stage, vehicle: str) -> TurnPlan:
         local, batch_size = self._config.local_loss, self._config.first_order.batch_size
         if stage.kind is not Kind.TRAIN:
-            return evaluation_plan(stage, batch_size)
+            return evaluation_plan(self._context, stage, vehicle, batch_size)
         shares = local_rate_shares(self._config, stage.round)
+        mapped = self._loss_maps.frames(vehicle)
         return TurnPlan(
-            learner=LocalLossPlan(rate=local.rate, head_rate=local.head_rate, rate_shares=shares),
+            learner=LocalLossPlan(
+                rate=local.rate,
+                head_rate=local.head_rate,
+                rate_shares=shares,
+                weighting=LossWeighting(
+                    map_stride=local.weight_map_stride,
+                    power=local.weight_power,
+                    cap=local.weight_cap,
+                    frames=mapped if len(mapped) < self._context.train_frames[vehicle] else (),
+                )
+                if stage.round > 1 and self._weights_losses
+                else None,
+                subspace=self._config.subspace,
+            ),
             epochs=len(shares),
             batches=0,
             batch_size=batch_size,
-            uploads=("train", "val"),
+            uploads=("train", "val") if self._config.network.learns or self._statistics else ("val",),
+            limits=upload_limits(self._config, stage),
         )
 
     def begin(self, stage: Stage, vehicle: str) -> None:
@@ -60,34 +99,107 @@ class BlackFleet(OneNetwork):
 
     def stage_done(self, stage: Stage) -> None:
         if stage.kind is Kind.TRAIN:
-            self._learn(stage)
+            if self._config.network.learns:
+                self._learn(stage)
+                self._keep_loss_maps(stage)
             for vehicle in stage.vehicles:
+                self._estimate_statistics(stage, vehicle)
                 self._validate(stage, vehicle, self._arrived[vehicle]["val"])
         self._arrived.clear()
 
+    def kept_loss_maps(self, vehicle: str, indices: tuple[int, ...]) -> EncodedTensor:
+        return self._loss_maps.find(vehicle, indices)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return super().tensors() | self._loss_maps.tensors()
+
+    def meta(self) -> dict[str, Any]:
+        return {
+            **super().meta(),
+            "statistics": self._statistics.references() if self._statistics else {},
+        }
+
+    def restore(self, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
+        super().restore(tensors, meta)
+        self._loss_maps.restore(tensors)
+        if self._statistics:
+            self._statistics.restore(meta["statistics"])
+
+    def committed(self) -> None:
+        super().committed()
+        if self._statistics:
+            self._statistics.prune()
+
+    @property
+    def _weights_losses(self) -> bool:
+        local = self._config.local_loss
+        return local.weight_power > 0 and local.epochs > 0 and self._config.network.learns
+
+    def _keep_loss_maps(self, stage: Stage) -> None:
+        """Where the loss lies after the learning: what the vehicles weight theirs by in the next round."""
+        self._loss_maps.clear()
+        if not self._weights_losses or stage.round == self._config.rounds:
+            return
+        for vehicle in stage.vehicles:
+            self._context.check_stop()
+            train = self._arrived[vehicle]["train"]
+            label_nHW = self._context.labels.batch(vehicle, train.indices)
+            self._loss_maps.keep(vehicle, train, label_nHW, self._trainer)
+
+    def _estimate_statistics(self, stage: Stage, vehicle: str) -> None:
+        if self._statistics:
+            statistics = self._trainer.estimate_statistics(
+                self._arrived[vehicle]["train"].features_BCHW,
+                batch_size=self._config.first_order.batch_size,
+                seed=derive_seed(self._config.seed, "statistics", stage.number, vehicle),
+            )
+            self._statistics.put(vehicle, statistics, score=0.0, turn_id=stage.number)
+
+    def _own_statistics(self, vehicle: str) -> AbstractContextManager[None]:
+        """The latest weights, with the vehicle's statistics where it has some, for as long as it lasts."""
+        statistics = self._statistics.get(vehicle) if self._statistics else None
+        return self._trainer.borrowed_weights(
+            {**self._trainer.weights(), **statistics} if statistics else None
+        )
+
+    def _validate(self, stage: Stage, vehicle: str, val: Features) -> None:
+        with self._own_statistics(vehicle):
+            super()._validate(stage, vehicle, val)
+
+    def _evaluate(self, stage: Stage, vehicle: str, uploads: Mapping[str, Features]) -> None:
+        with self._own_statistics(vehicle):
+            super()._evaluate(stage, vehicle, uploads)
+
     def _learn(self, stage: Stage) -> None:
-        """First-order epochs over the union of the uploads: no vehicle's frames come last."""
+        """First-order epochs over the union of the uploads: no vehicle's frames come last; each step is
+        followed by replay."""
         first, log = self._config.first_order, self._context.run_log
         groups = self._groups(stage)
         seed = derive_seed(self._config.seed, "first-order", stage.number)
-        frames = sum(len(label_nHW) for _, label_nHW in groups)
-        steps = first.epochs * sum(len(batch_bounds(len(label), first.batch_size)) for _, label in groups)
+        frames = sum(len(group.frames) for group in groups)
+        steps = first.passes * sum(len(batch_bounds(len(g.frames), first.batch_size)) for g in groups)
         if steps == 0:
             return
+        for vehicle in stage.vehicles:
+            train = self._arrived[vehicle]["train"]
+            self._replay.keep(vehicle, train.indices, train.features_BCHW)
         self._trainer.span_schedule(self._config.rounds * steps)
         means: list[float] = []
-        done = 0
+        done = replayed_frames = 0
         for epoch in range(first.epochs):
             total = 0.0
-            for (features_nCHW, label_nHW), chosen in _batches(groups, first.batch_size, seed, epoch):
+            for group, chosen in _batches(groups, first.batch_size, seed, epoch):
                 self._context.check_stop()
-                loss = self._trainer.train_step(features_nCHW[chosen], label_nHW[chosen])
+                loss = self._trainer.train_step(group.features_nCHW[chosen], group.label_nHW[chosen])
+                for vehicle, index in (group.frames[position] for position in chosen):
+                    self._context.ledger.visit(epoch, vehicle, [index])
                 total += loss * len(chosen)
-                done += 1
-                if done % max(1, steps // _LIVE_LINES_A_STAGE) == 0:
+                replayed_frames += self._replay.follow_up(EVERYONE, len(chosen), stage.number, done)
+                done += 1 + first.replay_steps
+                if done % max(1, steps // _LIVE_LINES_A_STAGE) <= first.replay_steps:
                     log.event("learning", stage=stage.number, done=done, total=steps, loss=loss)
             means.append(total / frames)
-        self.progress.frames_seen += first.epochs * frames
+        self.progress.frames_seen += first.epochs * frames + replayed_frames
         self.progress.loss = dict.fromkeys(stage.vehicles, means[-1])
         log.event("learned", stage=stage.number, losses=[round(mean, 5) for mean in means])
         log.scalar("loss", means[-1], stage.number)
@@ -98,11 +210,14 @@ class BlackFleet(OneNetwork):
         for vehicle in stage.vehicles:
             train = self._arrived[vehicle]["train"]
             label_nHW = self._context.labels.batch(vehicle, train.indices)
-            pieces.setdefault(train.features_BCHW.shape[1:], []).append((train.features_BCHW, label_nHW))
+            frames = [(vehicle, index) for index in train.indices]
+            piece = _Group(train.features_BCHW, label_nHW, frames)
+            pieces.setdefault(train.features_BCHW.shape[1:], []).append(piece)
         return [
-            (
-                np.concatenate([features for features, _ in group]),
-                np.concatenate([label for _, label in group]),
+            _Group(
+                np.concatenate([piece.features_nCHW for piece in group]),
+                np.concatenate([piece.label_nHW for piece in group]),
+                [frame for piece in group for frame in piece.frames],
             )
             for group in pieces.values()
         ]
@@ -127,7 +242,7 @@ def _batches(
     """Every frame once: (its group, frames of one batch), in an order of the epoch's own."""
     batches = []
     for number, group in enumerate(groups):
-        order = permutation(derive_seed(seed, "frames", epoch, number), len(group[1]))
+        order = permutation(derive_seed(seed, "frames", epoch, number), len(group.frames))
         batches += [(group, order[start:stop]) for start, stop in batch_bounds(len(order), batch_size)]
     for position in permutation(derive_seed(seed, "batches", epoch), len(batches)):
         yield batches[position]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cloud_server.algorithms.base import Context, Scores, TrainingProgress, TurnPlan
+from cloud_server.algorithms.base import Context, Scores, TrainingProgress, TurnPlan, evaluation_splits
 from cloud_server.config import CloudConfig
 from cloud_server.errors import CloudError, RequestError
 from cloud_server.evaluation import ConfusionMatrix
@@ -99,7 +99,7 @@ class FedAvg:
     def plan(self, stage: Stage, vehicle: str) -> TurnPlan:
         first, federated = self._config.first_order, self._federated
         train = stage.kind is Kind.TRAIN
-        splits = {Kind.INITIAL: ("test",), Kind.TRAIN: ("val",), Kind.FINAL: ("test", "ood")}[stage.kind]
+        splits = ("val",) if train else evaluation_splits(self._context, stage, vehicle)
         rates = epoch_rates(self._config, stage.round) if train else ()
         return TurnPlan(
             learner=FedAvgPlan(
@@ -178,9 +178,7 @@ class FedAvg:
                 )
                 self._context.run_log.scalar(f"val_miou/{vehicle}", miou, stage.number)
                 continue
-            final = stage.kind is Kind.FINAL
-            target = {"test": self.scores.local if final else self.scores.initial, "ood": self.scores.ood}
-            target[split][vehicle] = matrix
+            self.scores.of(stage.kind, split)[vehicle] = matrix
             log_event(
                 "evaluation",
                 stage=stage.number,
@@ -192,7 +190,7 @@ class FedAvg:
             )
         if report.update is not None:
             self.progress.loss[vehicle] = report.update.loss
-            self.progress.frames_seen += report.update.samples * self._config.first_order.epochs
+            self.progress.frames_seen += report.update.samples * self._config.first_order.passes
             self._context.run_log.scalar(f"loss/{vehicle}", report.update.loss, stage.number)
 
     def stage_done(self, stage: Stage) -> None:
@@ -305,12 +303,12 @@ def drawn_vehicles(config: CloudConfig, round_number: int) -> tuple[str, ...]:
 
 
 def epoch_rates(config: CloudConfig, round_number: int) -> tuple[float, ...]:
-    """Each epoch's rate: the schedule of the whole run, of rounds times epochs, at the epoch's middle."""
+    """Each local pass's rate: the schedule of the whole run, of rounds times passes, at the pass's middle."""
     first = config.first_order
     share = SCHEDULES[first.schedule]
-    begun = (round_number - 1) * first.epochs
-    halves = 2 * first.epochs * config.rounds + 1
-    return tuple(first.rate * share(2 * (begun + epoch) + 1, halves) for epoch in range(first.epochs))
+    begun = (round_number - 1) * first.passes
+    halves = 2 * first.passes * config.rounds + 1
+    return tuple(first.rate * share(2 * (begun + number) + 1, halves) for number in range(first.passes))
 
 
 def _asked_scores(turn: Turn) -> tuple[str, ...]:

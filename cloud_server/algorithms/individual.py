@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from cloud_server.algorithms.base import Context, training_steps
+from cloud_server.algorithms.replay import Replay
 from cloud_server.algorithms.white_box import WhiteBox
 from cloud_server.checkpoint import flatten_state, unflatten_state
 from cloud_server.schedule import all_together
@@ -32,7 +33,8 @@ def individual(context: Context) -> WhiteBox:
         VehicleStore(context.run_folder / "cloud" / "own", capacity=config.store_capacity),
         {vehicle: training_steps(config, frames) for vehicle, frames in context.train_frames.items()},
     )
-    return WhiteBox(context, networks=networks, stages=all_together(config.vehicles, config.rounds))
+    stages = all_together(config.vehicles, config.rounds)
+    return WhiteBox(context, networks=networks, replay=Replay(context, shared=False), stages=stages)
 
 
 class _OwnNetworks:

@@ -15,6 +15,7 @@ from cloud_server.algorithms.base import (
     evaluate_test_frames,
     validation_miou,
 )
+from cloud_server.algorithms.replay import Replay
 from cloud_server.checkpoint import flatten_state, unflatten_state
 from cloud_server.schedule import Stage
 from cloud_server.turns import Features
@@ -28,6 +29,7 @@ class OneNetwork:
         self._context = context
         self._config = context.config
         self._trainer = context.trainer
+        self._replay = Replay(context)
         self._best = (
             VehicleStore(context.run_folder / "cloud" / "best", capacity=context.config.store_capacity)
             if personal
@@ -37,11 +39,12 @@ class OneNetwork:
         self.progress = TrainingProgress()
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        return flatten_state(self._trainer.state_dict())[0]
+        return {**flatten_state(self._trainer.state_dict())[0], **self._replay.tensors()}
 
     def meta(self) -> dict[str, Any]:
         return {
             "trainer": flatten_state(self._trainer.state_dict())[1],
+            "replay": self._replay.meta(),
             "scores": self.scores.to_dict(),
             "progress": self.progress.to_dict(),
             "best": self._best.references() if self._best else {},
@@ -49,6 +52,7 @@ class OneNetwork:
 
     def restore(self, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
         self._trainer.load_state_dict(unflatten_state(tensors, meta["trainer"]))
+        self._replay.restore(tensors, meta["replay"])
         self.scores = Scores.from_dict(meta["scores"])
         self.progress = TrainingProgress.from_dict(meta["progress"])
         if self._best:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from cloud_server.algorithms.base import Context
+from cloud_server.algorithms.replay import Replay
 from cloud_server.algorithms.white_box import WhiteBox
 from cloud_server.checkpoint import flatten_state, unflatten_state
 from cloud_server.schedule import round_robin
@@ -25,7 +26,8 @@ def split(context: Context) -> WhiteBox:
     """The algorithm in its row of the table."""
     stages = round_robin(context.config.vehicles, context.config.rounds)
     served = VehicleStore(context.run_folder / "cloud" / "served", capacity=context.config.store_capacity)
-    return WhiteBox(context, networks=_SharedNetwork(context.trainer, served), stages=stages)
+    networks = _SharedNetwork(context.trainer, served)
+    return WhiteBox(context, networks=networks, replay=Replay(context), stages=stages)
 
 
 class _SharedNetwork:

@@ -24,8 +24,10 @@ from cloud_server.algorithms.base import (
     evaluate_test_frames,
     evaluation_plan,
     training_steps,
+    upload_limits,
     validation_miou,
 )
+from cloud_server.algorithms.replay import Replay
 from cloud_server.schedule import Kind, Stage
 from cloud_server.turns import Features
 from protocol.messages import WhiteBoxPlan
@@ -67,13 +69,18 @@ class Networks(Protocol):
 class WhiteBox:
     """White-box split learning in the order of `stages`."""
 
-    def __init__(self, context: Context, *, networks: Networks, stages: tuple[Stage, ...]) -> None:
+    def __init__(
+        self, context: Context, *, networks: Networks, replay: Replay, stages: tuple[Stage, ...]
+    ) -> None:
         self._context = context
         self._config = context.config
         self._trainer = context.trainer
         self._networks = networks
+        self._replay = replay
         self._losses: dict[str, list[tuple[float, int]]] = {}
-        """By vehicle: (loss, frames) of each step of its turn."""
+        """By vehicle: (loss, frames) of each step of its turn that it took part in."""
+        self._replayed_frames: dict[str, int] = {}
+        """By vehicle: frames of the other steps of its turn."""
         self._stage_number = 0
         self.stages = stages
         self.scores = Scores()
@@ -82,32 +89,49 @@ class WhiteBox:
     def plan(self, stage: Stage, vehicle: str) -> TurnPlan:
         first, white_box = self._config.first_order, self._config.white_box
         if stage.kind is not Kind.TRAIN:
-            return evaluation_plan(stage, first.batch_size)
+            return evaluation_plan(self._context, stage, vehicle, first.batch_size)
         return TurnPlan(
-            learner=WhiteBoxPlan(rate=white_box.rate, gradient_bits=white_box.gradient_bits),
+            learner=WhiteBoxPlan(
+                rate=white_box.rate,
+                gradient_bits=white_box.gradient_bits,
+                subspace=self._config.subspace,
+                objective=self._config.objective,
+            ),
             epochs=first.epochs,
             batches=0,
             batch_size=first.batch_size,
             uploads=("val",),
+            limits=upload_limits(self._config, stage),
         )
 
     def begin(self, stage: Stage, vehicle: str) -> None:
         self._stage_number = stage.number
         self._losses[vehicle] = []
+        self._replayed_frames[vehicle] = 0
         self._networks.begin(vehicle)
+        self._replay.begin(vehicle)
 
     def train_step(
         self, vehicle: str, indices: tuple[int, ...], features_BCHW: NDArray[np.float32]
     ) -> StepResult:
         self._networks.learn(vehicle)
         rate_share = self._trainer.rate_share
-        loss, gradient_BCHW = self._trainer.train_step_with_gradient(
-            features_BCHW, self._context.labels.batch(vehicle, indices)
-        )
+        if self._config.network.learns:
+            loss, gradient_BCHW = self._trainer.train_step_with_gradient(
+                features_BCHW, self._context.labels.batch(vehicle, indices)
+            )
+        else:
+            targets_BHW = self._context.targets(vehicle, indices)
+            loss, gradient_BCHW = self._trainer.evaluate_gradient(features_BCHW, targets_BHW)
+            self._trainer.advance_schedule()
         losses = self._losses[vehicle]
         losses.append((loss, len(indices)))
-        done, total = len(losses), self._steps_of_turn(vehicle)
-        if done % max(1, total // _LIVE_LINES_A_TURN) == 0:
+        self._replay.keep(vehicle, indices, features_BCHW)
+        moment = (self._stage_number, vehicle, len(losses))
+        self._replayed_frames[vehicle] += self._replay.follow_up(vehicle, len(indices), *moment)
+        steps = 1 + self._config.first_order.replay_steps
+        done, total = len(losses) * steps, self._steps_of_turn(vehicle)
+        if len(losses) % max(1, total // steps // _LIVE_LINES_A_TURN) == 0:
             self._context.run_log.event(
                 "learning", stage=self._stage_number, vehicle=vehicle, done=done, total=total, loss=loss
             )
@@ -126,22 +150,25 @@ class WhiteBox:
         pass  # every turn was worked in as it ended
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        return self._networks.tensors()
+        return {**self._networks.tensors(), **self._replay.tensors()}
 
     def meta(self) -> dict[str, Any]:
         return {
             **self._networks.meta(),
+            "replay": self._replay.meta(),
             "scores": self.scores.to_dict(),
             "progress": self.progress.to_dict(),
         }
 
     def restore(self, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
         self._networks.restore(tensors, meta)
+        self._replay.restore(tensors, meta["replay"])
         self.scores = Scores.from_dict(meta["scores"])
         self.progress = TrainingProgress.from_dict(meta["progress"])
 
     def committed(self) -> None:
         self._networks.committed()
+        self._replay.committed()
 
     def _steps_of_turn(self, vehicle: str) -> int:
         return training_steps(self._config, self._context.train_frames[vehicle]) // self._config.rounds
@@ -153,7 +180,7 @@ class WhiteBox:
             return
         passes = np.array(steps).reshape(self._config.first_order.epochs, -1, 2)
         means = [float(np.average(part[:, 0], weights=part[:, 1])) for part in passes]
-        self.progress.frames_seen += sum(frames for _, frames in steps)
+        self.progress.frames_seen += sum(frames for _, frames in steps) + self._replayed_frames[vehicle]
         self.progress.loss[vehicle] = means[-1]
         log = self._context.run_log
         log.event("learned", stage=stage.number, vehicle=vehicle, losses=[round(mean, 5) for mean in means])

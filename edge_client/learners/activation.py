@@ -6,27 +6,20 @@ parameters, float32 (n,); φ those that learn.
 
 from __future__ import annotations
 
-import logging
-
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_client.encoder import Linearisation
 from edge_client.errors import TurnRefused
 from edge_client.estimators.activation import Activation
+from edge_client.learners.loss_maps import ask_for_loss_maps
 from edge_client.learners.subspaces import Learning
 from edge_client.optimizers import Adam
 from edge_client.state import VehicleState
 from edge_client.turn import TurnTools
-from protocol.messages import ActivationPlan, LossMaps, SeededQuery
+from protocol.messages import ActivationPlan, SeededQuery
 from protocol.noise import derive_seed
 from protocol.perturbation import pack_scale
-from protocol.tensor_codec import CodecError, decode
-
-log = logging.getLogger(__name__)
-
-_ASKED_AT_MOST = 3
-"""Times that one query is asked while its answer is unusable."""
 
 
 def learn_from_loss_maps(tools: TurnTools, state: VehicleState) -> tuple[VehicleState, float | None]:
@@ -53,8 +46,10 @@ def learn_from_loss_maps(tools: TurnTools, state: VehicleState) -> tuple[Vehicle
     except ValueError as error:
         raise TurnRefused(f"the turn's activation settings don't fit: {error}") from error
     learning = Learning.resume(state, plan.subspace, tools.encoder.spec, optimizer)
+    learning.hold(tools.turn.anchor, tools.encoder.theta0)
     losses: list[float] = []
-    tools.send_labels(tools.frames.splits["train"])
+    if plan.objective == "labels":
+        tools.send_labels(tools.frames.splits["train"])
     for epoch in range(tools.turn.epochs):
         for number, batch in enumerate(tools.batches(epoch)):
             linearised = _linearise(tools, learning.theta, batch)
@@ -69,34 +64,12 @@ def learn_from_loss_maps(tools: TurnTools, state: VehicleState) -> tuple[Vehicle
                 two_sided=plan.two_sided,
                 map_size=map_size,
             )
-            maps_BMyx = ask_for_loss_maps(tools, query)
+            maps_BMyx = ask_for_loss_maps(tools, query, map_size)
             gradient = linearised.pull_back(estimator.estimate(maps_BMyx))
             learning.step(learning.subspace.pull_back(gradient), where=f"epoch {epoch}, batch {number}")
             losses.append(float(maps_BMyx[:, 0].mean(dtype=np.float64)))
     mean_loss = float(np.mean(losses)) if losses else None
     return learning.state(), mean_loss
-
-
-def ask_for_loss_maps(tools: TurnTools, query: SeededQuery) -> NDArray[np.float32]:
-    """The answer to a query, float32 (B, 1 + K, rows, columns).
-
-    An unusable answer is asked for again under the same step: the cloud repeats what it has answered, and
-    counts it once, so that only what was spoilt on the way comes out otherwise.
-
-    Raises:
-        TurnRefused: it stays of another size or number of maps than asked for, or not finite.
-    """
-    expected_shape = (len(query.frames), 1 + len(query.seeds), *query.map_size)
-    reason = ""
-    for _ in range(_ASKED_AT_MOST):
-        [answer] = tools.ask([query])
-        assert isinstance(answer, LossMaps)
-        try:
-            return decode(answer.maps, expected_shape=expected_shape)
-        except CodecError as error:
-            reason = str(error)
-            log.warning("the cloud's loss maps are unusable, asking again: %s", reason)
-    raise TurnRefused(f"the cloud answered {_ASKED_AT_MOST} times with unusable loss maps: {reason}")
 
 
 def _linearise(tools: TurnTools, theta: NDArray[np.float32], batch: tuple[int, ...]) -> Linearisation:

@@ -1,7 +1,8 @@
-"""Learning from the vehicle's own labels: encoder and local head train by themselves, nobody is asked.
+"""Learning from the vehicle's own labels: encoder and local head train by themselves.
 
-Legend: B frames of a batch, C channels, K classes, h w logit rows and columns; θ all encoder parameters and φ
-all head parameters, float32 vectors.
+The cloud is asked at most where its loss lay after the round before, to weight the local one by.
+Legend: B frames of a batch, C channels, K classes, h w logit rows and columns, y x cells of a loss map; θ all
+encoder parameters and φ all head parameters, float32 vectors.
 """
 
 from __future__ import annotations
@@ -14,25 +15,32 @@ from numpy.typing import NDArray
 
 from edge_client.cross_entropy import cross_entropy, downsample_label
 from edge_client.errors import TurnRefused
+from edge_client.learners.loss_maps import ask_for_loss_maps
+from edge_client.learners.subspaces import Learning
 from edge_client.local_head import LocalHead
+from edge_client.loss_weights import cell_weights, known_shares, spread
 from edge_client.optimizers import Adam
 from edge_client.state import VehicleState
 from edge_client.turn import TurnTools
 from protocol.batches import batch_bounds
-from protocol.messages import LocalLossPlan
+from protocol.messages import FetchLossMaps, LocalLossPlan, LossWeighting
 
 _PARAMETERS = "head"
 _ENCODER, _HEAD = "encoder/", "head/"
-"""Prefixes, in the vehicle's state, of the two optimizers."""
+"""Prefixes, in the vehicle's state, of the two optimizers; the encoder's subspace is with its own."""
+_Weights = dict[int, NDArray[np.float32]]
+"""By train frame: the weight (y, x) of its cells in the loss; those of a frame that isn't named are 1."""
 
 
 def learn_from_local_loss(tools: TurnTools, state: VehicleState) -> tuple[VehicleState, float | None]:
-    """Joint first-order training of encoder and head on the cross-entropy of the vehicle's own train frames.
+    """Joint first-order training of encoder and head on the cross-entropy of the vehicle's own train frames,
+    weighted where the plan says so.
 
     Returns the state with φ and both optimizers in it, and the mean loss of the last epoch.
 
     Raises:
-        TurnRefused: a local head or the VJP is missing, plan or state don't fit, or training diverged.
+        TurnRefused: a local head or the VJP is missing, plan or state don't fit, the cloud's loss maps stay
+            unusable, or training diverged.
     """
     plan, head = tools.turn.learner, tools.local_head
     assert isinstance(plan, LocalLossPlan)
@@ -43,79 +51,119 @@ def learn_from_local_loss(tools: TurnTools, state: VehicleState) -> tuple[Vehicl
         )
     if tools.turn.epochs != len(plan.rate_shares):
         raise TurnRefused(f"the turn has {tools.turn.epochs} epochs but {len(plan.rate_shares)} rates")
-    training = _Training(tools, plan, head, state)
+    weights = _fetch_weights(tools, plan.weighting, head) if plan.weighting else None
+    training = _Training(tools, plan, head, state, weights)
     means = [training.epoch(epoch, share) for epoch, share in enumerate(plan.rate_shares)]
     return training.state(), means[-1] if means else None
+
+
+def _fetch_weights(tools: TurnTools, weighting: LossWeighting, head: LocalHead) -> _Weights:
+    """Fetch the loss maps of the train frames that have one, in the batches in which they were uploaded."""
+    train, size = tools.own_frames("train", weighting.frames), tools.turn.batch_size
+    _, height, width = head.spec.feature_shape
+    cells_yx = height // weighting.map_stride, width // weighting.map_stride
+    try:
+        known = [
+            known_shares(downsample_label(tools.frames.label(index), head.spec.logit_shape[1:]), cells_yx)
+            for index in train
+        ]
+    except (ValueError, ZeroDivisionError) as error:
+        raise TurnRefused(f"the turn's loss weighting doesn't fit: {error}") from error
+    maps = [
+        ask_for_loss_maps(
+            tools, FetchLossMaps(**tools.header(), frames=train[first : first + size]), cells_yx
+        )
+        for first in range(0, len(train), size)
+    ]
+    weight_nyx = cell_weights(
+        np.concatenate(maps)[:, 0], np.stack(known), power=weighting.power, cap=weighting.cap
+    )
+    return dict(zip(train, weight_nyx, strict=True))
 
 
 class _Training:
     """θ, φ and the two optimizers on their way through a turn."""
 
-    def __init__(self, tools: TurnTools, plan: LocalLossPlan, head: LocalHead, state: VehicleState) -> None:
+    def __init__(
+        self,
+        tools: TurnTools,
+        plan: LocalLossPlan,
+        head: LocalHead,
+        state: VehicleState,
+        weights: _Weights | None,
+    ) -> None:
         self._tools = tools
         self._plan = plan
         self._head = head
-        self._theta = state.theta
+        self._weights = weights
         self._parameters = head.initial
         try:
-            self._encoder_adam, self._head_adam = Adam(plan.rate), Adam(plan.head_rate)
+            encoder_adam, self._head_adam = Adam(plan.rate), Adam(plan.head_rate)
             if state.optimizer:
                 self._take_up(state.optimizer)
         except ValueError as error:
             raise TurnRefused(f"local learning can't start: {error}") from error
+        encoder_state = VehicleState(theta=state.theta, optimizer=_part(state.optimizer, _ENCODER))
+        self._encoder = Learning.resume(
+            encoder_state, plan.subspace, tools.encoder.spec, encoder_adam, rate_name="local-loss rate"
+        )
+        self._encoder.hold(tools.turn.anchor, tools.encoder.theta0)
 
     def _take_up(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
         parameters = arrays.get(_PARAMETERS)
         if parameters is None or parameters.shape != self._head.initial.shape:
             raise ValueError("the vehicle's state is of another way of learning, or of another local head")
         self._parameters = parameters.astype(np.float32)
-        for prefix, adam in ((_ENCODER, self._encoder_adam), (_HEAD, self._head_adam)):
-            adam.load_state_arrays(
-                {
-                    name.removeprefix(prefix): array
-                    for name, array in arrays.items()
-                    if name.startswith(prefix)
-                }
-            )
+        self._head_adam.load_state_arrays(_part(arrays, _HEAD))
 
     def state(self) -> VehicleState:
         """Everything that the next turn starts from."""
-        optimizers = ((_ENCODER, self._encoder_adam), (_HEAD, self._head_adam))
+        encoder = self._encoder.state()
         arrays: dict[str, NDArray[np.generic]] = {_PARAMETERS: self._parameters}
-        for prefix, adam in optimizers:
-            arrays |= {prefix + name: array for name, array in adam.state_arrays().items()}
-        return VehicleState(theta=self._theta, optimizer=arrays)
+        for prefix, part in ((_ENCODER, encoder.optimizer), (_HEAD, self._head_adam.state_arrays())):
+            arrays |= {prefix + name: array for name, array in part.items()}
+        return VehicleState(theta=encoder.theta, optimizer=arrays)
 
     def epoch(self, epoch: int, rate_share: float) -> float:
         """One pass over the train frames; returns the mean loss of its frames."""
-        self._encoder_adam.rate = self._plan.rate * rate_share
+        self._encoder.optimizer.rate = self._plan.rate * rate_share
         self._head_adam.rate = self._plan.head_rate * rate_share
         order = self._tools.shuffled(epoch)
         total = 0.0
         for start, stop in batch_bounds(len(order), self._tools.turn.batch_size):
             self._tools.attend()
-            loss = self._step(order[start:stop])
-            if not (math.isfinite(loss) and np.isfinite(self._theta).all()):
-                raise TurnRefused(
-                    f"local learning diverged in epoch {epoch}; lower its rates (now {self._plan.rate:g} for "
-                    f"the encoder and {self._plan.head_rate:g} for the head)"
-                )
-            total += loss * (stop - start)
+            total += self._step(order[start:stop], where=f"epoch {epoch}") * (stop - start)
         return total / len(order)
 
-    def _step(self, batch: list[int]) -> float:
-        """One step of θ and φ from the same gradient; returns the loss before it."""
+    def _step(self, batch: list[int], *, where: str) -> float:
+        """One step of encoder and head from the same gradient; returns the loss before it."""
         _, height, width = self._head.spec.logit_shape
         label_Bhw = np.stack(
             [downsample_label(self._tools.frames.label(index), (height, width)) for index in batch]
         )
         try:
-            encoded = self._tools.encoder.linearise(self._theta, self._tools.frames.images(batch))
+            encoded = self._tools.encoder.linearise(self._encoder.theta, self._tools.frames.images(batch))
         except ValueError as error:
             raise TurnRefused(f"local learning needs the way back through an encoder: {error}") from error
         judged = self._head.linearise(self._parameters, encoded.features_BCHW)
-        loss, gradient_BKhw = cross_entropy(judged.logits_BKhw, label_Bhw)
+        weight_Bhw = None
+        if self._weights is not None:
+            ones_yx = np.ones_like(next(iter(self._weights.values())))
+            weight_Byx = np.stack([self._weights.get(index, ones_yx) for index in batch])
+            weight_Bhw = spread(weight_Byx, (height, width))
+        loss, gradient_BKhw = cross_entropy(judged.logits_BKhw, label_Bhw, weight_Bhw)
+        if not math.isfinite(loss):
+            raise TurnRefused(
+                f"local learning diverged in {where}; lower its rates (now {self._plan.rate:g} for the "
+                f"encoder and {self._plan.head_rate:g} for the head)"
+            )
         head_gradient, features_gradient_BCHW = judged.pull_back(gradient_BKhw)
-        self._theta = self._encoder_adam.step(self._theta, encoded.pull_back(features_gradient_BCHW))
+        gradient = encoded.pull_back(features_gradient_BCHW)
+        self._encoder.step(self._encoder.subspace.pull_back(gradient), where=where)
         self._parameters = self._head_adam.step(self._parameters, head_gradient)
         return loss
+
+
+def _part(arrays: Mapping[str, NDArray[np.generic]], prefix: str) -> dict[str, NDArray[np.generic]]:
+    """The arrays whose names begin with `prefix`, by the rest of their names."""
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

@@ -19,6 +19,27 @@ _PHI, _ORIGIN = "film/phi", "film/origin"
 """In the vehicle's state, beside the optimizer's arrays: φ, and the θ that it is relative to."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Anchor:
+    """The penalty λ/2·‖φ − φ_start‖² on the distance to the start (L2-SP, Li et al., arXiv 1802.01483).
+
+    Its step is taken after the optimizer's, and implicitly: it is stable for every λ, and Adam does not
+    rescale it (as AdamW's decay, arXiv 1711.05101).
+    """
+
+    strength: float
+    """λ, at least 0."""
+    phi_start: Vector
+
+    def pull(self, phi: Vector, pace: float) -> Vector:
+        """φ_start + (φ − φ_start) / (1 + a·λ), a being the optimizer's `pace`; φ itself where λ is 0."""
+        if self.strength == 0:
+            return phi
+        share = np.float32(1 / (1 + pace * self.strength))
+        pulled: Vector = self.phi_start + share * (phi - self.phi_start)
+        return pulled
+
+
 @dataclass(kw_only=True)
 class Learning:
     """One turn's way of φ."""
@@ -28,10 +49,23 @@ class Learning:
     phi: Vector
     origin: Vector | None
     """The θ that φ = 0 stands for; None where φ is θ itself."""
+    remedy: str
+    """What to do where it diverges."""
+    anchor: Anchor | None = None
 
     @classmethod
-    def resume(cls, state: VehicleState, name: str, spec: EncoderSpec, optimizer: Optimizer) -> Learning:
+    def resume(
+        cls,
+        state: VehicleState,
+        name: str,
+        spec: EncoderSpec,
+        optimizer: Optimizer,
+        *,
+        rate_name: str = "zeroth-order rate",
+    ) -> Learning:
         """Go on from a vehicle's state; the first turn on a subspace begins at the θ that it finds.
+
+        `rate_name` is what users know the optimizer's rate by.
 
         Raises:
             TurnRefused: the state was left by another way of learning.
@@ -52,24 +86,30 @@ class Learning:
             raise TurnRefused(f"the vehicle's state is of another way of learning: {error}") from error
         if phi is None or phi.shape != (subspace.size,):
             raise TurnRefused("the vehicle's state is of another way of learning; start a new run")
-        return cls(subspace=subspace, optimizer=optimizer, phi=phi, origin=origin)
+        remedy = f"lower the {rate_name} (now {optimizer.rate:g})"
+        return cls(subspace=subspace, optimizer=optimizer, phi=phi, origin=origin, remedy=remedy)
 
     @property
     def theta(self) -> Vector:
         """θ(φ)."""
         return self.subspace.theta_of(self.phi)
 
+    def hold(self, strength: float, theta_start: Vector) -> None:
+        """Penalise, from now on, the distance to the start: λ and the θ float32 (n,) of the bundle."""
+        start = theta_start if self.origin is None else self.subspace.start()
+        self.anchor = Anchor(strength=strength, phi_start=start)
+
     def step(self, gradient: Vector, *, where: str) -> None:
-        """Let the optimizer move φ along ∂L/∂φ float32 (m,).
+        """Let the optimizer move φ along ∂L/∂φ float32 (m,), then the anchor, if any, pull it back.
 
         Raises:
             TurnRefused: φ is no longer finite; `where` says when.
         """
         self.phi = self.optimizer.step(self.phi, gradient)
+        if self.anchor is not None:
+            self.phi = self.anchor.pull(self.phi, self.optimizer.pace)
         if not np.isfinite(self.phi).all():
-            raise TurnRefused(
-                f"the encoder diverged in {where}; lower the zeroth-order rate (now {self.optimizer.rate:g})"
-            )
+            raise TurnRefused(f"the encoder diverged in {where}; {self.remedy}")
 
     def state(self) -> VehicleState:
         """What the next turn starts from."""

@@ -1,6 +1,7 @@
 """Learning from gradients: white-box split learning, the upper bound of what losses alone can teach.
 
-Legend: B frames of a batch, C channels, H W feature rows and columns; θ all encoder parameters, float32 (n,).
+Legend: B frames of a batch, C channels, H W feature rows and columns; θ all encoder parameters, float32 (n,);
+φ those that learn.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from edge_client.encoder import Linearisation
 from edge_client.errors import TurnRefused
+from edge_client.learners.subspaces import Learning
 from edge_client.optimizers import Adam
 from edge_client.state import VehicleState
 from edge_client.turn import TurnTools
@@ -35,28 +37,28 @@ def learn_from_gradients(tools: TurnTools, state: VehicleState) -> tuple[Vehicle
         optimizer = Adam(plan.rate)
     except ValueError as error:
         raise TurnRefused(f"the turn's white-box settings don't fit: {error}") from error
-    optimizer.load_state_arrays(dict(state.optimizer))
-    theta = state.theta
+    learning = Learning.resume(
+        state, plan.subspace, tools.encoder.spec, optimizer, rate_name="white-box rate"
+    )
+    learning.hold(tools.turn.anchor, tools.encoder.theta0)
     losses: list[float] = []
-    tools.send_labels(tools.frames.splits["train"])
+    if plan.objective == "labels":
+        tools.send_labels(tools.frames.splits["train"])
     for epoch in range(tools.turn.epochs):
         order = tools.shuffled(epoch)
         for start, stop in batch_bounds(len(order), tools.turn.batch_size):
             batch = tuple(order[start:stop])
-            linearised = _linearise(tools, theta, batch)
+            linearised = _linearise(tools, learning.theta, batch)
             features = tools.code(linearised.features_BCHW)
             [answer] = tools.ask([TrainStep(**tools.header(), frames=batch, features=features)])
             assert isinstance(answer, Gradient)
             gradient_BCHW = _checked_gradient(answer, linearised.features_BCHW.shape)
             optimizer.rate = plan.rate * answer.rate_share
-            theta = optimizer.step(theta, linearised.pull_back(gradient_BCHW))
-            if not np.isfinite(theta).all():
-                raise TurnRefused(
-                    f"the encoder diverged in epoch {epoch}; lower the white-box rate (now {plan.rate:g})"
-                )
+            gradient = linearised.pull_back(gradient_BCHW)
+            learning.step(learning.subspace.pull_back(gradient), where=f"epoch {epoch}")
             losses.append(answer.loss)
     mean_loss = float(np.mean(losses)) if losses else None
-    return VehicleState(theta=theta, optimizer=optimizer.state_arrays()), mean_loss
+    return learning.state(), mean_loss
 
 
 def _linearise(tools: TurnTools, theta: NDArray[np.float32], batch: tuple[int, ...]) -> Linearisation:

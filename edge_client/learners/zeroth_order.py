@@ -35,8 +35,10 @@ def learn_from_losses(tools: TurnTools, state: VehicleState) -> tuple[VehicleSta
     except ValueError as error:
         raise TurnRefused(f"the turn's zeroth-order settings don't fit: {error}") from error
     learning = Learning.resume(state, plan.subspace, tools.encoder.spec, optimizer)
+    learning.hold(tools.turn.anchor, tools.encoder.theta0)
     losses: list[float] = []
-    tools.send_labels(tools.frames.splits["train"])
+    if plan.objective == "labels":
+        tools.send_labels(tools.frames.splits["train"])
     for epoch in range(tools.turn.epochs):
         for number, batch in enumerate(tools.batches(epoch)):
             seed = derive_seed(tools.turn.seed, "zeroth-order", epoch, number)

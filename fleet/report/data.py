@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from fleet.comparison import COMPARISON_NAME
 from fleet.errors import OperatorError
 from fleet.job import RESULT_NAME
 from fleet.launch import SCENARIO_NAME
+from fleet.milestones import Point
 from fleet.scenario import Scenario, load_scenario
 
 
@@ -34,6 +35,8 @@ class CurvePoint:
     wall_s: float
     loss: float | None
     val_miou: float | None
+    validated: int
+    """Vehicles that `val_miou` is the mean over; 0 where the log doesn't say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +68,9 @@ class Summary:
     local_miou: Spread | None
     ood_miou: Spread | None
     untrained_miou: float | None
+    initial_source_miou: float | None
+    source_miou: Spread | None
+    """Of runs that began from a pretrained start, as the one above: on frames of its source."""
     uplink_bytes: float | None
     downlink_bytes: float | None
     frames_seen: float | None
@@ -89,6 +95,8 @@ class ReportData:
     """Of the first run that has a readable one; a comparison's runs differ in algorithm and seed only."""
     partition: Mapping[str, Mapping[str, Any]]
     """`partition.json`'s vehicles, of the first run that has one; empty if none has."""
+    milestones: Mapping[str, Any] | None
+    """`compare.json`'s; None for a single run."""
     label_space: LabelSpace
 
     @property
@@ -131,6 +139,8 @@ class ReportData:
             local_miou=spread_of(self.values(algorithm, lambda result: result["mean_local_miou"])),
             ood_miou=spread_of(self.values(algorithm, lambda result: result["mean_ood_miou"])),
             untrained_miou=self.mean(algorithm, lambda result: result["initial_local_miou"]),
+            initial_source_miou=self.mean(algorithm, lambda result: result["initial_source_miou"]),
+            source_miou=spread_of(self.values(algorithm, lambda result: result["mean_source_miou"])),
             uplink_bytes=self.mean(algorithm, lambda result: result["uplink_bytes"]),
             downlink_bytes=self.mean(algorithm, lambda result: result["downlink_bytes"]),
             frames_seen=self.mean(algorithm, lambda result: result["frames_seen"]),
@@ -179,13 +189,13 @@ def collect(folder: Path) -> ReportData:
             raise OperatorError(f"{folder / COMPARISON_NAME} names no runs; run `blackfleet compare` again")
         named = [name for name in content.get("algorithms") or [] if isinstance(name, str)]
         seeds = [seed for seed in content.get("seeds") or [] if isinstance(seed, int)]
-        return _assemble(folder, runs, algorithms=named, seeds=seeds, is_comparison=True)
+        return _assemble(folder, runs, algorithms=named, seeds=seeds, comparison=content)
     if (folder / RESULT_NAME).is_file():
         result = _read_object(folder / RESULT_NAME)
         if not isinstance(result.get("algorithm"), str):
             raise OperatorError(f"{folder / RESULT_NAME} names no algorithm: it is no result of a run")
         run = _run(result["algorithm"], result.get("seed"), folder, result)
-        return _assemble(folder, [run], algorithms=[], seeds=[], is_comparison=False)
+        return _assemble(folder, [run], algorithms=[], seeds=[], comparison=None)
     if not folder.is_dir():
         raise OperatorError(f"no folder {folder}; give the folder of a run or a comparison")
     raise OperatorError(
@@ -195,18 +205,24 @@ def collect(folder: Path) -> ReportData:
 
 
 def _assemble(
-    folder: Path, runs: Sequence[Run], *, algorithms: Sequence[str], seeds: Sequence[int], is_comparison: bool
+    folder: Path,
+    runs: Sequence[Run],
+    *,
+    algorithms: Sequence[str],
+    seeds: Sequence[int],
+    comparison: Mapping[str, Any] | None,
 ) -> ReportData:
     scenario = _first(_scenario(run.folder) for run in runs)
     dataset = _first(run.result.get("dataset") for run in runs)
     return ReportData(
         folder=folder,
-        is_comparison=is_comparison,
+        is_comparison=comparison is not None,
         algorithms=tuple(dict.fromkeys([*algorithms, *(run.algorithm for run in runs)])),
         seeds=tuple(dict.fromkeys([*seeds, *(run.seed for run in runs)])),
         runs=tuple(runs),
         scenario=scenario,
         partition=_first(read_partition(run.folder) for run in runs) or {},
+        milestones=(comparison or {}).get("milestones"),
         label_space=CAMVID if dataset == "camvid" else CITYSCAPES,
     )
 
@@ -244,29 +260,62 @@ def _run(algorithm: str, seed: Any, folder: Path, result: Mapping[str, Any]) -> 
 
 def read_curve(path: Path) -> tuple[CurvePoint, ...]:
     """The curve events of a run's log, one a stage, by frames seen; torn and foreign lines are skipped."""
+    # A stage that started over is logged again: the later line counts.
     by_stage: dict[Any, CurvePoint] = {}
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return ()
-    for line in lines:
-        if '"curve"' not in line:
-            continue
+    for event in _events(path, "curve"):
         try:
-            event = json.loads(line)
-            if event["event"] != "curve":
-                continue
-            # A stage that started over is logged again: the later line counts.
             by_stage[event["stage"]] = CurvePoint(
                 frames_seen=int(event["frames_seen"]),
-                sent_bytes=int(event["uplink_bytes"]) + int(event["downlink_bytes"]),
+                sent_bytes=_sent_bytes(event),
                 wall_s=float(event["wall_s"]),
                 loss=_number(event.get("loss")),
                 val_miou=_number(event.get("val_miou")),
+                validated=int(event.get("validated", 0)),
             )
         except (ValueError, KeyError, TypeError):
             continue
     return tuple(sorted(by_stage.values(), key=lambda point: point.frames_seen))
+
+
+def read_training(path: Path, vehicles: int) -> tuple[Point, ...]:
+    """The curve of training alone, from where all `vehicles` have been validated.
+
+    Empty where the log doesn't say where training began.
+    """
+    start = None
+    for event in _events(path, "training"):
+        try:
+            start = (_sent_bytes(event), float(event["wall_s"]))
+        except (ValueError, KeyError, TypeError):
+            continue
+    if start is None:
+        return ()
+    return tuple(
+        Point(sent_bytes=point.sent_bytes - start[0], wall_s=point.wall_s - start[1], val_miou=point.val_miou)
+        for point in read_curve(path)
+        if point.val_miou is not None and point.validated >= vehicles
+    )
+
+
+def _events(path: Path, name: str) -> Iterator[dict[str, Any]]:
+    """A log's events of one name; torn and foreign lines are skipped."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        if f'"{name}"' not in line:
+            continue
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict) and event.get("event") == name:
+            yield event
+
+
+def _sent_bytes(event: Mapping[str, Any]) -> int:
+    return int(event["uplink_bytes"]) + int(event["downlink_bytes"])
 
 
 def _scenario(run_folder: Path) -> Scenario | None:

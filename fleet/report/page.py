@@ -11,10 +11,12 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from fleet import milestones
 from fleet.progress import format_bytes
 from fleet.report import charts
 from fleet.report.data import ReportData, Spread, Summary, collect
 from fleet.report.pictures import FramePictures, Gallery, gather_pictures
+from fleet.scenario import Scenario
 from protocol.atomic import write_bytes_atomic
 
 REPORT_NAME = "report.html"
@@ -75,6 +77,8 @@ def render(data: ReportData, gallery: Gallery) -> str:
         hero=_hero(rows, gallery),
         glance=[Markup(charts.scores_chart(rows)), Markup(charts.traffic_chart(rows))],
         summary=_summary_table(rows, len(data.seeds)),
+        milestones=_milestones_table(data),
+        reference=(data.milestones or {}).get("reference"),
         vehicle_scores=_vehicle_table(data),
         curves=_curves(data),
         silent=[row.algorithm for row in rows if row.uplink_bytes == 0 and row.downlink_bytes == 0],
@@ -118,13 +122,24 @@ def _facts(data: ReportData) -> list[tuple[str, str]]:
         ("image size", scenario.image_size.replace("x", " × ")),
         ("encoder", ", ".join(dict.fromkeys([scenario.encoder.name, *scenario.encoders.values()]))),
         ("network", scenario.network.name),
-        ("features", f"{scenario.bits} bits"),
+        ("features", _feature_coding(scenario)),
         ("learning rate", f"{learning.rate:g}, {learning.schedule}"),
         ("loss", learning.loss),
     ]
+    if scenario.uploads.train_frames is not None:
+        facts.append(("uploads a turn", f"at most {scenario.uploads.train_frames} train frames"))
+    if learning.replay_steps:
+        steps = _count(learning.replay_steps, "step")
+        facts.append(("replay", f"{steps} after each, from at most {_count(learning.cache_frames, 'frame')}"))
     if scenario.conditions:
         facts.append(("conditions", ", ".join(f"{k}: {v}" for k, v in scenario.conditions.items())))
     return facts
+
+
+def _feature_coding(scenario: Scenario) -> str:
+    if scenario.frame_bytes is None:
+        return f"{scenario.bits} bits"
+    return f"at most {scenario.frame_bytes:,} bytes a frame and {scenario.bits} bits"
 
 
 def _problems(data: ReportData, rows: Sequence[Summary]) -> list[str]:
@@ -159,14 +174,17 @@ def _hero(rows: Sequence[Summary], gallery: Gallery) -> tuple[str, str, FramePic
 def _summary_table(rows: Sequence[Summary], seeds: int) -> Table:
     over = ", mean ± standard deviation over seeds" if seeds > 1 else ""
     scores = [(row.local_miou, row.ood_miou) for row in rows]
+    source = any(row.source_miou for row in rows)
     return Table(
-        caption=f"mIoU on test frames, 0 to 1{over}: local = a vehicle's own frames, OOD = other vehicles'. "
-        "Bytes, frames seen, queries and time are those of one run.",
+        caption=f"mIoU on test frames, 0 to 1{over}: local = a vehicle's own frames, OOD = other vehicles'"
+        + (", source = those of the domain that was pretrained on" if source else "")
+        + ". Bytes, frames seen, queries and time are those of one run.",
         columns=(
             "algorithm",
             "local mIoU",
             "OOD mIoU",
-            "untrained",
+            "at the start" if source else "untrained",
+            *(("source before", "source after") if source else ()),
             "up",
             "down",
             "frames seen",
@@ -179,6 +197,7 @@ def _summary_table(rows: Sequence[Summary], seeds: int) -> Table:
                 _spread(row.local_miou),
                 _spread(row.ood_miou),
                 _score(row.untrained_miou),
+                *((_score(row.initial_source_miou), _spread(row.source_miou)) if source else ()),
                 _bytes(row.uplink_bytes),
                 _bytes(row.downlink_bytes),
                 _whole(row.frames_seen),
@@ -192,6 +211,16 @@ def _summary_table(rows: Sequence[Summary], seeds: int) -> Table:
             for column in (0, 1)
             for place in _greatest([entry[column] for entry in scores])
         ),
+    )
+
+
+def _milestones_table(data: ReportData) -> Table | None:
+    if data.milestones is None:
+        return None
+    return Table(
+        caption=milestones.caption(data.milestones),
+        columns=milestones.COLUMNS,
+        rows=milestones.rows(data.milestones),
     )
 
 
@@ -336,9 +365,12 @@ def _arrow(column: tuple[str, str]) -> str:
 def _frames_table(data: ReportData) -> Table | None:
     if not data.partition:
         return None
+    counts = [entry.get("frames") or {} for entry in data.partition.values()]
+    source = ("source",) if any("source" in count for count in counts) else ()
     return Table(
-        caption="Frames of each vehicle; OOD frames are test frames of other vehicles.",
-        columns=("vehicle", "sees", "encoder", "train", "val", "test", "OOD"),
+        caption="Frames of each vehicle; OOD frames are test frames of other vehicles"
+        + (", source frames of the domain that was pretrained on." if source else "."),
+        columns=("vehicle", "sees", "encoder", "train", "val", "test", "OOD", *source),
         rows=[
             (
                 vehicle,
@@ -346,7 +378,7 @@ def _frames_table(data: ReportData) -> Table | None:
                 str(entry.get("encoder") or _NONE),
                 *(
                     _whole((entry.get("frames") or {}).get(split))
-                    for split in ("train", "val", "test", "ood")
+                    for split in ("train", "val", "test", "ood", *source)
                 ),
             )
             for vehicle, entry in data.partition.items()

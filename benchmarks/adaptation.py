@@ -1,0 +1,275 @@
+"""How well vehicles adapt a pretrained encoder to a domain of their own, by each way of learning.
+
+`python -m benchmarks.adaptation` pretrains on two CamVid sequences, then adapts a vehicle to the third under
+fog, night and a colour cast of severity 3: per-channel scales and biases (`film`) of the encoder learn, at
+equal uplink bytes. Three settings: the cloud's network may not change and the vehicle has labels; the same
+without labels, from the entropy of the cloud's predictions; and a network that learns along. Of three
+learning rates each method gets the one with the best validation mIoU at the first seed and the frozen
+network. Prints a table for each setting and last one JSON line; finished runs are kept in `--out`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.camvid import camvid_folder
+from benchmarks.runs import Run, finish, pretrained
+
+GAIN_TARGET = 0.8
+"""Of `activation` under fog with labels, times the gain of the white box."""
+_SOURCE, _TARGET = ("0001TP", "0016E5"), "0006R0"
+_ROUNDS, _PASSES = 4, 8
+"""Of the adaptation: 9 batches a pass, 288 uploads of a batch."""
+CONDITIONS = ("fog", "night", "colour_cast")
+_SEVERITY = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One way of learning, with what it may spend."""
+
+    settings: Mapping[str, Any]
+    rate_key: str = ""
+    rates: tuple[float, ...] = ()
+    """Of which the best counts; none where nothing is to be chosen."""
+    without_labels: bool = True
+    """Whether it can learn from entropy."""
+    always: bool = True
+    """Whether it means anything where the cloud's network may not change."""
+
+
+_ZEROTH = {"algorithm": "blackfed-v1", "zeroth_order.batches": 0, "first_order.epochs": _PASSES}
+METHODS: dict[str, Method] = {
+    "cloud alone": Method(
+        settings={"algorithm": "frozen", "first_order.epochs": _PASSES}, without_labels=False, always=False
+    ),
+    "spsa-gc": Method(
+        # A query takes two uploads: half the steps.
+        settings={**_ZEROTH, "zeroth_order.epochs": _PASSES // 2, "zeroth_order.queries": 1},
+        rate_key="zeroth_order.rate",
+        rates=(3e-4, 1e-3, 3e-3),
+    ),
+    "activation": Method(
+        settings={
+            **_ZEROTH,
+            "zeroth_order.epochs": _PASSES,
+            "zeroth_order.estimator": "activation",
+            "zeroth_order.activation.seeds": 4,
+        },
+        rate_key="zeroth_order.activation.rate",
+        rates=(1e-3, 3e-3, 1e-2),
+    ),
+    "local-loss": Method(
+        settings={
+            "algorithm": "blackfleet",
+            "first_order.epochs": _PASSES,
+            "local_loss.warm_up_epochs": 0,
+            "local_loss.epochs": _PASSES,
+            "local_loss.schedule": "constant",
+        },
+        rate_key="local_loss.rate",
+        rates=(1e-3, 3e-3, 1e-2),
+        without_labels=False,
+    ),
+    "white-box": Method(
+        settings={"algorithm": "split", "first_order.epochs": _PASSES},
+        rate_key="white_box.rate",
+        rates=(1e-3, 3e-3, 1e-2),
+    ),
+}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "labels": {"network.learns": False, "first_order.schedule": "constant"},
+    "no labels": {"network.learns": False, "first_order.schedule": "constant", "objective": "entropy"},
+    "labels, the network learns": {"network.learns": True},
+}
+"""What may change and what vehicles learn from, by scenario key."""
+_CHOSEN_IN = {"labels": "labels", "no labels": "no labels", "labels, the network learns": "labels"}
+"""The setting in which a method's rate for this one is chosen."""
+Cell = tuple[str, str, str]
+"""Setting, condition, method."""
+
+
+def main() -> None:
+    """Run the benchmark and print its tables and JSON line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.adaptation", description=__doc__)
+    parser.add_argument("--data-root", type=Path, help="CamVid's folder (default: $BLACKFLEET_CAMVID)")
+    parser.add_argument("--seeds", default="0,1,2", help="default: 0,1,2")
+    parser.add_argument("--conditions", default=",".join(CONDITIONS), help=f"default: {','.join(CONDITIONS)}")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at once, one thread each (default 2)")
+    parser.add_argument("--out", type=Path, default=Path("runs/adaptation"), help="folder of the runs")
+    options = parser.parse_args()
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    bench = _Bench((options.data_root or camvid_folder()).resolve(), options.out, options.jobs)
+    cells: list[Cell] = [
+        (setting, condition, method)
+        for setting in SETTINGS
+        for condition in options.conditions.split(",")
+        for method in METHODS
+        if _means_something(setting, method)
+    ]
+    rates = bench.choose_rates(cells, seeds[0])
+    results = bench.results(cells, rates, seeds)
+    report = [entry(cell, rates[cell], results[cell], results) for cell in cells]
+    for setting in SETTINGS:
+        Console(width=110).print(table(setting, [row for row in report if row["setting"] == setting]))
+    print(json.dumps({"benchmark": "adaptation", "seeds": seeds, "rows": report}))
+
+
+def _means_something(setting: str, method: str) -> bool:
+    overrides = SETTINGS[setting]
+    return (METHODS[method].always or overrides["network.learns"]) and (
+        METHODS[method].without_labels or overrides.get("objective") != "entropy"
+    )
+
+
+class _Bench:
+    """The runs, by what they are of."""
+
+    def __init__(self, data_root: Path, out: Path, jobs: int) -> None:
+        self._data = {"dataset.name": "camvid", "dataset.root": str(data_root), "cores": 1}
+        self._out = out
+        self._jobs = jobs
+
+    def choose_rates(self, cells: Sequence[Cell], seed: int) -> dict[Cell, float | None]:
+        """Each cell's rate: the one with the best validation mIoU, in the setting where it is chosen."""
+        deciding = {
+            (_CHOSEN_IN[setting], condition, method)
+            for setting, condition, method in cells
+            if METHODS[method].rates
+        }
+        trials = {
+            (cell, rate): self._run(cell, rate, seed)
+            for cell in sorted(deciding)
+            for rate in METHODS[cell[2]].rates
+        }
+        finish(list(trials.values()), jobs=self._jobs)
+        best = {
+            cell: max(METHODS[cell[2]].rates, key=lambda rate: trials[cell, rate].val_miou())
+            for cell in deciding
+        }
+        return {cell: best.get((_CHOSEN_IN[cell[0]], cell[1], cell[2])) for cell in cells}
+
+    def results(
+        self, cells: Sequence[Cell], rates: Mapping[Cell, float | None], seeds: Sequence[int]
+    ) -> dict[Cell, list[dict[str, Any]]]:
+        """`result.json` of each cell's runs, one a seed."""
+        runs = {(cell, seed): self._run(cell, rates[cell], seed) for seed in seeds for cell in cells}
+        finish(list(runs.values()), jobs=self._jobs)
+        return {cell: [runs[cell, seed].result() for seed in seeds] for cell in cells}
+
+    def _run(self, cell: Cell, rate: float | None, seed: int) -> Run:
+        setting, condition, method = cell
+        chosen = {} if rate is None else {METHODS[method].rate_key: rate}
+        name = f"{setting}-{condition}-{method}-{'' if rate is None else f'{rate:g}-'}{seed}"
+        return Run(
+            folder=self._out / name.replace(",", "").replace(" ", "-"),
+            settings={
+                **self._data,
+                "broker": "memory",
+                "vehicles": 1,
+                "rounds": _ROUNDS,
+                "seed": seed,
+                "dataset.cities": [_TARGET],
+                "conditions": {"car-01": f"{condition}:{_SEVERITY}"},
+                "start": str(self._start(seed)),
+                "subspace": "film",
+                "encoder.mode": "rebuild",
+                "evaluation.overlays": 0,
+                **METHODS[method].settings,
+                **SETTINGS[setting],
+                **chosen,
+            },
+        )
+
+    def _start(self, seed: int) -> Path:
+        """The folder that pretraining with this seed has written, done now if it has not been."""
+        return pretrained(
+            self._out / f"start-{seed}",
+            {
+                **self._data,
+                "dataset.cities": list(_SOURCE),
+                "vehicles": 1,
+                "seed": seed,
+                "rounds": 5,
+                "first_order.epochs": 5,
+            },
+        ).resolve()
+
+
+def entry(
+    cell: Cell,
+    rate: float | None,
+    results: Sequence[Mapping[str, Any]],
+    everything: Mapping[Cell, Sequence[Mapping[str, Any]]],
+) -> dict[str, Any]:
+    """One row: means over the seeds; `share_of_white_box` is that of the gain."""
+    setting, condition, method = cell
+    white_box = everything[setting, condition, "white-box"]
+    after = [result["mean_local_miou"] for result in results]
+    best_gain = _mean(white_box, "mean_local_miou") - _mean(white_box, "initial_local_miou")
+    gain = statistics.fmean(after) - _mean(results, "initial_local_miou")
+    return {
+        "setting": setting,
+        "condition": f"{condition}:{_SEVERITY}",
+        "method": method,
+        "rate": rate,
+        "miou_before": _mean(results, "initial_local_miou"),
+        "miou_mean": statistics.fmean(after),
+        "miou_std": statistics.pstdev(after),
+        "share_of_white_box": gain / best_gain if best_gain > 0 else None,
+        "source_miou_before": _mean(results, "initial_source_miou"),
+        "source_miou": _mean(results, "source_miou"),
+        "uplink_bytes": round(_mean(results, "uplink_bytes")),
+        "downlink_bytes": round(_mean(results, "downlink_bytes")),
+    }
+
+
+def _mean(results: Sequence[Mapping[str, Any]], key: str) -> float:
+    return statistics.fmean(result[key] for result in results)
+
+
+def table(setting: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    """One setting's rows for people."""
+    shown = Table(title=setting)
+    columns = (
+        "condition",
+        "method",
+        "rate",
+        "before",
+        "mIoU",
+        "of white box",
+        "source",
+        "up, MB",
+        "down, MB",
+    )
+    for column in columns:
+        shown.add_column(column, justify="left" if column in columns[:2] else "right")
+    for row in rows:
+        share = row["share_of_white_box"]
+        shown.add_row(
+            row["condition"],
+            row["method"],
+            "" if row["rate"] is None else f"{row['rate']:g}",
+            f"{100 * row['miou_before']:.1f}",
+            f"{100 * row['miou_mean']:.1f} ± {100 * row['miou_std']:.1f}",
+            "" if share is None else f"{share:.2f}",
+            f"{100 * row['source_miou_before']:.1f} → {100 * row['source_miou']:.1f}",
+            f"{row['uplink_bytes'] / 1e6:.1f}",
+            f"{row['downlink_bytes'] / 1e6:.2f}",
+        )
+    if setting == "labels":
+        shown.caption = f"target: activation at least {GAIN_TARGET} of the white box's gain under fog"
+    return shown
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""The choices inside blackfleet: weighting by loss maps or not, and which weights serve a vehicle.
+
+`python -m benchmarks.blackfleet_choices --data-root CAMVID` prints a table and last one JSON line. A choice
+is made on mIoU on validation frames, with the weights that serve each vehicle after the last round; test mIoU
+is reported beside it and decides nothing. Each weighting is trained once a seed; what the ways of serving
+score is found out afterwards (`serving_scores`). Runs that are complete in the folder are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.serving_scores import score_servings
+from cloud_server.config import SERVINGS, FirstOrderConfig, LocalLossConfig, read_config
+from edge_client.host import read_host_config
+from fleet.compare import parse_seeds
+from fleet.job import RESULT_NAME
+from fleet.launch import SCENARIO_NAME, launch
+from fleet.progress import format_bytes
+from fleet.scenario import DatasetPart, EvaluationPart, Scenario, load_scenario
+
+_WIDTH = 110
+_SCORES = {"val": "val mIoU", "test": "test local", "ood": "test OOD"}
+_COLUMNS = ("weight power", "serving", *_SCORES.values(), "up", "down")
+
+
+def main() -> None:
+    """Run what is missing and print table and JSON line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.blackfleet_choices", description=__doc__)
+    parser.add_argument("--data-root", type=Path, required=True, help="folder of CamVid")
+    parser.add_argument("--folder", type=Path, default=Path("runs/blackfleet-choices"), help="for the runs")
+    parser.add_argument("--seeds", default="0,1", help="comma-separated (default 0,1)")
+    parser.add_argument(
+        "--weight-powers", default="0,0.5", help="comma-separated; 0 = unweighted (default 0,0.5)"
+    )
+    parser.add_argument("--vehicles", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--warm-up-epochs", type=int, default=20)
+    parser.add_argument("--local-epochs", type=int, default=5)
+    parser.add_argument("--foo-epochs", type=int, default=5)
+    options = parser.parse_args()
+    try:
+        powers = [float(word) for word in options.weight_powers.split(",")]
+        seeds = parse_seeds(options.seeds)
+        scenario = Scenario(
+            algorithm="blackfleet",
+            vehicles=options.vehicles,
+            rounds=options.rounds,
+            dataset=DatasetPart(name="camvid", root=str(options.data_root)),
+            local_loss=LocalLossConfig(warm_up_epochs=options.warm_up_epochs, epochs=options.local_epochs),
+            first_order=FirstOrderConfig(epochs=options.foo_epochs),
+            evaluation=EvaluationPart(overlays=0),
+        )
+        runs = {power: [measure(scenario, power, seed, options.folder) for seed in seeds] for power in powers}
+    except (ValueError, OSError) as error:
+        sys.exit(f"blackfleet_choices: {error}")
+    table = Table(title=f"blackfleet on CamVid, {options.vehicles} vehicles, seeds {options.seeds}")
+    for column in _COLUMNS:
+        table.add_column(column, justify="left" if column == "serving" else "right")
+    rows = [summarise(power, serving, runs[power]) for power in powers for serving in SERVINGS]
+    for row in rows:
+        table.add_row(*_cells(row))
+    Console(width=_WIDTH).print(table)
+    print(json.dumps({"benchmark": "blackfleet_choices", "seeds": seeds, "rows": rows}))
+
+
+def measure(scenario: Scenario, power: float, seed: int, folder: Path) -> dict[str, Any]:
+    """Scores by serving, and bytes, of one run, which is launched, or resumed, unless it is complete.
+
+    Raises:
+        ValueError: its folder holds a run of another scenario.
+    """
+    local = msgspec.structs.replace(scenario.local_loss, weight_power=power)
+    wanted = msgspec.structs.replace(scenario, seed=seed, local_loss=local)
+    run_folder = folder / f"power{power:g}-seed{seed}"
+    begun = (run_folder / SCENARIO_NAME).exists()
+    if begun:
+        kept = load_scenario(run_folder / SCENARIO_NAME, {})
+        if kept != msgspec.structs.replace(wanted, cores=kept.cores):
+            raise ValueError(f"{run_folder} holds a run of another scenario; choose another --folder")
+    if not (run_folder / RESULT_NAME).exists():
+        launch(wanted, run_folder, resume=begun, console=Console(stderr=True))
+    result = json.loads((run_folder / RESULT_NAME).read_text())
+    hosts = [read_host_config(path) for path in sorted((run_folder / "hosts").glob("host-*.json"))]
+    return {
+        "servings": score_servings(read_config(run_folder / "cloud.json"), hosts, run_folder),
+        "uplink_bytes": result["uplink_bytes"],
+        "downlink_bytes": result["downlink_bytes"],
+    }
+
+
+def summarise(power: float, serving: str, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Means over seeds, for mIoU with the sample standard deviation (0 for one seed) and each run's value."""
+    summary: dict[str, Any] = {"weight_power": power, "serving": serving}
+    for split in _SCORES:
+        values = [run["servings"][serving][split] for run in runs]
+        summary[f"{split}_miou_mean"] = statistics.fmean(values)
+        summary[f"{split}_miou_std"] = statistics.stdev(values) if len(values) > 1 else 0.0
+        summary[f"{split}_miou_by_seed"] = values
+    for key in ("uplink_bytes", "downlink_bytes"):
+        summary[key] = round(statistics.fmean(run[key] for run in runs))
+    return summary
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    scores = (f"{row[f'{split}_miou_mean']:.3f} ± {row[f'{split}_miou_std']:.3f}" for split in _SCORES)
+    traffic = (format_bytes(row[key]) for key in ("uplink_bytes", "downlink_bytes"))
+    return [f"{row['weight_power']:g}", row["serving"], *scores, *traffic]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""Which settings of one run contradict each other: who learns, what of an encoder, from what."""
+
+from __future__ import annotations
+
+from cloud_server.config import CloudConfig
+
+_IN_ONE_PIECE = frozenset({"fedavg", "centralized"})
+"""Algorithms that train encoder and network as one, on labels."""
+
+
+def check_combination(config: CloudConfig) -> None:
+    """Refuse settings that the algorithm can't follow.
+
+    Raises:
+        ValueError: the message names the setting, its value and what to do.
+    """
+    algorithm, entropy = config.algorithm, config.objective == "entropy"
+    if algorithm in _IN_ONE_PIECE:
+        for name, value, needed in (
+            ("network.learns", str(config.network.learns).lower(), "true"),
+            ("subspace", config.subspace, "all"),
+            ("objective", config.objective, "labels"),
+            ("anchor", f"{config.anchor:g}", "0"),
+            ("network.source_replay", f"{config.network.source_replay:g}", "0"),
+        ):
+            if value != needed:
+                raise ValueError(
+                    f"{algorithm} trains encoder and network in one piece, on labels: {name} must be "
+                    f"{needed}, got {value}; choose another algorithm"
+                )
+    for name, steps in (
+        ("first_order.replay_steps", config.first_order.replay_steps),
+        ("network.source_replay", config.network.source_replay),
+    ):
+        if steps and not config.network.learns:
+            raise ValueError(
+                f"a network that does not learn (network.learns is false) takes no steps: {name} must be 0, "
+                f"got {steps:g}"
+            )
+    if entropy and algorithm == "blackfleet":
+        raise ValueError(
+            "blackfleet's vehicles learn with a local head, which needs labels: objective must be labels, "
+            "got entropy; choose another algorithm"
+        )
+    if entropy and config.network.learns:
+        raise ValueError(
+            "objective entropy needs network.learns false (--no-network-learns): a network that learns "
+            "with it collapses, certain of one class everywhere"
+        )
