@@ -366,7 +366,7 @@ class CloudConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True
     fleet: str
     vehicles: tuple[str, ...]
     """Ids of the vehicles that take part, in the order of their turns."""
-    algorithm: str = "blackfed-v2"
+    algorithm: str = "blackfleet"
     rounds: int = 4
     seed: int = 0
     dataset: str = "cityscapes"

@@ -86,7 +86,10 @@ def one_line(text: str, beginning: str) -> str:
         (["--serving", "newest"], ["blackfleet.serving", "best, latest, statistics", "'newest'"]),
         (["--subspace", "half"], ["subspace", "all, film", "'half'"]),
         (["--objective", "mood"], ["objective", "labels, entropy", "'mood'"]),
-        (["--objective", "entropy"], ["objective entropy", "--no-network-learns", "collapses"]),
+        (
+            ["--objective", "entropy", "--algorithm", "blackfed-v2"],
+            ["objective entropy", "--no-network-learns", "collapses"],
+        ),
         (
             ["--objective", "entropy", "--no-network-learns", "--algorithm", "blackfleet"],
             ["blackfleet", "local head", "objective must be labels"],
