@@ -216,9 +216,8 @@ def _summary_table(rows: Sequence[Summary], seeds: int) -> Table:
 def _milestones_table(data: ReportData) -> Table | None:
     if (content := data.milestones) is None:
         return None
-    return Table(
-        caption=milestones.caption(content), columns=milestones.COLUMNS, rows=milestones.rows(content)
-    )
+    rows, caption = milestones.rows(content), milestones.caption(content)
+    return Table(caption=caption, columns=milestones.COLUMNS, rows=rows)
 
 
 def _vehicle_table(data: ReportData) -> Table:
