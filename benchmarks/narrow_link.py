@@ -1,7 +1,7 @@
 """blackfleet against BlackFed over MQTT: at equal time, at equal bytes, and over the narrowest link.
 
 `python -m benchmarks.narrow_link` runs three vehicles with CamVid's sequences over a broker: `blackfed-v2`
-and `blackfleet` as they are by default, and a frugal `blackfleet`: few frames at 2 bits in a single round. It
+and `blackfleet` as they are by default, and a frugal `blackfleet`: few frames at 3 bits in a single round. It
 prints the milestones of their curves, then what each needed for its final test mIoU, and last one JSON line.
 Runs go one after the other, as time counts; finished ones are kept in `--out`.
 """
@@ -33,7 +33,7 @@ RUNS: dict[str, dict[str, Any]] = {
     FRUGAL: {
         "algorithm": "blackfleet",
         "rounds": 1,
-        "bits": 2,
+        "bits": 3,
         "uploads.train_frames": 20,
         "uploads.val_frames": 1,
         "blackfleet.serving": "latest",
