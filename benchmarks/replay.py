@@ -46,17 +46,16 @@ def main() -> None:
     }
     finish([run for runs in table.values() for run in runs], jobs=options.jobs)
     rows = [_row(*key, runs) for key, runs in table.items()]
-    columns = (*_COLUMNS, "up", "frames seen", "time")
+    columns = (*_COLUMNS, "up", "frames seen")
     print("| " + " | ".join(columns) + " |")
     print("|---" * 3 + "|---:" * (len(columns) - 3) + "|")
     for row in rows:
         scores = [
             f"{row[name]:.3f} ({', '.join(f'{x:.3f}' for x in row[f'{name}_by_seed'])})" for name in _SCORES
         ]
-        wall_s = round(row["wall_s"])
         cells = [row["algorithm"], str(row["replay_steps"]), str(row["epochs"]), *scores]
         cells += [format_bytes(row["uplink_bytes"]), f"{row['frames_seen']:,.0f}"]
-        print("| " + " | ".join([*cells, f"{wall_s // 60}:{wall_s % 60:02d}"]) + " |")
+        print("| " + " | ".join(cells) + " |")
     print(json.dumps({"benchmark": "replay", "rows": rows}))
 
 
