@@ -114,7 +114,7 @@ def main() -> None:
         for setting in SETTINGS
         for condition in options.conditions.split(",")
         for method in METHODS
-        if _means_something(setting, method)
+        if means_something(setting, method)
     ]
     rates = bench.choose_rates(cells, seeds[0])
     results = bench.results(cells, rates, seeds)
@@ -124,7 +124,8 @@ def main() -> None:
     print(json.dumps({"benchmark": "adaptation", "seeds": seeds, "rows": report}))
 
 
-def _means_something(setting: str, method: str) -> bool:
+def means_something(setting: str, method: str) -> bool:
+    """Whether a method can do anything in a setting."""
     overrides = SETTINGS[setting]
     return (METHODS[method].always or overrides["network.learns"]) and (
         METHODS[method].without_labels or overrides.get("objective") != "entropy"

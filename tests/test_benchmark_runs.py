@@ -1,4 +1,4 @@
-"""What benchmarks share: runs that are kept, and the table of the closed gap."""
+"""What benchmarks share: runs that are kept; and the sums behind their tables."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks import adaptation, narrow_link
 from benchmarks.gap_closed import summarise
 from benchmarks.runs import Run, finish
+from fleet.milestones import Point
 
 _TINY: dict[str, Any] = {
     "broker": "memory",
@@ -82,3 +84,47 @@ def test_another_number_of_train_frames_is_refused() -> None:
     result["vehicles"]["car-01"]["frames_train"] = 100
     with pytest.raises(SystemExit, match="100 train frames, not 320"):
         summarise({"frozen": [result]})
+
+
+def _adapted(before: float, after: float) -> dict[str, Any]:
+    return {
+        "initial_local_miou": before,
+        "mean_local_miou": after,
+        "initial_source_miou": 0.4,
+        "mean_source_miou": 0.3,
+        "uplink_bytes": 100,
+        "downlink_bytes": 10,
+    }
+
+
+def test_adaptation_is_measured_in_shares_of_the_white_box_gain() -> None:
+    cell, bound = ("labels", "fog", "activation"), ("labels", "fog", "white-box")
+    everything = {
+        cell: [_adapted(0.1, 0.2), _adapted(0.1, 0.22)],
+        bound: [_adapted(0.1, 0.24), _adapted(0.1, 0.24)],
+    }
+    row = adaptation.entry(cell, 1e-3, everything[cell], everything)
+    assert row["share_of_white_box"] == pytest.approx(0.11 / 0.14)
+    assert row["miou_before"] == pytest.approx(0.1)
+    assert row["miou_std"] == pytest.approx(0.01)
+    assert (row["source_miou_before"], row["source_miou"]) == (0.4, 0.3)
+    everything[bound] = [_adapted(0.1, 0.05)] * 2
+    assert adaptation.entry(cell, 1e-3, everything[cell], everything)["share_of_white_box"] is None
+
+
+def test_every_adaptation_setting_has_the_methods_that_it_allows() -> None:
+    assert not adaptation.means_something("no labels", "local-loss")
+    assert not adaptation.means_something("labels", "cloud alone")
+    assert adaptation.means_something("labels, the network learns", "cloud alone")
+    for setting in adaptation.SETTINGS:
+        assert adaptation.means_something(setting, "white-box")
+
+
+def test_bytes_of_training_are_shares_of_the_reference() -> None:
+    ends = {
+        narrow_link.REFERENCE: [Point(sent_bytes=1000, wall_s=10, val_miou=0.3)],
+        "blackfleet": [Point(sent_bytes=20, wall_s=5, val_miou=0.4)],
+    }
+    report = narrow_link.summarise({name: [_result(0.3, 1)] for name in ends}, ends)
+    assert report["blackfleet"]["bytes_share"] == pytest.approx(1 / 50)
+    assert report[narrow_link.REFERENCE]["bytes_share"] == 1
