@@ -227,7 +227,7 @@ def entry(
         "miou_std": statistics.pstdev(after),
         "share_of_white_box": gain / best_gain if best_gain > 0 else None,
         "source_miou_before": _mean(results, "initial_source_miou"),
-        "source_miou": _mean(results, "source_miou"),
+        "source_miou": _mean(results, "mean_source_miou"),
         "uplink_bytes": round(_mean(results, "uplink_bytes")),
         "downlink_bytes": round(_mean(results, "downlink_bytes")),
     }

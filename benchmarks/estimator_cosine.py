@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.camvid import camvid_folder, camvid_is_here
 from benchmarks.cosine_charts import draw
 from benchmarks.cosine_study import DEFAULTS, JointTraining, Measurement, Setting, Study
 from datasets.catalog import open_dataset
@@ -31,7 +31,6 @@ from datasets.partition import partition_frames
 from edge_client.frames import FrameCache, VehicleFrames, limit_opencv_threads
 
 _DEFAULT_PICTURE = Path("docs/pictures/cosine.png")
-_BESIDE = Path(__file__).resolve().parents[2] / "shared" / "data" / "camvid"
 _PARTITION_SEED = 0
 
 
@@ -206,15 +205,6 @@ def _line(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def camvid_root(given: Path | None) -> Path | None:
-    """The folder to read CamVid from: as given, else $BLACKFLEET_CAMVID, else ../shared beside the checkout,
-    where it exists."""
-    if given is not None:
-        return given
-    root = Path(os.environ.get("BLACKFLEET_CAMVID", _BESIDE))
-    return root if root.is_dir() else None
-
-
 def main() -> None:
     """Run the benchmark: tables and a JSON line to standard output, the picture to a file."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.estimator_cosine", description=__doc__)
@@ -229,7 +219,7 @@ def main() -> None:
     torch.set_num_threads(1)
     limit_opencv_threads(1)
     study = Study(steps=options.steps, batches=options.batches)
-    root = camvid_root(options.data_root)
+    root: Path | None = options.data_root or (camvid_folder() if camvid_is_here() else None)
     with tempfile.TemporaryDirectory(prefix="blackfleet-bench-") as name:
         folder = Path(name)
         if root is None:

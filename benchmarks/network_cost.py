@@ -67,6 +67,7 @@ def measure(vehicles: int, folder: Path, *, repeats: int, broker: str) -> dict[s
     frame_bytes = 0.0
     for repeat in range(repeats):
         scenario = Scenario(
+            algorithm="blackfed-v2",
             vehicles=vehicles,
             broker=broker,
             rounds=2,

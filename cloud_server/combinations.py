@@ -20,17 +20,23 @@ def check_combination(config: CloudConfig) -> None:
             ("network.learns", str(config.network.learns).lower(), "true"),
             ("subspace", config.subspace, "all"),
             ("objective", config.objective, "labels"),
+            ("anchor", f"{config.anchor:g}", "0"),
+            ("network.source_replay", f"{config.network.source_replay:g}", "0"),
         ):
             if value != needed:
                 raise ValueError(
                     f"{algorithm} trains encoder and network in one piece, on labels: {name} must be "
                     f"{needed}, got {value}; choose another algorithm"
                 )
-    if config.first_order.replay_steps and not config.network.learns:
-        raise ValueError(
-            f"first_order.replay_steps of {config.first_order.replay_steps} needs a network that learns, but "
-            f"network.learns is false; leave one of them out"
-        )
+    for name, steps in (
+        ("first_order.replay_steps", config.first_order.replay_steps),
+        ("network.source_replay", config.network.source_replay),
+    ):
+        if steps and not config.network.learns:
+            raise ValueError(
+                f"a network that does not learn (network.learns is false) takes no steps: {name} must be 0, "
+                f"got {steps:g}"
+            )
     if entropy and algorithm == "blackfleet":
         raise ValueError(
             "blackfleet's vehicles learn with a local head, which needs labels: objective must be labels, "

@@ -366,7 +366,7 @@ class CloudConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True
     fleet: str
     vehicles: tuple[str, ...]
     """Ids of the vehicles that take part, in the order of their turns."""
-    algorithm: str = "blackfed-v2"
+    algorithm: str = "blackfleet"
     rounds: int = 4
     seed: int = 0
     dataset: str = "cityscapes"
@@ -419,11 +419,6 @@ class CloudConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True
         if len(set(self.vehicles)) != len(self.vehicles):
             raise ValueError(f"vehicle ids must differ, got {', '.join(self.vehicles)}")
         _at_least(self.rounds, 1, "rounds")
-        if self.algorithm == "blackfleet" and self.local_loss.weight_power and self.uploads.train_frames:
-            raise ValueError(
-                "local_loss.weight_power needs loss maps of all train frames, but uploads.train_frames is "
-                f"{self.uploads.train_frames}; set weight_power to 0, or train_frames to null"
-            )
         _at_least(self.payload_limit_bytes, SMALLEST_PAYLOAD_LIMIT_BYTES, "payload_limit_bytes")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be at least 0 and below 2^63, got {self.seed}")

@@ -77,6 +77,10 @@ class KeptLossMaps:
                 f"batches of the vehicle's uploads, {self._batch_size} frames each"
             ) from None
 
+    def frames(self, vehicle: str) -> tuple[int, ...]:
+        """The frames of a vehicle whose maps are kept, batch after batch."""
+        return tuple(index for batch in self._by_vehicle.get(vehicle, {}) for index in batch)
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """Everything, for a checkpoint: one uint8 tensor a vehicle."""
         return {

@@ -149,12 +149,9 @@ class TurnTools:
         """Send the features of the frames that the turn wants of a split, a batch a message, once.
 
         Raises:
-            TurnRefused: it wants frames that are not of the split, or see `encode`.
+            TurnRefused: see `own_frames` and `encode`.
         """
-        indices = self.turn.upload_frames.get(split, self.frames.splits[split])
-        strangers = set(indices).difference(self.frames.splits[split])
-        if strangers:
-            raise TurnRefused(f"the turn asks for {split} frame {min(strangers)}, which this vehicle lacks")
+        indices = self.own_frames(split, self.turn.upload_frames.get(split))
 
         def uploads() -> Iterator[Request]:
             for first in range(0, len(indices), self.turn.batch_size):
@@ -164,6 +161,18 @@ class TurnTools:
 
         self.send_labels(indices)
         self.ask(uploads())
+
+    def own_frames(self, split: str, wanted: tuple[int, ...] | None) -> tuple[int, ...]:
+        """The frames of a split that the turn names; all of them where it names none.
+
+        Raises:
+            TurnRefused: one of them is not of the split.
+        """
+        own = self.frames.splits[split]
+        strangers = set(wanted or ()).difference(own)
+        if strangers:
+            raise TurnRefused(f"the turn asks for {split} frame {min(strangers)}, which this vehicle lacks")
+        return wanted or own
 
     def send_labels(self, indices: Sequence[int]) -> None:
         """Offer the labels that are not known to be in the cloud; send those that it wants."""

@@ -30,7 +30,6 @@ def check_runnable(scenario: Scenario) -> None:
     """
     first = scenario.first_order
     check_combination(scenario.cloud_config())
-    _check_held_back(scenario)
     _check_name("network", scenario.network.name, NETWORKS)
     _check_name("first_order.loss", first.loss, LOSSES)
     _check_name("first_order.schedule", first.schedule, SCHEDULES)
@@ -79,22 +78,6 @@ def check_start(scenario: Scenario, start: StartSpec) -> None:
             raise OperatorError(
                 f"the start {scenario.start} was pretrained with {what} {wanted}, this run has {given}; give "
                 f"the same, or pretrain again"
-            )
-
-
-_NO_ENCODER_ALONE = ("fedavg", "centralized")
-"""Algorithms without features of a vehicle's own encoder in the cloud."""
-
-
-def _check_held_back(scenario: Scenario) -> None:
-    for name, value in (
-        ("anchor", scenario.anchor),
-        ("network.source_replay", scenario.network.source_replay),
-    ):
-        if value and scenario.algorithm in _NO_ENCODER_ALONE:
-            raise OperatorError(
-                f"{name} has no meaning for {scenario.algorithm}, which trains encoder and network in one "
-                f"piece; set it to 0"
             )
 
 

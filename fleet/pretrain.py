@@ -79,6 +79,9 @@ def _alone(scenario: Scenario) -> Scenario:
         conditions={},
         encoders={},
         anchor=0.0,
+        subspace="all",
+        objective="labels",
+        network=msgspec.structs.replace(scenario.network, learns=True),
         dataset=msgspec.structs.replace(scenario.dataset, generated_cities=cities),
     )
 

@@ -130,7 +130,7 @@ class Scenario(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     fleet: str = "fleet"
     """Third level of every topic."""
-    algorithm: str = "blackfed-v2"
+    algorithm: str = "blackfleet"
     vehicles: int = 4
     vehicles_per_host: int | None = None
     """Vehicles that share a process; None = one each up to 8 vehicles, else as many hosts as cores."""

@@ -1,7 +1,7 @@
 """A start: what `blackfleet pretrain` leaves for fleets to begin from, as a folder.
 
     encoder/                    the encoder bundle with the trained weights
-    network.safetensors         the cloud network's weights and BatchNorm statistics
+    cloud_network.safetensors   the cloud network's weights and BatchNorm statistics
     source_features.msgpack     labelled features of train frames, for the cloud to rehearse
     start.json                  what it is, and the sha256 of each file; written last
 
@@ -30,7 +30,7 @@ FOLDER_NAME = "start"
 """Of the copy in a run folder."""
 SPEC_NAME = "start.json"
 ENCODER_NAME = "encoder"
-NETWORK_NAME = "network.safetensors"
+NETWORK_NAME = "cloud_network.safetensors"
 FEATURES_NAME = "source_features.msgpack"
 
 

@@ -137,6 +137,8 @@ class LossWeighting(_Message, frozen=True, array_like=True, kw_only=True):
     """p of the weight min(ℓ / mean ℓ, cap)^p."""
     cap: Annotated[float, Meta(ge=1)]
     """Share of the mean loss above which a loss counts no more."""
+    frames: tuple[Index, ...] = ()
+    """Train frames that have loss maps, as they were uploaded; the pixels of others weigh 1. Empty = all."""
 
 
 class LocalLossPlan(_Message, frozen=True, array_like=True, kw_only=True, tag="local-loss"):

@@ -9,6 +9,11 @@ import pytest
 import torch
 from fleet_fixtures import Supervisor, TinyFleet, World, build_world
 from process_fixtures import Launch, write_scenario
+from start_fixtures import QUIET, source_scenario_of, target_scenario_of
+
+from fleet.pretrain import pretrain
+from fleet.scenario import Scenario
+from fleet.start import Start
 
 # Sums are split by threads: what tests compute with torch must be split as the trainer's, which has one.
 torch.set_num_threads(1)
@@ -64,3 +69,22 @@ def calm_white_box(
     fleet = TinyFleet(tiny_world, tmp_path_factory.mktemp(request.param), algorithm=request.param)
     Supervisor(fleet).run()
     return fleet
+
+
+@pytest.fixture(scope="session")
+def source_scenario(tiny_world: World) -> Scenario:
+    """Pretraining on one of the tiny world's cities."""
+    return source_scenario_of(tiny_world)
+
+
+@pytest.fixture(scope="session")
+def start(source_scenario: Scenario, tmp_path_factory: pytest.TempPathFactory) -> Start:
+    """What that pretraining leaves."""
+    folder = tmp_path_factory.mktemp("pretrain") / "start"
+    return pretrain(source_scenario, folder, resume=False, console=QUIET)
+
+
+@pytest.fixture
+def target_scenario(tiny_world: World, start: Start) -> Scenario:
+    """A short run in the other city that begins from the start."""
+    return target_scenario_of(tiny_world, start)

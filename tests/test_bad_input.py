@@ -57,7 +57,14 @@ def one_line(text: str, beginning: str) -> str:
         (["--vehicles", "0"], ["at least 1", "got 0"]),
         (["--vehicles", "-3"], ["at least 1", "got -3"]),
         (["--rounds", "0"], ["rounds", "at least 1", "got 0"]),
-        (["--bits", "7"], ["bits", "32, 8, 6, 4", "got 7"]),
+        (["--bits", "7"], ["bits", "32, 8, 6, 4, 3, 2", "got 7"]),
+        (["--frame-bytes", "0"], ["frame_bytes", "at least 1", "got 0"]),
+        (["--frame-bytes", "900"], ["frame_bytes", "at least 1630", "8x24x32", "2 bits", "got 900"]),
+        (["--frame-bytes", "3000", "--bits", "32"], ["frame_bytes", "8 or fewer", "got 32"]),
+        (
+            ["--frame-bytes", "2000", "--vehicles", "2", "--vehicle-encoder", "car-02=stride8-c16"],
+            ["frame_bytes", "16x24x32", "got 2000"],
+        ),
         (["--seed", "-1"], ["seed", "got -1"]),
         (["--image-size", "256"], ["WIDTHxHEIGHT", "256x192", "'256'"]),
         (["--image-size", "0x48"], ["WIDTHxHEIGHT", "'0x48'"]),
@@ -79,7 +86,10 @@ def one_line(text: str, beginning: str) -> str:
         (["--serving", "newest"], ["blackfleet.serving", "best, latest, statistics", "'newest'"]),
         (["--subspace", "half"], ["subspace", "all, film", "'half'"]),
         (["--objective", "mood"], ["objective", "labels, entropy", "'mood'"]),
-        (["--objective", "entropy"], ["objective entropy", "--no-network-learns", "collapses"]),
+        (
+            ["--objective", "entropy", "--algorithm", "blackfed-v2"],
+            ["objective entropy", "--no-network-learns", "collapses"],
+        ),
         (
             ["--objective", "entropy", "--no-network-learns", "--algorithm", "blackfleet"],
             ["blackfleet", "local head", "objective must be labels"],

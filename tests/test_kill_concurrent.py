@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from fleet_fixtures import World
 from process_fixtures import Launch, learnt, matches, write_scenario
 
 from cloud_server.ledger import UploadCounts
@@ -26,33 +27,29 @@ KILLS: list[tuple[str, dict[str, Any], Sequence[str]]] = [
 
 
 @pytest.fixture
-def launches(tmp_path: Path) -> Iterator[tuple[Launch, Launch]]:
-    """One to be left alone, its vehicles in one process, and one to be killed, its vehicles in three."""
-
-    def launch(name: str, per_host: int) -> Launch:
-        scenario = write_scenario(
-            tmp_path / f"{name}.yaml",
-            tmp_path / "data",
-            algorithm="blackfleet",
-            vehicles=VEHICLES,
-            vehicles_per_host=per_host,
-            rounds=ROUNDS,
-            cores=VEHICLES,
-            first_order={"epochs": EPOCHS},
-            local_loss={"warm_up_epochs": 2, "epochs": 2},
-            local_head={"width": 8, "depth": 1},
-        )
-        return Launch(tmp_path / name, scenario)
-
-    made = (launch("calm", VEHICLES), launch("killed", 1))
+def launches(tmp_path: Path, tiny_world: World) -> Iterator[tuple[Launch, Launch]]:
+    """One to be left alone and one to be killed."""
+    scenario = write_scenario(
+        tmp_path / "scenario.yaml",
+        tiny_world.data_root,
+        dataset={"name": "camvid", "partition": "uniform"},
+        algorithm="blackfleet",
+        vehicles=VEHICLES,
+        rounds=ROUNDS,
+        cores=VEHICLES,
+        first_order={"epochs": EPOCHS},
+        local_loss={"warm_up_epochs": 2, "epochs": 2},
+        local_head={"width": 8, "depth": 1},
+    )
+    made = (Launch(tmp_path / "calm", scenario), Launch(tmp_path / "killed", scenario))
     yield made
-    for one in made:
-        one.stop()
+    for launch in made:
+        launch.stop()
 
 
 def test_no_upload_is_lost_or_trained_on_twice(launches: tuple[Launch, Launch]) -> None:
     calm, killed = launches
-    calm.start("--broker", "amqtt").complete()
+    calm.start("--broker", "memory").complete()
     ahead = list(KILLS)
     killed.start("--broker", "amqtt")
     for event in killed.follow():

@@ -88,6 +88,10 @@ def _float32(value: float) -> EncodedTensor:
 
 _BAD_FEATURES: dict[str, tuple[EncodedTensor, str]] = {
     "unknown bits": (_features(2, bits=5), "bits must be one of"),
+    "bits of too few channels": (_features(2, bits=bytes([8, 8])), "bits must be one number or 4, got 2"),
+    "unknown bits of a channel": (_features(2, bits=bytes([8, 8, 5, 8])), "bits of a channel must be one of"),
+    "float32 of a channel": (_features(2, bits=bytes([8, 8, 32, 8])), "bits of a channel must be one of"),
+    "fewer bits than the data has": (_features(2, bits=bytes([8, 8, 2, 8])), "tensor data is too long"),
     "other dtype": (_features(2, bits=32, scale=b"", zero=b""), "tensor data is t"),
     "other shape": (_features(2, shape=(2, _C, _W, _H)), "shape must be 2x4x6x8, got 2x4x8x6"),
     "other channels": (_features(2, shape=(2, 2 * _C, _H, _W)), "shape must be"),

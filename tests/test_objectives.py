@@ -330,10 +330,20 @@ def test_entropy_falls_while_vehicles_follow_its_exact_gradient(tiny_world: Worl
             r"objective entropy needs network.learns false \(--no-network-learns\)",
         ),
         ({"algorithm": "blackfleet", "objective": "entropy"}, "local head, which needs labels"),
+        (
+            {"algorithm": "split", "first_order": FirstOrderConfig(replay_steps=2)},
+            "first_order.replay_steps must be 0, got 2",
+        ),
         ({"algorithm": "fedavg"}, "fedavg trains .* network.learns must be true, got false"),
         ({"algorithm": "fedavg", "subspace": "film", "network": NetworkConfig()}, "subspace must be all"),
     ],
-    ids=["entropy and a network that learns", "entropy in blackfleet", "fedavg that stays", "fedavg on film"],
+    ids=[
+        "entropy and a network that learns",
+        "entropy in blackfleet",
+        "replay",
+        "fedavg that stays",
+        "fedavg on film",
+    ],
 )
 def test_settings_that_contradict_each_other_make_no_run(
     changes: dict[str, Any], message: str, tiny_world: World, tmp_path: Path

@@ -122,3 +122,14 @@ def test_rejects_are_counted_by_vehicle_and_for_all_strangers_together() -> None
     assert (registry.vehicles["car-1"].rejects, registry.vehicles["car-2"].rejects) == (2, 1)
     assert registry.strangers == 3
     assert list(registry.vehicles) == ["car-1", "car-2"]
+
+
+def test_bound_that_a_vehicle_s_features_may_not_keep_is_refused() -> None:
+    registry = Registry(("car-1",), label_space="camvid", feature_shapes=None, frame_bytes=50)
+    with pytest.raises(
+        RequestError, match=r"frame_bytes must be at least \d+ for features of 4x6x8, .*, got 50"
+    ):
+        registry.admit(_hello())
+    assert registry.missing() == ["car-1"]
+    registry = Registry(("car-1",), label_space="camvid", feature_shapes=None, frame_bytes=100)
+    assert registry.admit(_hello())

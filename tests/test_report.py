@@ -120,12 +120,12 @@ def test_ids_on_the_page_are_unique(page: str) -> None:
 
 def test_milestones_stand_in_a_table(comparison: Path) -> None:
     page = write_report(comparison).read_text()
-    assert f"Up to the quality of {ALGORITHMS[0]}" in page
-    rows = page[page.index("Up to the quality of") :]
+    rows = page[page.index("Up to the reference's quality") :]
+    assert f"that {ALGORITHMS[0]} of the same seed ends with" in rows
     assert row_of(rows, "split")[1:] == [
         "0.410", "112.3 kB", "1:06", "2 of 2", "112.3 kB (1x)", "1:06", "0.410", "0.410",
     ]  # fmt: skip
-    assert "Up to the quality of" not in write_report(comparison / "split-seed0").read_text()
+    assert "Up to the reference" not in write_report(comparison / "split-seed0").read_text()
 
 
 def test_names_from_files_are_escaped(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from protocol import tensor_codec
 from protocol.tensor_codec import BITS, CodecError, EncodedTensor
 
 ANY = (None, None, None, None)
+QUANTISED = (8, 6, 4, 3, 2)
 
 
 def features(*shape: int, seed: int = 0) -> np.ndarray:
@@ -35,7 +36,7 @@ def deflated(data: bytes) -> bytes:
         hnp.array_shapes(min_dims=4, max_dims=4, max_side=6),
         elements=st.floats(-(2.0**100), 2.0**100, width=32),
     ),
-    st.sampled_from([8, 6, 4]),
+    st.sampled_from(QUANTISED),
 )
 def test_quantised_round_trip_is_within_half_a_step(features_BCHW: np.ndarray, bits: int) -> None:
     decoded_BCHW = tensor_codec.decode(
@@ -64,7 +65,7 @@ def test_float32_round_trip_is_exact(features_BCHW: np.ndarray) -> None:
     np.testing.assert_array_equal(decoded_BCHW, features_BCHW)
 
 
-@pytest.mark.parametrize("bits", [8, 6, 4])
+@pytest.mark.parametrize("bits", QUANTISED)
 def test_quantisation_equals_reference(bits: int) -> None:
     features_BCHW = features(3, 5, 7, 9)
     expected_BCHW = np.empty_like(features_BCHW)
@@ -90,7 +91,7 @@ def test_tensor_survives_messagepack(bits: int) -> None:
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(encoded), type=EncodedTensor) == encoded
 
 
-@pytest.mark.parametrize("bits", [8, 6, 4])
+@pytest.mark.parametrize("bits", QUANTISED)
 def test_constant_channel_comes_back_exactly(bits: int) -> None:
     features_BCHW = np.full((2, 2, 3, 3), 0.1, np.float32)
     features_BCHW[:, 1] = -7.25
@@ -156,6 +157,22 @@ def broken(bits: int, /, **changes: object) -> EncodedTensor:
         (broken(8, data=broken(8).data[:-20]), "truncated"),
         (broken(6, data=deflated(bytes([64]) * 210)), "too short"),
         (broken(6, data=deflated(bytes(range(210)))), "must lie in 0..63"),
+        (broken(3, data=deflated(bytes([64]) * 105)), "too short"),
+        (broken(3, data=deflated(bytes(range(105)))), "must lie in 0..63"),
+        (broken(3, shape=(1, 3, 5, 7)), "too long"),
+        (broken(2, shape=(3, 3, 5, 7)), "truncated"),
+        (broken(2, shape=(2**60, 3, 5, 7)), "too short"),
+        (broken(2, scale=np.array([1e38, 1e38, 2e38], "<f4").tobytes()), "exceed float32"),
+        (broken(8, bits=b""), "bits must be one number or 3, got 0"),
+        (broken(8, bits=bytes([8, 8, 8, 8])), "bits must be one number or 3, got 4"),
+        (broken(8, bits=bytes([8, 5, 8])), "bits of a channel must be one of .*, got 5"),
+        (broken(8, bits=bytes([8, 32, 8])), "bits of a channel must be one of .*, got 32"),
+        (broken(8, bits=bytes([8, 0, 8])), "bits of a channel must be one of .*, got 0"),
+        (broken(8, bits=bytes([8, 8, 2])), "too long"),
+        (broken(2, bits=bytes([2, 2, 3])), "truncated"),
+        (broken(2, bits=bytes([2, 2, 8])), "truncated"),
+        (broken(8, bits=bytes([8, 8, 6]), data=deflated(bytes(140) + bytes(range(70)))), "must lie in 0..63"),
+        (broken(8, bits=bytes([8, 8, 4]), shape=(2**60, 3, 5, 7)), "too short"),
         (broken(32, scale=bytes(12)), "neither scale nor zero point"),
         (broken(32, data=deflated(np.r_[features(209), np.nan].astype("<f4").tobytes())), "NaN or infinity"),
     ],
@@ -166,12 +183,42 @@ def test_decode_refuses_what_does_not_fit(encoded: EncodedTensor, reason: str) -
     assert "\n" not in str(caught.value)
 
 
-def test_decode_refuses_a_value_in_the_padding() -> None:
+@pytest.mark.parametrize(
+    ("bits", "data"), [(4, b"\x00\x01"), (3, b"\x00\x01"), (2, b"\x01"), (bytes([2]), b"\x03")]
+)
+def test_decode_refuses_a_value_in_the_padding(bits: int | bytes, data: bytes) -> None:
     encoded = tensor_codec.encode(features(1, 1, 1, 3), 4)
     with pytest.raises(CodecError, match="padding"):
         tensor_codec.decode(
-            msgspec.structs.replace(encoded, data=deflated(b"\x00\x01")), expected_shape=(1, 1, 1, 3)
+            msgspec.structs.replace(encoded, bits=bits, data=deflated(data)), expected_shape=(1, 1, 1, 3)
         )
+
+
+@pytest.mark.parametrize(("bits", "packed"), [(4, [0x12, 0x30]), (3, [0o12, 0o30]), (2, [0b01_10_11_00])])
+def test_elements_share_bytes_as_documented(bits: int, packed: list[int]) -> None:
+    """Steps 1, 2, 3 of a channel that reaches from 0 to the highest level."""
+    level = (1 << bits) - 1
+    features_BCHW = np.array([1, 2, 3, 0, level, 0], np.float32).reshape(1, 1, 1, 6)
+    data = zlib.decompress(tensor_codec.encode(features_BCHW, bits).data, -15)
+    assert list(data)[: len(packed)] == packed
+
+
+@pytest.mark.parametrize("bits", QUANTISED)
+def test_channels_get_huffman_codes_of_their_own(bits: int) -> None:
+    """Channels that differ take together no more than each takes by itself."""
+    features_BCHW = features(8, 8, 24, 32) ** np.arange(1, 9)[:, None, None]
+    features_BCHW = features_BCHW.astype(np.float32)
+    alone = sum(tensor_codec.encode(features_BCHW[:, c : c + 1], bits).payload_bytes for c in range(8))
+    assert tensor_codec.encode(features_BCHW, bits).payload_bytes <= 1.01 * alone
+
+
+@pytest.mark.parametrize("bits", [4, 3, 2])
+def test_smooth_features_of_few_bits_code_below_their_raw_size(bits: int) -> None:
+    frame_B, y_H, x_W = np.arange(8), np.arange(24) / 32, np.arange(32) / 32
+    phase_BHW = frame_B[:, None, None] + y_H[:, None] + x_W
+    features_BCHW = np.stack([np.sin(k * phase_BHW) for k in range(1, 9)], axis=1).astype(np.float32)
+    raw_bytes = features_BCHW.size * bits / 8
+    assert tensor_codec.encode(features_BCHW, bits).payload_bytes < 0.7 * raw_bytes
 
 
 def test_decode_stops_a_decompression_bomb() -> None:
@@ -183,9 +230,17 @@ def test_decode_stops_a_decompression_bomb() -> None:
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.sampled_from(BITS), st.binary(max_size=400), st.integers(0, 400), st.integers(0, 255))
-def test_decode_of_damaged_data_raises_nothing_else(bits: int, junk: bytes, position: int, flip: int) -> None:
-    encoded = tensor_codec.encode(features(2, 3, 5, 7), bits)
+@given(
+    st.one_of(st.sampled_from(BITS), st.binary(min_size=3, max_size=3)),
+    st.binary(max_size=400),
+    st.integers(0, 400),
+    st.integers(0, 255),
+)
+def test_decode_of_damaged_data_raises_nothing_else(
+    bits: int | bytes, junk: bytes, position: int, flip: int
+) -> None:
+    encoded = tensor_codec.encode(features(2, 3, 5, 7), bits if isinstance(bits, int) else 2)
+    encoded = msgspec.structs.replace(encoded, bits=bits)
     damaged = bytearray(encoded.data)
     damaged[position % len(damaged)] ^= flip
     for data in (junk, bytes(damaged)):
@@ -198,7 +253,7 @@ def test_decode_of_damaged_data_raises_nothing_else(bits: int, junk: bytes, posi
         assert decoded_BCHW.shape == (2, 3, 5, 7) and np.isfinite(decoded_BCHW).all()
 
 
-@pytest.mark.parametrize(("bits", "limit"), [(8, 0.95), (6, 0.70), (4, 0.42)])
+@pytest.mark.parametrize(("bits", "limit"), [(8, 0.95), (6, 0.70), (4, 0.42), (3, 0.30), (2, 0.19)])
 def test_features_of_real_frames_cost_less_than_their_bits(
     camvid_root: Path, bits: int, limit: float
 ) -> None:

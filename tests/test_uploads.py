@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
-from fleet_fixtures import CARS, Supervisor, TinyFleet, World, tag
+from fleet_fixtures import CARS, Supervisor, TinyFleet, World, interrupt, tag
 from hypothesis import given
 from hypothesis import strategies as st
+from test_loss_weighting import WEIGHTED, Watched
 
 from cloud_server.config import FirstOrderConfig, LocalLossConfig, UploadConfig
+from cloud_server.errors import CloudError
 from cloud_server.ledger import UploadCounts, UploadLedger
 from cloud_server.upload_limit import UploadLimit
+from protocol import topics
 from protocol.memory_bus import MemoryBus
-from protocol.messages import SPLITS, Upload
+from protocol.messages import SPLITS, Turn, Upload
+from protocol.tensor_codec import encode
 
 CAR = CARS[0]
 EPOCHS = 3
@@ -180,6 +186,13 @@ def test_limited_uploads_take_turns_and_cost_less(calm: TinyFleet, tmp_path: Pat
     assert result["uplink_bytes"] < full["uplink_bytes"]
 
 
+def test_only_frames_that_were_uploaded_are_weighted(tiny_world: World, tmp_path: Path) -> None:
+    """With loss maps of 4 of 6 frames; the others' pixels weigh 1."""
+    limits = UploadConfig(train_frames=4)
+    watched = Watched(fleet_of(tiny_world, tmp_path, local_loss=WEIGHTED, uploads=limits))
+    assert watched.fetched == {(car, 2): [(0, 1, 3, 4)] for car in CARS}
+
+
 @pytest.mark.parametrize("algorithm", ["blackfed-v1", "split"])
 def test_other_algorithms_keep_the_limit_too(algorithm: str, tiny_world: World, tmp_path: Path) -> None:
     bus = MemoryBus()
@@ -214,3 +227,30 @@ def test_killed_fleet_with_limited_uploads_ends_alike(calm: TinyFleet, tmp_path:
 def test_impossible_limit_is_named(name: str) -> None:
     with pytest.raises(ValueError, match=f"uploads.{name} must be at least 1, got 0"):
         UploadConfig(**{name: 0})
+
+
+def test_upload_of_a_frame_that_is_not_asked_for_is_rejected(tiny_world: World, tmp_path: Path) -> None:
+    """Even where its label is known, from queries; what the run learns is as without it."""
+    settings = {"algorithm": "blackfed-v1", "uploads": UploadConfig(train_frames=4), "rounds": 1}
+    undisturbed = run(fleet_of(tiny_world, tmp_path / "undisturbed", **settings))
+    bus = MemoryBus()
+
+    def say(turn: Turn, payload: bytes) -> tuple[topics.Channel, object]:
+        header = {"vehicle": CAR, "grant": turn.grant, "turn_id": turn.turn_id, "step": 10**6}
+        [stranger, *_] = set(range(6)).difference(turn.upload_frames["train"])
+        features = encode(np.ones((1, 4, 6, 8), np.float32), 8)
+        return topics.UP, Upload(**header, split="train", frames=(stranger,), features=features)
+
+    interrupt(bus, "upload", say)
+    fleet = run(fleet_of(tiny_world, tmp_path / "attacked", **settings), bus)
+    [reject] = fleet.events("reject")
+    assert re.fullmatch(r"train frame \d is not asked for in this turn", reject["reason"])
+    assert fleet.fingerprint() == undisturbed.fingerprint()
+
+
+def test_vehicle_refuses_to_upload_what_it_lacks(
+    tiny_world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(UploadLimit, "choose", lambda self, frames: (0, 99))
+    with pytest.raises(CloudError, match="the turn asks for train frame 99, which this vehicle lacks"):
+        run(fleet_of(tiny_world, tmp_path, uploads=UploadConfig(train_frames=2)))

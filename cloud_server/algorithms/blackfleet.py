@@ -65,13 +65,17 @@ class BlackFleet(OneNetwork):
         if stage.kind is not Kind.TRAIN:
             return evaluation_plan(self._context, stage, vehicle, batch_size)
         shares = local_rate_shares(self._config, stage.round)
+        mapped = self._loss_maps.frames(vehicle)
         return TurnPlan(
             learner=LocalLossPlan(
                 rate=local.rate,
                 head_rate=local.head_rate,
                 rate_shares=shares,
                 weighting=LossWeighting(
-                    map_stride=local.weight_map_stride, power=local.weight_power, cap=local.weight_cap
+                    map_stride=local.weight_map_stride,
+                    power=local.weight_power,
+                    cap=local.weight_cap,
+                    frames=mapped if len(mapped) < self._context.train_frames[vehicle] else (),
                 )
                 if stage.round > 1 and self._weights_losses
                 else None,

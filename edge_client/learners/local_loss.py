@@ -29,7 +29,7 @@ _PARAMETERS = "head"
 _ENCODER, _HEAD = "encoder/", "head/"
 """Prefixes, in the vehicle's state, of the two optimizers; the encoder's subspace is with its own."""
 _Weights = dict[int, NDArray[np.float32]]
-"""By train frame: the weight (y, x) of its cells in the loss."""
+"""By train frame: the weight (y, x) of its cells in the loss; those of a frame that isn't named are 1."""
 
 
 def learn_from_local_loss(tools: TurnTools, state: VehicleState) -> tuple[VehicleState, float | None]:
@@ -58,8 +58,8 @@ def learn_from_local_loss(tools: TurnTools, state: VehicleState) -> tuple[Vehicl
 
 
 def _fetch_weights(tools: TurnTools, weighting: LossWeighting, head: LocalHead) -> _Weights:
-    """Fetch the loss maps of all train frames, in the batches in which they were uploaded."""
-    train, size = tools.frames.splits["train"], tools.turn.batch_size
+    """Fetch the loss maps of the train frames that have one, in the batches in which they were uploaded."""
+    train, size = tools.own_frames("train", weighting.frames), tools.turn.batch_size
     _, height, width = head.spec.feature_shape
     cells_yx = height // weighting.map_stride, width // weighting.map_stride
     try:
@@ -148,7 +148,8 @@ class _Training:
         judged = self._head.linearise(self._parameters, encoded.features_BCHW)
         weight_Bhw = None
         if self._weights is not None:
-            weight_Byx = np.stack([self._weights[index] for index in batch])
+            ones_yx = np.ones_like(next(iter(self._weights.values())))
+            weight_Byx = np.stack([self._weights.get(index, ones_yx) for index in batch])
             weight_Bhw = spread(weight_Byx, (height, width))
         loss, gradient_BKhw = cross_entropy(judged.logits_BKhw, label_Bhw, weight_Bhw)
         if not math.isfinite(loss):

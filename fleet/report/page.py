@@ -78,7 +78,6 @@ def render(data: ReportData, gallery: Gallery) -> str:
         glance=[Markup(charts.scores_chart(rows)), Markup(charts.traffic_chart(rows))],
         summary=_summary_table(rows, len(data.seeds)),
         milestones=_milestones_table(data),
-        reference=(data.milestones or {}).get("reference"),
         vehicle_scores=_vehicle_table(data),
         curves=_curves(data),
         silent=[row.algorithm for row in rows if row.uplink_bytes == 0 and row.downlink_bytes == 0],
@@ -215,13 +214,10 @@ def _summary_table(rows: Sequence[Summary], seeds: int) -> Table:
 
 
 def _milestones_table(data: ReportData) -> Table | None:
-    if data.milestones is None:
+    if (content := data.milestones) is None:
         return None
-    return Table(
-        caption=milestones.caption(data.milestones),
-        columns=milestones.COLUMNS,
-        rows=milestones.rows(data.milestones),
-    )
+    rows, caption = milestones.rows(content), milestones.caption(content)
+    return Table(caption=caption, columns=milestones.COLUMNS, rows=rows)
 
 
 def _vehicle_table(data: ReportData) -> Table:
