@@ -104,22 +104,29 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path, help="CamVid's folder (default: $BLACKFLEET_CAMVID)")
     parser.add_argument("--seeds", default="0,1,2", help="default: 0,1,2")
     parser.add_argument("--conditions", default=",".join(CONDITIONS), help=f"default: {','.join(CONDITIONS)}")
+    parser.add_argument("--settings", default=";".join(SETTINGS), help=f"default: {';'.join(SETTINGS)}")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, one thread each (default 2)")
     parser.add_argument("--out", type=Path, default=Path("runs/adaptation"), help="folder of the runs")
     options = parser.parse_args()
+    for given, known in (
+        (options.settings.split(";"), SETTINGS),
+        (options.conditions.split(","), CONDITIONS),
+    ):
+        if strangers := set(given) - set(known):
+            parser.error(f"unknown {min(strangers)!r}, expected some of: {'; '.join(known)}")
     seeds = [int(seed) for seed in options.seeds.split(",")]
     bench = _Bench((options.data_root or camvid_folder()).resolve(), options.out, options.jobs)
     cells: list[Cell] = [
         (setting, condition, method)
-        for setting in SETTINGS
-        for condition in options.conditions.split(",")
+        for setting in settings
+        for condition in conditions
         for method in METHODS
         if means_something(setting, method)
     ]
     rates = bench.choose_rates(cells, seeds[0])
     results = bench.results(cells, rates, seeds)
     report = [entry(cell, rates[cell], results[cell], results) for cell in cells]
-    for setting in SETTINGS:
+    for setting in settings:
         Console(width=110).print(table(setting, [row for row in report if row["setting"] == setting]))
     print(json.dumps({"benchmark": "adaptation", "seeds": seeds, "rows": report}))
 
