@@ -108,10 +108,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, one thread each (default 2)")
     parser.add_argument("--out", type=Path, default=Path("runs/adaptation"), help="folder of the runs")
     options = parser.parse_args()
-    for given, known in (
-        (options.settings.split(";"), SETTINGS),
-        (options.conditions.split(","), CONDITIONS),
-    ):
+    settings, conditions = options.settings.split(";"), options.conditions.split(",")
+    for given, known in ((settings, SETTINGS), (conditions, CONDITIONS)):
         if strangers := set(given) - set(known):
             parser.error(f"unknown {min(strangers)!r}, expected some of: {'; '.join(known)}")
     seeds = [int(seed) for seed in options.seeds.split(",")]
