@@ -14,7 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from benchmarks.cosine_study import DEFAULT_ACTIVATION, DEFAULTS, ZEROTH_ORDER, Setting, Study
+from benchmarks.cosine_study import DEFAULT_ACTIVATION, DEFAULTS, ZEROTH_ORDER, Setting
+from benchmarks.joint_training import Study
 
 if TYPE_CHECKING:
     from benchmarks.estimator_cosine import Row

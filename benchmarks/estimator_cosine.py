@@ -23,7 +23,8 @@ import torch
 
 from benchmarks.camvid import camvid_folder, camvid_is_here
 from benchmarks.cosine_charts import draw
-from benchmarks.cosine_study import DEFAULTS, JointTraining, Measurement, Setting, Study
+from benchmarks.cosine_study import DEFAULTS, Measurement, Setting, measure
+from benchmarks.joint_training import JointTraining, Study
 from datasets.catalog import open_dataset
 from datasets.frame import DatasetError, FrameSource
 from datasets.generated import GeneratorSettings, generate_dataset
@@ -83,7 +84,7 @@ def run(
     for step in study.checkpoints:
         training.advance(step)
         say(f"step {step} of {study.steps} after {time.monotonic() - start:.0f} s")
-        measurements += training.measure()
+        measurements += measure(training)
     return measurements
 
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from benchmarks.cosine_charts import MAX_BYTES, draw
-from benchmarks.cosine_study import JointTraining, Measurement, Study, cosine, features_gradient, pooled
+from benchmarks.cosine_study import Measurement, cosine, pooled
 from benchmarks.estimator_cosine import as_json, main_table, run, sweep_table, tabulate
+from benchmarks.joint_training import JointTraining, Study, features_gradient
 from cloud_server.losses import cross_entropy, downsample_labels, loss_map
 from datasets.catalog import open_dataset
 from datasets.frame import FrameSource
