@@ -43,14 +43,25 @@ class Method:
     """Of which the best counts; none where nothing is to be chosen."""
     without_labels: bool = True
     """Whether it can learn from entropy."""
-    always: bool = True
+    network_stays: bool = True
     """Whether it means anything where the cloud's network may not change."""
+    network_learns: bool = True
+    """Whether it is run where the cloud's network learns along."""
 
 
 _ZEROTH = {"algorithm": "blackfed-v1", "zeroth_order.batches": 0, "first_order.epochs": _PASSES}
+_ACTIVATION = {
+    **_ZEROTH,
+    "zeroth_order.epochs": _PASSES,
+    "zeroth_order.estimator": "activation",
+    "zeroth_order.activation.seeds": 4,
+}
+_ANCHOR = 10.0
 METHODS: dict[str, Method] = {
     "cloud alone": Method(
-        settings={"algorithm": "frozen", "first_order.epochs": _PASSES}, without_labels=False, always=False
+        settings={"algorithm": "frozen", "first_order.epochs": _PASSES},
+        without_labels=False,
+        network_stays=False,
     ),
     "spsa-gc": Method(
         # A query takes two uploads: half the steps.
@@ -59,14 +70,16 @@ METHODS: dict[str, Method] = {
         rates=(3e-4, 1e-3, 3e-3),
     ),
     "activation": Method(
-        settings={
-            **_ZEROTH,
-            "zeroth_order.epochs": _PASSES,
-            "zeroth_order.estimator": "activation",
-            "zeroth_order.activation.seeds": 4,
-        },
+        settings=_ACTIVATION,
         rate_key="zeroth_order.activation.rate",
         rates=(1e-3, 3e-3, 1e-2),
+    ),
+    # Held back from forgetting, at the rate of `activation` alone.
+    "activation, anchored": Method(
+        settings={**_ACTIVATION, "anchor": _ANCHOR}, without_labels=False, network_learns=False
+    ),
+    "activation, source replayed": Method(
+        settings={**_ACTIVATION, "network.source_replay": 1.0}, without_labels=False, network_stays=False
     ),
     "local-loss": Method(
         settings={
@@ -131,10 +144,14 @@ def main() -> None:
 
 def means_something(setting: str, method: str) -> bool:
     """Whether a method can do anything in a setting."""
-    overrides = SETTINGS[setting]
-    return (METHODS[method].always or overrides["network.learns"]) and (
-        METHODS[method].without_labels or overrides.get("objective") != "entropy"
-    )
+    overrides, chosen = SETTINGS[setting], METHODS[method]
+    runs = chosen.network_learns if overrides["network.learns"] else chosen.network_stays
+    return runs and (chosen.without_labels or overrides.get("objective") != "entropy")
+
+
+def _rated_as(method: str) -> str:
+    """The method whose rate this one takes: `activation, anchored` that of `activation`."""
+    return method.partition(",")[0]
 
 
 class _Bench:
@@ -162,7 +179,7 @@ class _Bench:
             cell: max(METHODS[cell[2]].rates, key=lambda rate: trials[cell, rate].val_miou())
             for cell in deciding
         }
-        return {cell: best.get((_CHOSEN_IN[cell[0]], cell[1], cell[2])) for cell in cells}
+        return {cell: best.get((_CHOSEN_IN[cell[0]], cell[1], _rated_as(cell[2]))) for cell in cells}
 
     def results(
         self, cells: Sequence[Cell], rates: Mapping[Cell, float | None], seeds: Sequence[int]
@@ -174,7 +191,7 @@ class _Bench:
 
     def _run(self, cell: Cell, rate: float | None, seed: int) -> Run:
         setting, condition, method = cell
-        chosen = {} if rate is None else {METHODS[method].rate_key: rate}
+        chosen = {} if rate is None else {METHODS[_rated_as(method)].rate_key: rate}
         name = f"{setting}-{condition}-{method}-{'' if rate is None else f'{rate:g}-'}{seed}"
         return Run(
             folder=self._out / name.replace(",", "").replace(" ", "-"),

@@ -84,7 +84,7 @@ def test_down_go_only_losses_and_settings(recording: Recording) -> None:
             assert len(message.losses) == 1
         if channel == "down":
             numbers = _numbers(msgspec.to_builtins(message))
-            assert numbers <= (12 if isinstance(message, Turn) else 2 + _FRAMES_OF_ONE_SPLIT)
+            assert numbers <= (13 if isinstance(message, Turn) else 2 + _FRAMES_OF_ONE_SPLIT)
 
 
 _FRAMES_OF_ONE_SPLIT = 6

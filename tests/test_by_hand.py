@@ -35,7 +35,7 @@ class HandMade:
             "cloud": module(
                 "cloud_server",
                 *("--broker", url, "--fleet", "hand", "--vehicles", ",".join(CARS)),
-                *("--rounds", "1", "--run-dir", self.run_folder),
+                *("--algorithm", "blackfed-v2", "--rounds", "1", "--run-dir", self.run_folder),
             ),
         }
         if name in CARS:
