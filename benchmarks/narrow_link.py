@@ -34,10 +34,11 @@ RUNS: dict[str, dict[str, Any]] = {
         "algorithm": "blackfleet",
         "rounds": 1,
         "bits": 3,
-        "uploads.train_frames": 20,
+        "uploads.train_frames": 14,
         "uploads.val_frames": 1,
         "blackfleet.serving": "latest",
-        "first_order.epochs": 60,
+        "first_order.epochs": 100,
+        "local_loss.warm_up_epochs": 60,
     },
 }
 """What each puts over the embedded defaults, by scenario key."""
