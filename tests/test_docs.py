@@ -125,7 +125,9 @@ def options() -> dict[str, set[str]]:
 
 def commands_in(text: str) -> Iterator[tuple[str, list[str]]]:
     """(command, arguments) of each command line of ours in the code blocks of a document."""
-    for block in re.findall(r"^```(?:sh)?\n(.*?)^```", text, flags=re.S | re.M):
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.S | re.M):
+        if language not in ("", "sh"):
+            continue
         for line in block.replace("\\\n", " ").splitlines():
             yield from commands_of(line)
 
