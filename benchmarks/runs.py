@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from rich.console import Console
 
@@ -90,9 +91,12 @@ def finish(runs: Sequence[Run], *, jobs: int) -> None:
 def _check_same(run: Run) -> None:
     """A kept run is only good for the settings that it was made with."""
     path = run.folder / SCENARIO_NAME
-    if path.exists() and save_scenario(load_scenario(path, {})) != save_scenario(
-        load_scenario(None, run.settings)
-    ):
+    if not path.exists():
+        return
+    kept, wanted = load_scenario(path, {}), load_scenario(None, run.settings)
+    if wanted.cores is None:  # the run keeps how many it was planned for
+        wanted = msgspec.structs.replace(wanted, cores=kept.cores)
+    if save_scenario(kept) != save_scenario(wanted):
         raise SystemExit(f"{run.folder} holds a run of other settings; remove it, or choose another folder")
 
 
