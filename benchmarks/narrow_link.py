@@ -34,7 +34,7 @@ RUNS: dict[str, dict[str, Any]] = {
         "algorithm": "blackfleet",
         "rounds": 1,
         "bits": 3,
-        "uploads.train_frames": 14,
+        "uploads.train_frames": 13,
         "uploads.val_frames": 1,
         "blackfleet.serving": "latest",
         "first_order.epochs": 100,
