@@ -74,9 +74,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", type=Path, help="JSON file with all settings (cloud_server.config)")
     parser.add_argument("--fleet", help="fleet id, the third level of every topic")
     parser.add_argument("--vehicles", help="comma-separated ids of the vehicles that take part")
-    parser.add_argument("--algorithm", choices=sorted(ALGORITHMS), help="default blackfed-v2")
-    parser.add_argument("--rounds", type=int, help="in each, every vehicle has a turn (default 4)")
-    parser.add_argument("--seed", type=int, help="decides every random draw (default 0)")
+    defaults = {field.name: field.default for field in msgspec.structs.fields(CloudConfig)}
+    parser.add_argument("--algorithm", choices=sorted(ALGORITHMS), help=f"default {defaults['algorithm']}")
+    parser.add_argument(
+        "--rounds", type=int, help=f"in each, every vehicle has a turn (default {defaults['rounds']})"
+    )
+    parser.add_argument("--seed", type=int, help=f"decides every random draw (default {defaults['seed']})")
     parser.add_argument("--label-space", help="cityscapes or camvid: the classes of the labels")
     parser.add_argument("--bits", type=int, help="bits of a feature element: 32, 8, 6, 4, 3 or 2")
     parser.add_argument(

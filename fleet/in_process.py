@@ -1,6 +1,6 @@
 """A whole fleet inside this process, on the in-memory bus: the same vehicles and cloud, no broker.
 
-For benchmarks and tests whose subject is not the network.
+For `--broker memory`, benchmarks, and tests whose subject is not the network.
 """
 
 from __future__ import annotations

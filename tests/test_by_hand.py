@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from process_fixtures import WAIT_S, module, run, start, wait_for
 
+from cloud_server.config import CloudConfig
 from fleet import broker
 
 pytestmark = pytest.mark.timeout(300)
@@ -119,6 +120,13 @@ def test_processes_that_wait_for_a_broker_stop_when_told(hand_made: HandMade) ->
     wait_for(lambda: "runs a changed" in hand_made.output(CARS[0]).read_text(), "the vehicle is up")
     wait_for(lambda: (hand_made.run_folder / "tensorboard").is_dir(), "the cloud is up")
     assert [hand_made.stop(name) for name in ("cloud", CARS[0])] == [130, 130]
+
+
+def test_help_of_the_cloud_states_the_defaults_that_hold() -> None:
+    said = " ".join(run(module("cloud_server", "--help")).stdout.split())
+    config = CloudConfig(fleet="f", vehicles=("a",))
+    for text in (f"default {config.algorithm}", f"(default {config.rounds})", f"(default {config.seed})"):
+        assert text in said
 
 
 @pytest.mark.parametrize("name", ["edge_client", "cloud_server", "fleet.broker"])
