@@ -9,34 +9,34 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from datasets.labels import LabelSpace
 from edge_client.conversation import Conversation
-from edge_client.encoder import Encoder
+from edge_client.encoder import Encoder, Linearisation
 from edge_client.errors import TurnRefused
 from edge_client.frames import VehicleFrames
 from edge_client.local_head import LocalHead
 from protocol import label_codec
 from protocol.bit_allocation import encode_within
 from protocol.local_model import LocalModel
-from protocol.messages import Answer, LabelOffer, Labels, LabelWant, OfferedLabel, Request, Turn, Upload
+from protocol.messages import (
+    Answer,
+    LabelOffer,
+    Labels,
+    LabelWant,
+    OfferedLabel,
+    Request,
+    RequestIdentity,
+    Turn,
+    Upload,
+)
 from protocol.noise import derive_seed, permutation
 from protocol.tensor_codec import EncodedTensor, encode
 
 _LABELS_PER_MESSAGE = 64
-
-
-class RequestHeader(TypedDict):
-    """The four fields that identify a request and its answer."""
-
-    vehicle: str
-    grant: str
-    turn_id: int
-    step: int
 
 
 class LabelMemory:
@@ -92,7 +92,7 @@ class TurnTools:
         self._conversation = conversation
         self._steps = itertools.count()
 
-    def header(self) -> RequestHeader:
+    def header(self) -> RequestIdentity:
         """What the turn's next request begins with."""
         return {
             "vehicle": self.turn.vehicle,
@@ -129,6 +129,19 @@ class TurnTools:
             TurnRefused: they are not finite, or the turn asks for a coding that is unknown or too small.
         """
         return self.code(self.encoder.forward(theta, image_BHWC))
+
+    def linearise(self, theta: NDArray[np.float32], batch: Sequence[int]) -> Linearisation:
+        """Features of some of the vehicle's frames under θ, with the way back to θ.
+
+        Raises:
+            TurnRefused: the bundle has none.
+        """
+        try:
+            return self.encoder.linearise(theta, self.frames.images(batch))
+        except ValueError as error:
+            raise TurnRefused(
+                f"this way of learning needs the way back through an encoder: {error}"
+            ) from error
 
     def code(self, features_BCHW: NDArray[np.float32]) -> EncodedTensor:
         """Features ready to be sent.
@@ -173,6 +186,11 @@ class TurnTools:
         if strangers:
             raise TurnRefused(f"the turn asks for {split} frame {min(strangers)}, which this vehicle lacks")
         return wanted or own
+
+    def send_train_labels(self, objective: str) -> None:
+        """Send the labels that the cloud's loss of a train frame takes: none where it is an entropy."""
+        if objective == "labels":
+            self.send_labels(self.frames.splits["train"])
 
     def send_labels(self, indices: Sequence[int]) -> None:
         """Offer the labels that are not known to be in the cloud; send those that it wants."""

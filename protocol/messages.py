@@ -11,7 +11,7 @@ flight is refused as stale.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, TypedDict
 
 import msgspec
 from msgspec import Meta
@@ -54,6 +54,15 @@ class _Turned(_Message, frozen=True, array_like=True, kw_only=True, forbid_unkno
     turn_id: Index
     step: Step
     """Counts the vehicle's requests within the turn from 0; an answer repeats the request's."""
+
+
+class RequestIdentity(TypedDict):
+    """The four fields of `_Turned`, as a request hands them on to its answer."""
+
+    vehicle: str
+    grant: str
+    turn_id: int
+    step: int
 
 
 # What a turn consists of ------------------------------------------------------------------------------

@@ -7,13 +7,11 @@ parameters, float32 (n,); φ those that learn.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from edge_client.encoder import Linearisation
 from edge_client.errors import TurnRefused
 from edge_client.estimators.activation import Activation
 from edge_client.learners.loss_maps import ask_for_loss_maps
-from edge_client.learners.subspaces import Learning
+from edge_client.learners.subspaces import begin_learning
 from edge_client.optimizers import Adam
 from edge_client.state import VehicleState
 from edge_client.turn import TurnTools
@@ -45,14 +43,12 @@ def learn_from_loss_maps(tools: TurnTools, state: VehicleState) -> tuple[Vehicle
         optimizer = Adam(plan.rate)
     except ValueError as error:
         raise TurnRefused(f"the turn's activation settings don't fit: {error}") from error
-    learning = Learning.resume(state, plan.subspace, tools.encoder.spec, optimizer)
-    learning.hold(tools.turn.anchor, tools.encoder.theta0)
+    learning = begin_learning(tools, plan, state, optimizer)
+    tools.send_train_labels(plan.objective)
     losses: list[float] = []
-    if plan.objective == "labels":
-        tools.send_labels(tools.frames.splits["train"])
     for epoch in range(tools.turn.epochs):
         for number, batch in enumerate(tools.batches(epoch)):
-            linearised = _linearise(tools, learning.theta, batch)
+            linearised = tools.linearise(learning.theta, batch)
             seed = derive_seed(tools.turn.seed, "zeroth-order", epoch, number)
             perturbations = estimator.propose(linearised.features_BCHW, seed)
             query = SeededQuery(
@@ -70,10 +66,3 @@ def learn_from_loss_maps(tools: TurnTools, state: VehicleState) -> tuple[Vehicle
             losses.append(float(maps_BMyx[:, 0].mean(dtype=np.float64)))
     mean_loss = float(np.mean(losses)) if losses else None
     return learning.state(), mean_loss
-
-
-def _linearise(tools: TurnTools, theta: NDArray[np.float32], batch: tuple[int, ...]) -> Linearisation:
-    try:
-        return tools.encoder.linearise(theta, tools.frames.images(batch))
-    except ValueError as error:
-        raise TurnRefused(f"activation needs the way back through an encoder: {error}") from error

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from edge_client.cross_entropy import cross_entropy, downsample_label
 from edge_client.errors import TurnRefused
 from edge_client.learners.loss_maps import ask_for_loss_maps
-from edge_client.learners.subspaces import Learning
+from edge_client.learners.subspaces import begin_learning
 from edge_client.local_head import LocalHead
 from edge_client.loss_weights import cell_weights, known_shares, spread
 from edge_client.optimizers import Adam
@@ -104,10 +104,7 @@ class _Training:
         except ValueError as error:
             raise TurnRefused(f"local learning can't start: {error}") from error
         encoder_state = VehicleState(theta=state.theta, optimizer=_part(state.optimizer, _ENCODER))
-        self._encoder = Learning.resume(
-            encoder_state, plan.subspace, tools.encoder.spec, encoder_adam, rate_name="local-loss rate"
-        )
-        self._encoder.hold(tools.turn.anchor, tools.encoder.theta0)
+        self._encoder = begin_learning(tools, plan, encoder_state, encoder_adam, rate_name="local-loss rate")
 
     def _take_up(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
         parameters = arrays.get(_PARAMETERS)
@@ -141,10 +138,7 @@ class _Training:
         label_Bhw = np.stack(
             [downsample_label(self._tools.frames.label(index), (height, width)) for index in batch]
         )
-        try:
-            encoded = self._tools.encoder.linearise(self._encoder.theta, self._tools.frames.images(batch))
-        except ValueError as error:
-            raise TurnRefused(f"local learning needs the way back through an encoder: {error}") from error
+        encoded = self._tools.linearise(self._encoder.theta, batch)
         judged = self._head.linearise(self._parameters, encoded.features_BCHW)
         weight_Bhw = None
         if self._weights is not None:

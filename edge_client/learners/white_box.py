@@ -11,9 +11,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_client.encoder import Linearisation
 from edge_client.errors import TurnRefused
-from edge_client.learners.subspaces import Learning
+from edge_client.learners.subspaces import begin_learning
 from edge_client.optimizers import Adam
 from edge_client.state import VehicleState
 from edge_client.turn import TurnTools
@@ -37,18 +36,14 @@ def learn_from_gradients(tools: TurnTools, state: VehicleState) -> tuple[Vehicle
         optimizer = Adam(plan.rate)
     except ValueError as error:
         raise TurnRefused(f"the turn's white-box settings don't fit: {error}") from error
-    learning = Learning.resume(
-        state, plan.subspace, tools.encoder.spec, optimizer, rate_name="white-box rate"
-    )
-    learning.hold(tools.turn.anchor, tools.encoder.theta0)
+    learning = begin_learning(tools, plan, state, optimizer, rate_name="white-box rate")
+    tools.send_train_labels(plan.objective)
     losses: list[float] = []
-    if plan.objective == "labels":
-        tools.send_labels(tools.frames.splits["train"])
     for epoch in range(tools.turn.epochs):
         order = tools.shuffled(epoch)
         for start, stop in batch_bounds(len(order), tools.turn.batch_size):
             batch = tuple(order[start:stop])
-            linearised = _linearise(tools, learning.theta, batch)
+            linearised = tools.linearise(learning.theta, batch)
             features = tools.code(linearised.features_BCHW)
             [answer] = tools.ask([TrainStep(**tools.header(), frames=batch, features=features)])
             assert isinstance(answer, Gradient)
@@ -59,14 +54,6 @@ def learn_from_gradients(tools: TurnTools, state: VehicleState) -> tuple[Vehicle
             losses.append(answer.loss)
     mean_loss = float(np.mean(losses)) if losses else None
     return learning.state(), mean_loss
-
-
-def _linearise(tools: TurnTools, theta: NDArray[np.float32], batch: tuple[int, ...]) -> Linearisation:
-    image_BHWC = tools.frames.images(batch)
-    try:
-        return tools.encoder.linearise(theta, image_BHWC)
-    except ValueError as error:
-        raise TurnRefused(f"white-box learning needs the way back through an encoder: {error}") from error
 
 
 def _checked_gradient(answer: Gradient, shape_BCHW: tuple[int, ...]) -> NDArray[np.float32]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edge_client.errors import TurnRefused
 from edge_client.estimators.spsa import Spsa
-from edge_client.learners.subspaces import Learning
+from edge_client.learners.subspaces import begin_learning
 from edge_client.optimizers import Nesterov
 from edge_client.state import VehicleState
 from edge_client.turn import TurnTools
@@ -34,11 +34,9 @@ def learn_from_losses(tools: TurnTools, state: VehicleState) -> tuple[VehicleSta
         optimizer = Nesterov(rate=plan.rate, momentum=plan.momentum)
     except ValueError as error:
         raise TurnRefused(f"the turn's zeroth-order settings don't fit: {error}") from error
-    learning = Learning.resume(state, plan.subspace, tools.encoder.spec, optimizer)
-    learning.hold(tools.turn.anchor, tools.encoder.theta0)
+    learning = begin_learning(tools, plan, state, optimizer)
+    tools.send_train_labels(plan.objective)
     losses: list[float] = []
-    if plan.objective == "labels":
-        tools.send_labels(tools.frames.splits["train"])
     for epoch in range(tools.turn.epochs):
         for number, batch in enumerate(tools.batches(epoch)):
             seed = derive_seed(tools.turn.seed, "zeroth-order", epoch, number)
