@@ -8,11 +8,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Sequence
-from typing import TypedDict
-
-import numpy as np
-from numpy.typing import NDArray
 
 from cloud_server.algorithms.base import (
     Algorithm,
@@ -24,16 +19,14 @@ from cloud_server.algorithms.base import (
 )
 from cloud_server.errors import CloudError, RequestError
 from cloud_server.label_store import LabelError, LabelStore
-from cloud_server.predictions import prediction_name
-from cloud_server.registry import Registry, shape_text
+from cloud_server.registry import Registry
+from cloud_server.request_checks import RequestChecks
 from cloud_server.run_log import RunLog
 from cloud_server.seeded_queries import checked_scale, coded_loss_maps
 from cloud_server.trainer import DivergedError
 from cloud_server.turns import ActiveTurn
-from protocol.batches import batch_bounds
 from protocol.link import CloudLink, Malformed, Received
 from protocol.messages import (
-    SPLITS,
     Ack,
     ActivationPlan,
     Answer,
@@ -48,16 +41,15 @@ from protocol.messages import (
     LabelWant,
     LocalLossPlan,
     LossMaps,
-    OfferedLabel,
     Query,
     Reject,
     Request,
+    RequestIdentity,
     SeededQuery,
     SplitScores,
     SpsaPlan,
     Status,
     TrainStep,
-    Turn,
     TurnDone,
     TurnFailed,
     Update,
@@ -66,21 +58,12 @@ from protocol.messages import (
     Welcome,
     WhiteBoxPlan,
 )
-from protocol.tensor_codec import CodecError, decode, encode
+from protocol.tensor_codec import CodecError, encode
 from protocol.topics import CLOUD_ID
 
 log = logging.getLogger(__name__)
 
 _LOGGED_REJECTS = 100
-
-
-class RequestIdentity(TypedDict):
-    """What an answer repeats of its request."""
-
-    vehicle: str
-    grant: str
-    turn_id: int
-    step: int
 
 
 class Desk:
@@ -98,6 +81,7 @@ class Desk:
         self._link = link
         self._registry = registry
         self._labels = labels
+        self._checks = RequestChecks(registry, labels)
         self._run_log = run_log
         self._max_answers_per_frame = max_answers_per_frame
         self.algorithm: Algorithm | None = None
@@ -180,15 +164,10 @@ class Desk:
         Raises:
             RequestError, LabelError, CodecError: it does not fit; nothing has changed.
         """
-        identity: RequestIdentity = {
-            "vehicle": request.vehicle,
-            "grant": request.grant,
-            "turn_id": request.turn_id,
-            "step": request.step,
-        }
+        identity = _identity(request)
         match request:
             case Query():
-                features_BCHW = self._checked_features(request, "train", labelled=_learns_from_labels(active))
+                features_BCHW = self._checks.features(request, "train", labelled=_learns_from_labels(active))
                 if not isinstance(active.turn.learner, SpsaPlan) or not isinstance(algorithm, AnswersQueries):
                     raise RequestError("this turn has no queries")
                 active.check_answers(request.frames, 1, self._max_answers_per_frame)
@@ -210,13 +189,15 @@ class Desk:
             case Upload():
                 if request.split not in active.turn.uploads:
                     raise RequestError(f"split {request.split!r} is not asked for in this turn")
-                features_BCHW = self._checked_features(request, request.split)
-                unasked = set(request.frames).difference(self._asked_frames(active.turn, request.split))
+                features_BCHW = self._checks.features(request, request.split)
+                unasked = set(request.frames).difference(
+                    self._checks.asked_frames(active.turn, request.split)
+                )
                 if unasked:
                     raise RequestError(f"{request.split} frame {min(unasked)} is not asked for in this turn")
                 active.add_upload(request.step, request.split, request.frames, features_BCHW)
             case LabelOffer():
-                self._check_labels(request.vehicle, request.labels)
+                self._checks.check_labels(request.vehicle, request.labels)
                 wanted = tuple(
                     label.index
                     for label in request.labels
@@ -224,7 +205,7 @@ class Desk:
                 )
                 return LabelWant(**identity, indices=wanted)
             case Labels():
-                self._check_labels(request.vehicle, [label for label, _ in request.labels])
+                self._checks.check_labels(request.vehicle, [label for label, _ in request.labels])
                 for label, coded in request.labels:
                     self._labels.add(
                         request.vehicle,
@@ -236,7 +217,9 @@ class Desk:
                         width=label.width,
                     )
             case TurnDone():
-                self._check_complete(active)
+                if isinstance(algorithm, ExchangesWeights):
+                    algorithm.check_complete(active.turn)
+                self._checks.check_complete(active)
                 if request.loss is not None and not math.isfinite(request.loss):
                     raise RequestError(f"loss must be finite, got {request.loss}")
                 active.done = True
@@ -248,7 +231,7 @@ class Desk:
 
     def _seeded_query(self, request: SeededQuery, active: ActiveTurn, algorithm: Algorithm) -> LossMaps:
         """Answer with loss maps, no more of them than the turn's plan and the limit say."""
-        features_BCHW = self._checked_features(request, "train", labelled=_learns_from_labels(active))
+        features_BCHW = self._checks.features(request, "train", labelled=_learns_from_labels(active))
         plan = active.turn.learner
         if not isinstance(plan, ActivationPlan) or not isinstance(algorithm, AnswersSeededQueries):
             raise RequestError("this turn has no seeded queries")
@@ -259,17 +242,11 @@ class Desk:
             maps = coded_loss_maps(request, features_BCHW, scale_C, loss_map, plan.map_bits)
         active.count_answers(request.frames, answers)
         active.answered_largely(request.step)
-        return LossMaps(
-            vehicle=request.vehicle,
-            grant=request.grant,
-            turn_id=request.turn_id,
-            step=request.step,
-            maps=maps,
-        )
+        return LossMaps(**_identity(request), maps=maps)
 
     def _kept_loss_maps(self, request: FetchLossMaps, active: ActiveTurn, algorithm: Algorithm) -> LossMaps:
         """Answer with loss maps that were committed before the turn, where its plan has a use for them."""
-        self._check_frames(request.vehicle, request.frames, "train")
+        self._checks.check_frames(request.vehicle, request.frames, "train")
         plan = active.turn.learner
         if (
             not isinstance(plan, LocalLossPlan)
@@ -280,106 +257,25 @@ class Desk:
         active.check_answers(request.frames, 1, self._max_answers_per_frame)
         maps = algorithm.kept_loss_maps(request.vehicle, request.frames)
         active.count_answers(request.frames, 1, queries=0)
-        return LossMaps(
-            vehicle=request.vehicle,
-            grant=request.grant,
-            turn_id=request.turn_id,
-            step=request.step,
-            maps=maps,
-        )
+        return LossMaps(**_identity(request), maps=maps)
 
     def _train_step(self, request: TrainStep, active: ActiveTurn, algorithm: Algorithm) -> Gradient:
         """Learn from a batch once, no more often than the turn says."""
-        features_BCHW = self._checked_features(request, "train", labelled=_learns_from_labels(active))
+        features_BCHW = self._checks.features(request, "train", labelled=_learns_from_labels(active))
         plan = active.turn.learner
         if not isinstance(plan, WhiteBoxPlan) or not isinstance(algorithm, TakesTrainSteps):
             raise RequestError("this turn has no training steps")
-        if active.train_steps >= self._train_steps_of(active):
+        if active.train_steps >= self._checks.train_steps(active.turn):
             raise RequestError(f"turn {request.turn_id} has had all its {active.train_steps} training steps")
         result = algorithm.train_step(request.vehicle, request.frames, features_BCHW)
         active.train_steps += 1
         active.answered_largely(request.step)
         return Gradient(
-            vehicle=request.vehicle,
-            grant=request.grant,
-            turn_id=request.turn_id,
-            step=request.step,
+            **_identity(request),
             loss=result.loss,
             rate_share=result.rate_share,
             gradient=encode(result.gradient_BCHW, plan.gradient_bits),
         )
-
-    def _train_steps_of(self, active: ActiveTurn) -> int:
-        turn = active.turn
-        if not isinstance(turn.learner, WhiteBoxPlan):
-            return 0
-        return turn.epochs * len(
-            batch_bounds(len(self._registry.frames(turn.vehicle, "train")), turn.batch_size)
-        )
-
-    def _checked_features(
-        self, request: Query | SeededQuery | TrainStep | Upload, split: str, *, labelled: bool = True
-    ) -> NDArray[np.float32]:
-        """features_BCHW of frames that belong to `split`; `labelled`: and whose labels are here."""
-        self._check_frames(request.vehicle, request.frames, split)
-        if labelled:
-            self._labels.get(request.vehicle, request.frames)
-        shape = self._registry.feature_shape(request.vehicle)
-        return decode(request.features, expected_shape=(len(request.frames), *shape))
-
-    def _check_frames(self, vehicle: str, indices: tuple[int, ...], split: str) -> None:
-        """Some frames of `split`, each once."""
-        allowed = self._registry.frames(vehicle, split)
-        if not indices:
-            raise RequestError("no frames are named")
-        for index in indices:
-            if index not in allowed:
-                raise RequestError(f"frame {index} is no {split} frame of {vehicle!r}")
-        if len(set(indices)) != len(indices):
-            raise RequestError("a frame is named twice")
-
-    def _check_labels(self, vehicle: str, labels: Sequence[OfferedLabel]) -> None:
-        """Labels of declared frames; those to train and validate on have the size of the encoder's input."""
-        frames = {split: self._registry.frames(vehicle, split) for split in SPLITS}
-        for label in labels:
-            split = next((split for split in SPLITS if label.index in frames[split]), None)
-            if split is None:
-                count = sum(map(len, frames.values()))
-                raise RequestError(f"label of frame {label.index}, but {vehicle!r} declared {count} frames")
-            size = (label.width, label.height)
-            if split in ("train", "val") and size != self._registry.image_size:
-                raise RequestError(
-                    f"label of {split} frame {label.index} is {shape_text(size)} pixels, expected "
-                    f"{shape_text(self._registry.image_size or ())}"
-                )
-            try:
-                prediction_name(label.key)
-            except ValueError as error:  # else it would come at the end of the run
-                raise RequestError(str(error)) from error
-
-    def _check_complete(self, active: ActiveTurn) -> None:
-        if isinstance(self.algorithm, ExchangesWeights):
-            self.algorithm.check_complete(active.turn)
-        expected_steps = self._train_steps_of(active)
-        if active.train_steps != expected_steps:
-            raise RequestError(
-                f"turn {active.turn.turn_id} ended after {active.train_steps} of {expected_steps} "
-                f"training steps"
-            )
-        for split in active.turn.uploads:
-            expected = self._asked_frames(active.turn, split)
-            uploaded = active.uploaded[split]
-            if len(uploaded) != len(expected):
-                raise RequestError(
-                    f"turn {active.turn.turn_id} ended with {len(uploaded)} of {len(expected)} {split} "
-                    f"frames uploaded"
-                )
-
-    def _asked_frames(self, turn: Turn, split: str) -> Sequence[int]:
-        """The frames of a split that are to be uploaded in a turn that asks for the split."""
-        return turn.upload_frames.get(split, self._registry.frames(turn.vehicle, split))
-
-    # Sending ------------------------------------------------------------------------------------------
 
     def send(self, vehicle: str, message: Down) -> None:
         """Publish to a vehicle and count the bytes as its downlink."""
@@ -412,6 +308,15 @@ def _learns_from_labels(active: ActiveTurn) -> bool:
     """Whether what is asked about train frames in this turn is asked against their labels."""
     plan = active.turn.learner
     return not isinstance(plan, SpsaPlan | ActivationPlan | WhiteBoxPlan) or plan.objective == "labels"
+
+
+def _identity(request: Request) -> RequestIdentity:
+    return {
+        "vehicle": request.vehicle,
+        "grant": request.grant,
+        "turn_id": request.turn_id,
+        "step": request.step,
+    }
 
 
 def _exchanging(algorithm: Algorithm) -> ExchangesWeights:
