@@ -21,7 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.serving_scores import score_servings
-from cloud_server.config import SERVINGS, FirstOrderConfig, LocalLossConfig, read_config
+from cloud_server.config import FirstOrderConfig, read_config
+from cloud_server.learner_config import SERVINGS, LocalLossConfig
 from edge_client.host import read_host_config
 from fleet.compare import parse_seeds
 from fleet.job import RESULT_NAME

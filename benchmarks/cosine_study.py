@@ -27,7 +27,7 @@ from benchmarks.joint_training import (
     features_gradient,
     quantised,
 )
-from cloud_server.config import ZerothOrderConfig
+from cloud_server.learner_config import ZerothOrderConfig
 from cloud_server.losses import downsample_labels, loss_map
 from cloud_server.seeded_queries import coded_loss_maps
 from edge_client.encoder import Linearisation

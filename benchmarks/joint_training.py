@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from cloud_server.config import FirstOrderConfig, LocalLossConfig, WhiteBoxConfig, network_seed
+from cloud_server.config import FirstOrderConfig, network_seed
+from cloud_server.learner_config import LocalLossConfig, WhiteBoxConfig
 from cloud_server.losses import downsample_labels, find_loss
 from cloud_server.networks import build_network
 from cloud_server.rates import SCHEDULES

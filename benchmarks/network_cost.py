@@ -19,7 +19,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from cloud_server.config import FirstOrderConfig, ZerothOrderConfig, read_config
+from cloud_server.config import FirstOrderConfig, read_config
+from cloud_server.learner_config import ZerothOrderConfig
 from cloud_server.run_log import LOG_NAME
 from edge_client.host import read_host_config
 from fleet.in_process import run_in_process

@@ -19,9 +19,10 @@ import torch
 from numpy.typing import NDArray
 
 from cloud_server.checkpoint import load_checkpoint, unflatten_state
-from cloud_server.config import SERVINGS, CloudConfig, network_seed
+from cloud_server.config import CloudConfig, network_seed
 from cloud_server.evaluation import ConfusionMatrix
 from cloud_server.inputs import build_shared_network
+from cloud_server.learner_config import SERVINGS
 from cloud_server.trainer import Trainer, TrainerConfig
 from cloud_server.vehicle_store import VehicleStore
 from datasets.catalog import open_dataset

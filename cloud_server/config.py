@@ -10,39 +10,24 @@ from pathlib import Path
 
 import msgspec
 
+from cloud_server.config_checks import Config, above, at_least, one_of
 from cloud_server.errors import CloudError
-from cloud_server.rates import SCHEDULES
+from cloud_server.learner_config import (
+    BlackFleetConfig,
+    FederatedConfig,
+    LocalLossConfig,
+    WhiteBoxConfig,
+    ZerothOrderConfig,
+)
 from protocol import topics
 from protocol.bit_allocation import check_frame_bytes
 from protocol.link import DEFAULT_PAYLOAD_LIMIT_BYTES, SMALLEST_PAYLOAD_LIMIT_BYTES
-from protocol.messages import EPOCHS_LIMIT, MOST_SEEDS, ActivationPlan, SpsaPlan
+from protocol.messages import EPOCHS_LIMIT
 from protocol.noise import derive_seed
 from protocol.tensor_codec import BITS
 
-SERVINGS = ("best", "latest", "statistics")
-"""What `blackfleet.serving` may name."""
 
-
-def _at_least(value: float, lowest: float, name: str) -> None:
-    if not value >= lowest:
-        raise ValueError(f"{name} must be at least {lowest}, got {value}")
-
-
-def _one_of(value: str, choices: tuple[str, ...], name: str) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-
-
-def _above(value: float, limit: float, name: str) -> None:
-    if not value > limit:
-        raise ValueError(f"{name} must be above {limit}, got {value}")
-
-
-class _Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Read from and written to JSON; unknown keys are refused."""
-
-
-class NetworkConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class NetworkConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The cloud's part of the segmentation network."""
 
     name: str = "compact"
@@ -63,7 +48,7 @@ class NetworkConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             raise ValueError(f"network.source_replay must be from 0 to 1, got {self.source_replay}")
 
 
-class FirstOrderConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class FirstOrderConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the cloud trains its network (FOO)."""
 
     epochs: int = 10
@@ -83,10 +68,10 @@ class FirstOrderConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields
     """Most frames whose features are kept for replay."""
 
     def __post_init__(self) -> None:
-        _at_least(self.epochs, 0, "first_order.epochs")
-        _at_least(self.batch_size, 1, "first_order.batch_size")
-        _at_least(self.replay_steps, 0, "first_order.replay_steps")
-        _at_least(self.cache_frames, 1, "first_order.cache_frames")
+        at_least(self.epochs, 0, "first_order.epochs")
+        at_least(self.batch_size, 1, "first_order.batch_size")
+        at_least(self.replay_steps, 0, "first_order.replay_steps")
+        at_least(self.cache_frames, 1, "first_order.cache_frames")
         if self.replay_steps and self.cache_frames < self.batch_size:
             raise ValueError(
                 f"first_order.cache_frames must be at least first_order.batch_size, {self.batch_size}, got "
@@ -96,8 +81,8 @@ class FirstOrderConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields
             raise ValueError(
                 f"first_order.epochs times 1 + replay_steps must be at most {EPOCHS_LIMIT}, got {self.passes}"
             )
-        _above(self.rate, 0, "first_order.rate")
-        _at_least(self.weight_decay, 0, "first_order.weight_decay")
+        above(self.rate, 0, "first_order.rate")
+        at_least(self.weight_decay, 0, "first_order.weight_decay")
 
     @property
     def passes(self) -> int:
@@ -105,7 +90,7 @@ class FirstOrderConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields
         return self.epochs * (1 + self.replay_steps)
 
 
-class UploadConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class UploadConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How many frames' features cross the network, for links that cost money."""
 
     train_frames: int | None = None
@@ -117,234 +102,10 @@ class UploadConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     def __post_init__(self) -> None:
         for name in ("train_frames", "val_frames"):
             if getattr(self, name) is not None:
-                _at_least(getattr(self, name), 1, f"uploads.{name}")
+                at_least(getattr(self, name), 1, f"uploads.{name}")
 
 
-class ActivationConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The estimator `activation`: features are perturbed, loss maps come back, Adam takes the steps."""
-
-    scale: float = 0.1
-    """s: how far features are moved for a query, in standard deviations of their channel."""
-    seeds: int = 16
-    """K: perturbations averaged for one update; the features cross the network once for all of them."""
-    two_sided: bool = False
-    """Evaluate each perturbation with both signs: less noise, twice the cloud's work, the same bytes."""
-    map_stride: int = 1
-    """Feature cells that a cell of the loss map covers along each side; must divide the feature map."""
-    map_bits: int = 8
-    """Quantisation of the loss maps: 32, 8, 6, 4, 3 or 2 bits a cell."""
-    box_width: int = 5
-    """Side, in cells of the map and odd, of the window whose loss counts for the features in its middle."""
-    rate: float = 1e-3
-    """Adam's step size."""
-
-    def __post_init__(self) -> None:
-        _above(self.scale, 0, "zeroth_order.activation.scale")
-        _at_least(self.seeds, 1, "zeroth_order.activation.seeds")
-        if self.seeds > MOST_SEEDS:
-            raise ValueError(f"zeroth_order.activation.seeds must be at most {MOST_SEEDS}, got {self.seeds}")
-        _at_least(self.map_stride, 1, "zeroth_order.activation.map_stride")
-        if self.map_bits not in BITS:
-            raise ValueError(
-                f"zeroth_order.activation.map_bits must be one of {', '.join(map(str, BITS))}, "
-                f"got {self.map_bits}"
-            )
-        if self.box_width < 1 or self.box_width % 2 == 0:
-            raise ValueError(
-                f"zeroth_order.activation.box_width must be odd and at least 1, got {self.box_width}"
-            )
-        _above(self.rate, 0, "zeroth_order.activation.rate")
-
-
-class ZerothOrderConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How vehicles learn from losses (ZOO)."""
-
-    epochs: int = 1
-    """Passes over the vehicle's train frames in each turn."""
-    batches: int = 4
-    """At most so many batches an epoch; 0 = all."""
-    batch_size: int = 8
-    estimator: str = "spsa-gc"
-    """`spsa-gc`, SPSA with gradient correction (arXiv 2410.24181, 3.2), or `activation`."""
-    perturbation: float = 0.005
-    """`spsa-gc` only. c: how far the weights are moved for a query."""
-    queries: int = 2
-    """`spsa-gc` only. q: two-sided queries averaged for one update."""
-    rate: float = 1e-4
-    """`spsa-gc` only."""
-    momentum: float = 0.9
-    """`spsa-gc` only."""
-    activation: ActivationConfig = ActivationConfig()
-    max_answers_per_frame: int = 256
-    """Most losses or loss maps about one frame that a vehicle may ask for in a turn."""
-
-    def __post_init__(self) -> None:
-        _at_least(self.epochs, 0, "zeroth_order.epochs")
-        _at_least(self.batches, 0, "zeroth_order.batches")
-        _at_least(self.batch_size, 1, "zeroth_order.batch_size")
-        _above(self.perturbation, 0, "zeroth_order.perturbation")
-        _at_least(self.queries, 1, "zeroth_order.queries")
-        _above(self.rate, 0, "zeroth_order.rate")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"zeroth_order.momentum must be at least 0 and below 1, got {self.momentum}")
-        _one_of(self.estimator, ("spsa-gc", "activation"), "zeroth_order.estimator")
-        if self.answers_per_frame > self.max_answers_per_frame:
-            raise ValueError(
-                f"zeroth_order.max_answers_per_frame is {self.max_answers_per_frame}, but {self.estimator} "
-                f"asks for {self.answers_per_frame} answers about a frame in a turn; raise it, or lower the "
-                f"epochs, queries or seeds"
-            )
-
-    @property
-    def answers_per_frame(self) -> int:
-        """Losses or loss maps about each frame that a turn takes."""
-        activation = self.estimator == "activation"
-        return self.epochs * (1 + self.activation.seeds if activation else 2 * self.queries)
-
-    def learner(self, *, subspace: str, objective: str) -> SpsaPlan | ActivationPlan:
-        """What vehicles are told."""
-        if self.estimator == "activation":
-            settings = msgspec.structs.asdict(self.activation)
-            return ActivationPlan(**settings, subspace=subspace, objective=objective)
-        return SpsaPlan(
-            perturbation=self.perturbation,
-            queries=self.queries,
-            rate=self.rate,
-            momentum=self.momentum,
-            subspace=subspace,
-            objective=objective,
-        )
-
-
-class WhiteBoxConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How vehicles learn from the gradients of their features (`split`, `individual`)."""
-
-    rate: float = 1e-3
-    """Adam's step size on the encoder at its highest; it follows `first_order.schedule`."""
-    gradient_bits: int = 32
-    """Quantisation of the gradients: 32, 8, 6, 4, 3 or 2 bits."""
-
-    def __post_init__(self) -> None:
-        _above(self.rate, 0, "white_box.rate")
-        if self.gradient_bits not in BITS:
-            raise ValueError(
-                f"white_box.gradient_bits must be one of {', '.join(map(str, BITS))}, "
-                f"got {self.gradient_bits}"
-            )
-
-
-class LocalLossConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How vehicles learn from their own labels with a local head (`blackfleet`)."""
-
-    warm_up_epochs: int = 40
-    """Passes over the vehicle's train frames before its first upload."""
-    epochs: int = 10
-    """Passes over them in each round, those of the warm-up not counted."""
-    rate: float = 2e-3
-    """Adam's step size on the encoder at its highest."""
-    head_rate: float = 5e-3
-    """Adam's step size on the head at its highest."""
-    schedule: str = "one-cycle"
-    """`constant`, `cosine` or `one-cycle`, over the warm-up and all rounds."""
-    weight_power: float = 0.0
-    """p: each pixel counts with min(ℓ / mean ℓ, cap)^p, ℓ the cloud's loss there after the round before; 0 =
-    all count alike, and no loss maps are fetched."""
-    weight_cap: float = 5.0
-    """Share of the mean loss above which a loss counts no more."""
-    weight_map_stride: int = 1
-    """Feature cells that a cell of those loss maps covers along each side; must divide the feature map."""
-
-    def __post_init__(self) -> None:
-        _at_least(self.warm_up_epochs, 0, "local_loss.warm_up_epochs")
-        _at_least(self.epochs, 0, "local_loss.epochs")
-        _above(self.rate, 0, "local_loss.rate")
-        _above(self.head_rate, 0, "local_loss.head_rate")
-        _at_least(self.weight_power, 0, "local_loss.weight_power")
-        _at_least(self.weight_cap, 1, "local_loss.weight_cap")
-        _at_least(self.weight_map_stride, 1, "local_loss.weight_map_stride")
-        if self.warm_up_epochs + self.epochs > EPOCHS_LIMIT:
-            raise ValueError(
-                f"local_loss.warm_up_epochs and epochs must be at most {EPOCHS_LIMIT} together, got "
-                f"{self.warm_up_epochs} and {self.epochs}"
-            )
-        if self.schedule not in SCHEDULES:
-            raise ValueError(
-                f"local_loss.schedule must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}"
-            )
-
-
-class BlackFleetConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`blackfleet` only."""
-
-    serving: str = "best"
-    """Which weights of the cloud's network predict for a vehicle: `best`, those that did best on its
-    validation frames; `latest`, the same for all; or `statistics`, the latest with BatchNorm statistics of
-    its own train features (AdaBN, Li et al., 2017)."""
-
-    def __post_init__(self) -> None:
-        if self.serving not in SERVINGS:
-            raise ValueError(f"blackfleet.serving must be one of {', '.join(SERVINGS)}, got {self.serving!r}")
-
-
-class FederatedConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """fedavg only. Rate, its schedule, epochs and batch size are those of `first_order`."""
-
-    client_fraction: float = 1.0
-    """Share of the vehicles that is drawn for each round, one at least."""
-    optimizer: str = "adamw"
-    """Of the vehicles: `adamw` or `sgd`; it starts anew in each round."""
-    momentum: float = 0.0
-    """Of `sgd`."""
-    proximal: float = 0.0
-    """μ of FedProx (Li et al., MLSys 2020); 0 = plain local training."""
-    statistics: str = "average"
-    """BatchNorm statistics: `average` them like weights, keep them `local` on the vehicle (SiloBN, Andreux et
-    al., 2020), or leave them `frozen` as they are at the start and normalise with them."""
-    server_optimizer: str = "average"
-    """What the cloud makes of the average: `average`, `momentum` (FedAvgM) or `adam` (FedAdam)."""
-    server_rate: float = 1.0
-    """Of the server's optimiser; 1 = all the way to the average. For `adam` 0.01 is a good start."""
-    server_momentum: float = 0.9
-    """β of `momentum`, β₁ of `adam`."""
-    server_beta2: float = 0.99
-    """β₂ of `adam`."""
-    server_adaptivity: float = 1e-3
-    """τ of `adam`."""
-    patience_rounds: int | None = None
-    """Training ends when the mean validation mIoU has not risen for so many rounds; None = never early."""
-    deadline_s: float | None = 600.0
-    """Longest that a vehicle may take for a turn, restarts included, before the round goes on without it;
-    None = the round waits for everyone."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.client_fraction <= 1:
-            raise ValueError(
-                f"federated.client_fraction must be above 0 and at most 1, got {self.client_fraction}"
-            )
-        for name, choices in (
-            ("optimizer", ("adamw", "sgd")),
-            ("statistics", ("average", "local", "frozen")),
-            ("server_optimizer", ("average", "momentum", "adam")),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"federated.{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
-                )
-        for name in ("momentum", "server_momentum", "server_beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(
-                    f"federated.{name} must be at least 0 and below 1, got {getattr(self, name)}"
-                )
-        _at_least(self.proximal, 0, "federated.proximal")
-        _above(self.server_rate, 0, "federated.server_rate")
-        _above(self.server_adaptivity, 0, "federated.server_adaptivity")
-        if self.patience_rounds is not None:
-            _at_least(self.patience_rounds, 1, "federated.patience_rounds")
-        if self.deadline_s is not None:
-            _above(self.deadline_s, 0, "federated.deadline_s")
-
-
-class PatienceConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class PatienceConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How long the cloud waits for what, in seconds."""
 
     join_s: float = 120.0
@@ -357,10 +118,10 @@ class PatienceConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     def __post_init__(self) -> None:
         for name in ("join_s", "retry_s", "give_up_s", "heartbeat_s"):
-            _above(getattr(self, name), 0, f"patience.{name}")
+            above(getattr(self, name), 0, f"patience.{name}")
 
 
-class CloudConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class CloudConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One run, as the cloud sees it."""
 
     fleet: str
@@ -418,14 +179,14 @@ class CloudConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True
                 raise ValueError(f"{topics.CLOUD_ID!r} is the cloud's own id; name the vehicle otherwise")
         if len(set(self.vehicles)) != len(self.vehicles):
             raise ValueError(f"vehicle ids must differ, got {', '.join(self.vehicles)}")
-        _at_least(self.rounds, 1, "rounds")
-        _at_least(self.payload_limit_bytes, SMALLEST_PAYLOAD_LIMIT_BYTES, "payload_limit_bytes")
+        at_least(self.rounds, 1, "rounds")
+        at_least(self.payload_limit_bytes, SMALLEST_PAYLOAD_LIMIT_BYTES, "payload_limit_bytes")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be at least 0 and below 2^63, got {self.seed}")
         if self.bits not in BITS:
             raise ValueError(f"bits must be one of {', '.join(map(str, BITS))}, got {self.bits}")
         if self.frame_bytes is not None:
-            _at_least(self.frame_bytes, 1, "frame_bytes")
+            at_least(self.frame_bytes, 1, "frame_bytes")
             if self.bits == 32:
                 raise ValueError(
                     f"frame_bytes of {self.frame_bytes} needs bits of 8 or fewer, got 32, which no channel "
@@ -433,9 +194,9 @@ class CloudConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True
                 )
             for shape in self.feature_shapes or ():
                 check_frame_bytes(self.frame_bytes, shape)
-        _one_of(self.subspace, ("all", "film"), "subspace")
-        _one_of(self.objective, ("labels", "entropy"), "objective")
-        _at_least(self.anchor, 0, "anchor")
+        one_of(self.subspace, ("all", "film"), "subspace")
+        one_of(self.objective, ("labels", "entropy"), "objective")
+        at_least(self.anchor, 0, "anchor")
         if self.network.source_replay and self.network.source_features is None:
             raise ValueError(
                 "network.source_replay needs source features, which a pretrained start brings; give --start "
@@ -444,7 +205,7 @@ class CloudConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True
         if self.feedback_network not in ("latest", "best"):
             raise ValueError(f"feedback_network must be latest or best, got {self.feedback_network!r}")
         for name in ("store_capacity", "training_threads", "inference_threads", "parallel_turns"):
-            _at_least(getattr(self, name), 1, name)
+            at_least(getattr(self, name), 1, name)
 
 
 def network_seed(seed: int) -> int:

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from cloud_server.config import FederatedConfig
+from cloud_server.learner_config import FederatedConfig
 
 Arrays = Mapping[str, NDArray[np.float64]]
 """Float64 arrays by parameter name."""

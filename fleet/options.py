@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cloud_server.config import SERVINGS
+from cloud_server.learner_config import SERVINGS
 from datasets.conditions import CONDITIONS
 from fleet.encoders import ENCODERS
 from fleet.errors import OperatorError

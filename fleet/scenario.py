@@ -12,15 +12,11 @@ from typing import Any
 import msgspec
 import yaml
 
-from cloud_server.config import (
+from cloud_server.config import CloudConfig, FirstOrderConfig, NetworkConfig, PatienceConfig, UploadConfig
+from cloud_server.learner_config import (
     BlackFleetConfig,
-    CloudConfig,
     FederatedConfig,
-    FirstOrderConfig,
     LocalLossConfig,
-    NetworkConfig,
-    PatienceConfig,
-    UploadConfig,
     WhiteBoxConfig,
     ZerothOrderConfig,
 )

@@ -20,8 +20,9 @@ import numpy as np
 import torch
 
 from cloud_server.checkpoint import load_checkpoint, read_tensors
-from cloud_server.config import CloudConfig, FirstOrderConfig, PatienceConfig, ZerothOrderConfig
+from cloud_server.config import CloudConfig, FirstOrderConfig, PatienceConfig
 from cloud_server.errors import Stopped as CloudStopped
+from cloud_server.learner_config import ZerothOrderConfig
 from cloud_server.service import serve
 from datasets.catalog import open_dataset
 from datasets.labels import CAMVID

@@ -14,7 +14,8 @@ from fleet_fixtures import World
 from rich.console import Console
 
 from cloud_server.checkpoint import load_checkpoint
-from cloud_server.config import FirstOrderConfig, LocalLossConfig, WhiteBoxConfig, ZerothOrderConfig
+from cloud_server.config import FirstOrderConfig
+from cloud_server.learner_config import LocalLossConfig, WhiteBoxConfig, ZerothOrderConfig
 from cloud_server.persistence import RunState
 from fleet.errors import OperatorError
 from fleet.launch import launch

@@ -11,7 +11,8 @@ from fleet_fixtures import World
 from rich.console import Console
 
 import fleet.launch
-from cloud_server.config import FirstOrderConfig, ZerothOrderConfig
+from cloud_server.config import FirstOrderConfig
+from cloud_server.learner_config import ZerothOrderConfig
 from fleet.compare import compare, parse_algorithms, parse_seeds
 from fleet.comparison import summarise
 from fleet.errors import OperatorError

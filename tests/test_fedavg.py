@@ -24,7 +24,8 @@ from cloud_server.algorithms.fedavg import (
     weighted_average,
 )
 from cloud_server.checkpoint import load_checkpoint
-from cloud_server.config import CloudConfig, FederatedConfig, FirstOrderConfig, network_seed
+from cloud_server.config import CloudConfig, FirstOrderConfig, network_seed
+from cloud_server.learner_config import FederatedConfig
 from cloud_server.losses import cross_entropy, downsample_labels
 from cloud_server.predictions import prediction_name
 from cloud_server.schedule import Kind

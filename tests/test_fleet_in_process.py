@@ -13,8 +13,9 @@ import cv2
 import pytest
 from fleet_fixtures import CARS, Supervisor, TinyFleet, World
 
-from cloud_server.config import FirstOrderConfig, PatienceConfig, ZerothOrderConfig
+from cloud_server.config import FirstOrderConfig, PatienceConfig
 from cloud_server.errors import CloudError
+from cloud_server.learner_config import ZerothOrderConfig
 from datasets.labels import CAMVID
 from edge_client.errors import VehicleError
 from fleet.in_process import run_in_process

@@ -10,7 +10,8 @@ import pytest
 import torch
 from start_fixtures import changed, changed_network, killed_after, learnt, run
 
-from cloud_server.config import ActivationConfig, CloudConfig, FirstOrderConfig, NetworkConfig
+from cloud_server.config import CloudConfig, FirstOrderConfig, NetworkConfig
+from cloud_server.learner_config import ActivationConfig
 from cloud_server.source_features import (
     SourceFeatures,
     SourceReplay,

@@ -15,8 +15,9 @@ from fleet_fixtures import CARS, IMAGE_SIZE, Supervisor, TinyFleet, World, tag
 from torch.nn.utils import parameters_to_vector
 
 from cloud_server.algorithms.blackfleet import local_rate_shares
-from cloud_server.config import CloudConfig, LocalLossConfig
+from cloud_server.config import CloudConfig
 from cloud_server.errors import CloudError
+from cloud_server.learner_config import LocalLossConfig
 from cloud_server.losses import cross_entropy, downsample_labels
 from cloud_server.turns import ActiveTurn
 from datasets.catalog import open_dataset

@@ -16,8 +16,8 @@ from fleet_fixtures import CARS, FLEET, Supervisor, TinyFleet, World, tag
 from test_local_loss import LOCAL, Reference, assert_learnt_like, fleet_of, refusal, run
 from torch.nn import functional
 
-from cloud_server.config import LocalLossConfig, ZerothOrderConfig
 from cloud_server.kept_loss_maps import KeptLossMaps
+from cloud_server.learner_config import LocalLossConfig, ZerothOrderConfig
 from datasets.labels import VOID
 from protocol import topics
 from protocol.memory_bus import MemoryBus

@@ -21,15 +21,9 @@ from torch.nn.utils import parameters_to_vector
 
 import fleet.compare as comparing
 from cloud_server.checkpoint import load_checkpoint
-from cloud_server.config import (
-    ActivationConfig,
-    CloudConfig,
-    FirstOrderConfig,
-    LocalLossConfig,
-    NetworkConfig,
-    ZerothOrderConfig,
-)
+from cloud_server.config import CloudConfig, FirstOrderConfig, NetworkConfig
 from cloud_server.errors import CloudError
+from cloud_server.learner_config import ActivationConfig, LocalLossConfig, ZerothOrderConfig
 from cloud_server.losses import cross_entropy, downsample_labels
 from cloud_server.networks import build_network
 from cloud_server.rates import cosine_rate

@@ -14,8 +14,9 @@ from fleet_fixtures import CARS, IMAGE_SIZE, Supervisor, TinyFleet, World
 from cloud_server.algorithms.fedavg import epoch_rates
 from cloud_server.checkpoint import flatten_state, load_checkpoint, unflatten_state
 from cloud_server.combinations import check_combination
-from cloud_server.config import CloudConfig, FirstOrderConfig, LocalLossConfig, NetworkConfig
+from cloud_server.config import CloudConfig, FirstOrderConfig, NetworkConfig
 from cloud_server.feature_cache import FeatureCache
+from cloud_server.learner_config import LocalLossConfig
 from cloud_server.persistence import config_digest
 from cloud_server.rates import cosine_rate
 from cloud_server.trainer import Trainer

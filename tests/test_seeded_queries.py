@@ -17,8 +17,9 @@ from test_perturbation import grid
 
 import cloud_server.desk
 from cloud_server.checkpoint import flatten_state
-from cloud_server.config import ActivationConfig, FirstOrderConfig, ZerothOrderConfig
+from cloud_server.config import FirstOrderConfig
 from cloud_server.errors import CloudError
+from cloud_server.learner_config import ActivationConfig, ZerothOrderConfig
 from cloud_server.networks import build_network
 from cloud_server.seeded_queries import coded_loss_maps, evaluate_loss_maps
 from cloud_server.trainer import Trainer, TrainerConfig

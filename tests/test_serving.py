@@ -12,7 +12,7 @@ from test_local_loss import fleet_of, run
 
 from benchmarks.serving_scores import score_servings
 from cloud_server.checkpoint import load_checkpoint
-from cloud_server.config import SERVINGS, BlackFleetConfig
+from cloud_server.learner_config import SERVINGS, BlackFleetConfig
 
 
 def serving_fleet(world: World, folder: Path, serving: str) -> TinyFleet:

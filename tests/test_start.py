@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from start_fixtures import QUIET, SOURCE, TARGET, changed, killed_after, learnt, run
 
-from cloud_server.config import FirstOrderConfig, LocalLossConfig, NetworkConfig, ZerothOrderConfig
+from cloud_server.config import FirstOrderConfig, NetworkConfig
+from cloud_server.learner_config import LocalLossConfig, ZerothOrderConfig
 from datasets.frame import DatasetError
 from fleet.compare import compare
 from fleet.errors import OperatorError

@@ -17,8 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_loss_weighting import WEIGHTED, Watched
 
-from cloud_server.config import FirstOrderConfig, LocalLossConfig, UploadConfig
+from cloud_server.config import FirstOrderConfig, UploadConfig
 from cloud_server.errors import CloudError
+from cloud_server.learner_config import LocalLossConfig
 from cloud_server.ledger import UploadCounts, UploadLedger
 from cloud_server.upload_limit import UploadLimit
 from protocol import topics

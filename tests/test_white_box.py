@@ -15,7 +15,8 @@ from fleet_fixtures import CARS, IMAGE_SIZE, Supervisor, TinyFleet, World, tag
 from torch.nn.utils import parameters_to_vector
 
 from cloud_server.checkpoint import load_checkpoint
-from cloud_server.config import FirstOrderConfig, WhiteBoxConfig
+from cloud_server.config import FirstOrderConfig
+from cloud_server.learner_config import WhiteBoxConfig
 from cloud_server.losses import cross_entropy, downsample_labels
 from cloud_server.networks import build_network
 from cloud_server.rates import cosine_rate
