@@ -30,8 +30,9 @@ from torch import Tensor, nn
 
 from cloud_server.config import network_seed
 from cloud_server.evaluation import ConfusionMatrix
+from cloud_server.inference import threads
 from cloud_server.networks import build_network
-from cloud_server.trainer import PartConfig, Trainer, TrainerConfig, threads
+from cloud_server.trainer import PartConfig, Trainer, TrainerConfig
 from edge_client.frames import FrameCache
 from fleet.allocation import allocate, open_data
 from fleet.centralized import WholeNetwork

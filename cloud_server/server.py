@@ -12,13 +12,11 @@ import time
 from pathlib import Path
 
 from cloud_server.algorithms import ALGORITHMS
-from cloud_server.algorithms.base import Algorithm, Context, MayEndEarly, training_steps
-from cloud_server.checkpoint import read_tensors
+from cloud_server.algorithms.base import Algorithm, Context, MayEndEarly
 from cloud_server.combinations import check_combination
-from cloud_server.config import CloudConfig, network_seed
+from cloud_server.config import CloudConfig
 from cloud_server.desk import Desk
 from cloud_server.errors import CloudError, Stopped
-from cloud_server.inputs import build_shared_network
 from cloud_server.label_store import LabelStore
 from cloud_server.ledger import UploadLedger
 from cloud_server.persistence import RunState
@@ -26,8 +24,8 @@ from cloud_server.registry import Registry
 from cloud_server.results import assemble
 from cloud_server.run_log import RunLog
 from cloud_server.schedule import Kind, Stage
-from cloud_server.source_features import load_source_replay
-from cloud_server.trainer import DivergedError, Trainer, TrainerConfig
+from cloud_server.shared_trainer import build_trainer
+from cloud_server.trainer import DivergedError
 from cloud_server.turns import ActiveTurn, new_grant
 from datasets.labels import label_space
 from protocol.atomic import write_json_atomic
@@ -165,42 +163,10 @@ class Server:
         train_frames = {
             vehicle: len(self._registry.frames(vehicle, "train")) for vehicle in self._config.vehicles
         }
-        config, image_size = self._config, self._registry.image_size
-        assert image_size is not None, "every vehicle has said hello"
-        first = config.first_order
-        try:
-            feature_shapes = [self._registry.feature_shape(vehicle) for vehicle in config.vehicles]
-            network = build_shared_network(
-                config.network.name,
-                feature_shapes=feature_shapes,
-                image_size=image_size,
-                num_classes=self._label_space.num_classes,
-                seed=network_seed(config.seed),
-                weights=Path(config.network.weights) if config.network.weights else None,
-            )
-            trainer = Trainer(
-                network,
-                TrainerConfig(
-                    loss=first.loss,
-                    rate=first.rate,
-                    weight_decay=first.weight_decay,
-                    schedule=first.schedule,
-                    total_steps=sum(training_steps(config, frames) for frames in train_frames.values()),
-                    training_threads=config.training_threads,
-                    inference_threads=config.inference_threads,
-                    seed=derive_seed(config.seed, "training"),
-                ),
-                source_replay=load_source_replay(
-                    config,
-                    self._run_folder,
-                    num_classes=self._label_space.num_classes,
-                    feature_shapes=feature_shapes,
-                ),
-            )
-            if config.network.start is not None:
-                trainer.load_weights(read_tensors(self._run_folder / config.network.start)[0])
-        except (ValueError, OSError) as error:
-            raise CloudError(f"can't build the cloud's network: {error}") from error
+        config = self._config
+        trainer = build_trainer(
+            config, self._registry, self._run_folder, num_classes=self._label_space.num_classes
+        )
         return ALGORITHMS[config.algorithm](
             Context(
                 config=config,

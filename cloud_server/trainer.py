@@ -1,4 +1,4 @@
-"""Training and running the cloud's network, so that the same calls give the same bits.
+"""Training the cloud's network, so that the same calls give the same bits.
 
 Legend: n frames in all, B frames of a batch, C channels, H W feature or label rows and columns, K classes.
 """
@@ -6,8 +6,7 @@ Legend: n frames in all, B frames of a batch, C channels, H W feature or label r
 from __future__ import annotations
 
 import math
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,23 +15,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
-from cloud_server.batch_statistics import collect_statistics
-from cloud_server.losses import downsample_labels, entropy, entropy_map, find_loss, loss_map, per_frame
+from cloud_server.inference import FORMAT, Array, Inference, as_tensor, check_same, features_tensor, threads
+from cloud_server.losses import downsample_labels, find_loss
 from cloud_server.rates import SCHEDULES
 from cloud_server.source_features import SourceReplay
 from protocol.batches import batch_bounds
 from protocol.noise import derive_seed, permutation
 
-Array = NDArray[Any] | Tensor
 Progress = Callable[[int, int, float], None]
 """Called after a step with (steps done, steps in all, its loss); may itself take further steps."""
 Visited = Callable[[int, NDArray[np.int64]], None]
 """(epoch, positions of the frames that a step was just taken on)."""
 
-# Convolutions on a CPU run faster with the channels innermost.
-_FORMAT = torch.channels_last
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _TORCH_SEED_LIMIT = 1 << 63
 
@@ -42,20 +37,6 @@ class DivergedError(RuntimeError):
 
     The network may be spoilt by it: restore a snapshot.
     """
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Run the body with `count` torch intra-op threads on this Python thread, then restore.
-
-    The number of threads decides how sums are split, so it is part of what makes a result reproducible.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,13 +89,10 @@ class TrainerConfig:
                 raise ValueError(f"number of threads must be 1 or more, got {count}")
 
 
-class Trainer:
-    """Owns a network and its AdamW state.
+class Trainer(Inference):
+    """Owns a network and its AdamW state: what infers, and learns besides.
 
-    Every public method may be called from any thread, one at a time is served, each with the configured
-    number of intra-op threads, so the caller's thread makes no difference. Features are
-    float32[B, C, H, W], labels uint8[B, H, W] of any size (compared at the logits' size, nearest pixel),
-    both NumPy arrays or tensors.
+    Threads, features and labels are as `Inference` says.
     """
 
     def __init__(
@@ -123,17 +101,12 @@ class Trainer:
         """`source_replay`: what may follow each step; not counted as a step of the schedule."""
         self.config = config
         self._source_replay = source_replay
-        self._loss = find_loss(config.loss)
-        self._network = network.eval()
-        for parameter in self._network.parameters():
-            if parameter.dim() == 4:
-                parameter.data = parameter.data.contiguous(memory_format=_FORMAT)
+        super().__init__(network, loss=config.loss, threads=config.inference_threads)
         groups = _parameter_groups(self._network, config)
         self._rates = [group["lr"] for group in groups]
         self._optimizer = torch.optim.AdamW(groups, fused=True)
         self._steps = 0
         self._total_steps = config.total_steps
-        self._lock = threading.RLock()
 
     @property
     def steps(self) -> int:
@@ -159,7 +132,7 @@ class Trainer:
             DivergedError: the loss is not finite.
         """
         with self._training():
-            return self._train_step(_features_tensor(features_BCHW), _tensor(label_BHW))
+            return self._train_step(features_tensor(features_BCHW), as_tensor(label_BHW))
 
     def train_step_with_gradient(
         self, features_BCHW: Array, label_BHW: Array
@@ -171,8 +144,8 @@ class Trainer:
             DivergedError: the loss or the gradient is not finite.
         """
         with self._training():
-            leaf_BCHW = _features_tensor(features_BCHW).detach().requires_grad_()
-            loss = self._train_step(leaf_BCHW, _tensor(label_BHW))
+            leaf_BCHW = features_tensor(features_BCHW).detach().requires_grad_()
+            loss = self._train_step(leaf_BCHW, as_tensor(label_BHW))
             assert leaf_BCHW.grad is not None
             return loss, self._finite(leaf_BCHW.grad)
 
@@ -204,7 +177,7 @@ class Trainer:
         if epochs < 1 or batch_size < 1:
             raise ValueError(f"epochs and batch size must be 1 or more, got {epochs} and {batch_size}")
         with self._training():
-            features_nCHW, label_nHW = _features_tensor(features_nCHW), _tensor(label_nHW)
+            features_nCHW, label_nHW = features_tensor(features_nCHW), as_tensor(label_nHW)
             bounds = batch_bounds(n, batch_size)
             means = []
             for epoch in range(epochs):
@@ -225,7 +198,7 @@ class Trainer:
         value = self._step(features_BCHW, label_BHW, "step")
         replay = self._source_replay and self._source_replay.after(self._steps)
         if replay:
-            self._step(_tensor(replay[0]), _tensor(replay[1]), "source-step")
+            self._step(as_tensor(replay[0]), as_tensor(replay[1]), "source-step")
         self._steps += 1
         return value
 
@@ -234,7 +207,7 @@ class Trainer:
             group["lr"] = rate * self.rate_share
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self.config.seed, name, self._steps) % _TORCH_SEED_LIMIT)
-            logits_BKhw = self._network(features_BCHW.contiguous(memory_format=_FORMAT))
+            logits_BKhw = self._network(features_BCHW.contiguous(memory_format=FORMAT))
         loss = self._loss(logits_BKhw, downsample_labels(label_BHW, logits_BKhw.shape[-2:]))
         value = loss.item()
         if not math.isfinite(value):
@@ -249,130 +222,26 @@ class Trainer:
             raise DivergedError(f"the features' gradient is not finite in step {self._steps}: lower the rate")
         return np.ascontiguousarray(gradient_BCHW.numpy())
 
-    def advance_schedule(self) -> None:
-        """Let the rate schedule go on by a step that this network does not take."""
-        self._steps += 1
-
-    # Inference; the network is in evaluation mode, nothing in it changes; no labels: the loss is the entropy
-
-    def evaluate_loss(self, features_BCHW: Array, label_BHW: Array | None) -> float:
-        """Return the loss of the batch."""
-        with self._inference():
-            return self._evaluate_loss(_features_tensor(features_BCHW), label_BHW).item()
-
     def evaluate_gradient(
         self, features_BCHW: Array, label_BHW: Array | None
     ) -> tuple[float, NDArray[np.float32]]:
-        """Return the loss of the batch and its gradient, float32[B, C, H, W], at the features.
+        """In evaluation mode: the loss of the batch and its gradient, float32[B, C, H, W], at the features.
 
         Raises:
             DivergedError: the loss or the gradient is not finite.
         """
         with self._lock, threads(self.config.training_threads):
-            leaf_BCHW = _features_tensor(features_BCHW).detach().requires_grad_()
+            leaf_BCHW = features_tensor(features_BCHW).detach().requires_grad_()
             loss = self._evaluate_loss(leaf_BCHW, label_BHW)
             if not math.isfinite(loss.item()):
                 raise DivergedError(f"the loss became {loss.item()} in step {self._steps}: lower the rate")
             return loss.item(), self._finite(torch.autograd.grad(loss, leaf_BCHW)[0])
 
-    def evaluate_losses(self, features_BCHW: Array, label_BHW: Array) -> NDArray[np.float32]:
-        """Return the loss of each frame, float32[B]."""
-        with self._inference():
-            losses_B: NDArray[np.float32] = per_frame(
-                self._loss, *self._evaluate(features_BCHW, label_BHW)
-            ).numpy()
-            return losses_B
+    def advance_schedule(self) -> None:
+        """Let the rate schedule go on by a step that this network does not take."""
+        self._steps += 1
 
-    def loss_map(
-        self, features_BCHW: Array, label_BHW: Array | None, cells_yx: tuple[int, int]
-    ) -> NDArray[np.float32]:
-        """Return `losses.loss_map`, or without labels `losses.entropy_map`, float32[B, y, x].
-
-        Raises:
-            ValueError: the grid doesn't fit the logits.
-        """
-        with self._inference():
-            if label_BHW is None:
-                map_Byx = entropy_map(self._network(_features_tensor(features_BCHW)), cells_yx)
-            else:
-                map_Byx = loss_map(*self._evaluate(features_BCHW, label_BHW), cells_yx)
-            return np.asarray(map_Byx, np.float32)
-
-    def predict(
-        self, features_nCHW: Array, size_hw: tuple[int, int], *, chunk_frames: int = 16
-    ) -> NDArray[np.uint8]:
-        """Return the likeliest trainId of each pixel, uint8[n, *size_hw], logits enlarged bilinearly.
-
-        At most `chunk_frames` frames' logits are held at once.
-        """
-        label_nhw = np.empty((len(features_nCHW), *size_hw), np.uint8)
-        with self._inference():
-            for start in range(0, len(label_nhw), chunk_frames):
-                chosen = slice(start, start + chunk_frames)
-                logits_BKhw = self._network(_features_tensor(features_nCHW[chosen]))
-                logits_BKhw = functional.interpolate(
-                    logits_BKhw, size=size_hw, mode="bilinear", align_corners=False
-                )
-                label_nhw[chosen] = logits_BKhw.argmax(dim=1).to(torch.uint8).numpy()
-        return label_nhw
-
-    def estimate_statistics(self, features_nCHW: Array, *, batch_size: int, seed: int) -> dict[str, Tensor]:
-        """Return `collect_statistics` of these features, a part of `weights()`.
-
-        Batches are alike, because their order is drawn from `seed`.
-        """
-        order_n = torch.from_numpy(permutation(seed, len(features_nCHW)))
-        features_nCHW = _features_tensor(features_nCHW)
-        with self._lock, threads(self.config.inference_threads):
-            return collect_statistics(
-                self._network,
-                (
-                    features_nCHW[order_n[start:stop]].contiguous(memory_format=_FORMAT)
-                    for start, stop in batch_bounds(len(order_n), batch_size)
-                ),
-            )
-
-    def _evaluate_loss(self, features_BCHW: Tensor, label_BHW: Array | None) -> Tensor:
-        if label_BHW is None:
-            return entropy(self._network(features_BCHW))
-        return self._loss(*self._evaluate(features_BCHW, label_BHW))
-
-    def _evaluate(self, features_BCHW: Array, label_BHW: Array) -> tuple[Tensor, Tensor]:
-        logits_BKhw = self._network(_features_tensor(features_BCHW))
-        return logits_BKhw, downsample_labels(_tensor(label_BHW), logits_BKhw.shape[-2:])
-
-    # Weights and snapshots
-
-    def weights(self) -> dict[str, Tensor]:
-        """Return a copy of the network's parameters and buffers."""
-        with self._lock:
-            return {name: value.clone() for name, value in self._network.state_dict().items()}
-
-    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Copy `weights`, as from `weights()`, into the network; the optimiser is left as it is.
-
-        Raises:
-            ValueError: names or shapes are not those of this network.
-        """
-        with self._lock:
-            own = self._network.state_dict()
-            _check_same(weights, own, "weights")
-            for name, value in own.items():
-                value.copy_(weights[name])
-
-    @contextmanager
-    def borrowed_weights(self, weights: Mapping[str, Tensor] | None) -> Iterator[None]:
-        """Run the body's inference with other weights; none means the network's own."""
-        if weights is None:
-            yield
-            return
-        with self._lock:
-            own = self.weights()
-            self.load_weights(weights)
-            try:
-                yield
-            finally:
-                self.load_weights(own)
+    # Snapshots
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of all that training depends on: weights, moments, steps.
@@ -413,7 +282,7 @@ class Trainer:
             rarer_steps: dict[str, int] = state["rarer_steps"]
             stepped = {name: value for name, value in parameters.items() if name in moments["exp_avg"]}
             for name in _MOMENTS:
-                _check_same(moments[name], stepped, f"optimiser's {name}")
+                check_same(moments[name], stepped, f"optimiser's {name}")
             self.load_weights(state["network"])
             self._steps = int(state["steps"])
             self._optimizer.state.clear()
@@ -441,11 +310,6 @@ class Trainer:
             finally:
                 self._network.train(before)
 
-    @contextmanager
-    def _inference(self) -> Iterator[None]:
-        with self._lock, threads(self.config.inference_threads), torch.inference_mode():
-            yield
-
 
 def _parameter_groups(network: nn.Module, config: TrainerConfig) -> list[dict[str, Any]]:
     """AdamW's groups: the parts with rates of their own, and the rest first."""
@@ -459,27 +323,3 @@ def _parameter_groups(network: nn.Module, config: TrainerConfig) -> list[dict[st
         {"params": members[part.prefix], "lr": part.rate, "weight_decay": part.weight_decay}
         for part in (rest, *config.parts)
     ]
-
-
-def _features_tensor(features_BCHW: Array) -> Tensor:
-    return _tensor(features_BCHW).to(torch.float32).contiguous(memory_format=_FORMAT)
-
-
-def _tensor(array: Array) -> Tensor:
-    # Torch can't share the memory of a read-only array without a warning.
-    return array if isinstance(array, Tensor) else torch.from_numpy(np.require(array, requirements="W"))
-
-
-def _check_same(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
-    shapes: Sequence[dict[str, tuple[int, ...]]] = [
-        {name: tuple(tensor.shape) for name, tensor in tensors.items()} for tensors in (given, expected)
-    ]
-    if shapes[0] != shapes[1]:
-        differing = sorted(
-            name for name in shapes[0].keys() | shapes[1].keys() if shapes[0].get(name) != shapes[1].get(name)
-        )
-        name = differing[0]
-        raise ValueError(
-            f"{what} of another network: {name} is {shapes[0].get(name, 'missing')}, "
-            f"expected {shapes[1].get(name, 'nothing of that name')}"
-        )

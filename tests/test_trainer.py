@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from cloud_server.checkpoint import flatten_state, load_checkpoint, save_checkpoint, unflatten_state
+from cloud_server.inference import threads
 from cloud_server.losses import LOSSES
 from cloud_server.networks import build_network
-from cloud_server.trainer import DivergedError, Trainer, TrainerConfig, threads
+from cloud_server.trainer import DivergedError, Trainer, TrainerConfig
 from protocol.batches import batch_bounds
 from protocol.noise import derive_seed, permutation
 
