@@ -1,6 +1,6 @@
 """The choices inside blackfleet: weighting by loss maps or not, and which weights serve a vehicle.
 
-`python -m benchmarks.blackfleet_choices --data-root CAMVID` prints a table and last one JSON line. A choice
+`python -m benchmarks.blackfleet_choices` prints a table and last one JSON line. A choice
 is made on mIoU on validation frames, with the weights that serve each vehicle after the last round; test mIoU
 is reported beside it and decides nothing. Each weighting is trained once a seed; what the ways of serving
 score is found out afterwards (`serving_scores`). Runs that are complete in the folder are not run again.
@@ -11,24 +11,21 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.camvid import camvid_folder
+from benchmarks.runs import Run, finish
 from benchmarks.serving_scores import score_servings
-from cloud_server.config import FirstOrderConfig, read_config
-from cloud_server.learner_config import SERVINGS, LocalLossConfig
+from cloud_server.config import read_config
+from cloud_server.learner_config import SERVINGS
 from edge_client.host import read_host_config
 from fleet.compare import parse_seeds
-from fleet.job import RESULT_NAME
-from fleet.launch import SCENARIO_NAME, launch
 from fleet.progress import format_bytes
-from fleet.scenario import DatasetPart, EvaluationPart, Scenario, load_scenario
 
 _WIDTH = 110
 _SCORES = {"val": "val mIoU", "test": "test local", "ood": "test OOD"}
@@ -38,7 +35,7 @@ _COLUMNS = ("weight power", "serving", *_SCORES.values(), "up", "down")
 def main() -> None:
     """Run what is missing and print table and JSON line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.blackfleet_choices", description=__doc__)
-    parser.add_argument("--data-root", type=Path, required=True, help="folder of CamVid")
+    parser.add_argument("--data-root", type=Path, help="CamVid's folder (default: $BLACKFLEET_CAMVID)")
     parser.add_argument("--folder", type=Path, default=Path("runs/blackfleet-choices"), help="for the runs")
     parser.add_argument("--seeds", default="0,1", help="comma-separated (default 0,1)")
     parser.add_argument(
@@ -53,48 +50,47 @@ def main() -> None:
     try:
         powers = [float(word) for word in options.weight_powers.split(",")]
         seeds = parse_seeds(options.seeds)
-        scenario = Scenario(
-            algorithm="blackfleet",
-            vehicles=options.vehicles,
-            rounds=options.rounds,
-            dataset=DatasetPart(name="camvid", root=str(options.data_root)),
-            local_loss=LocalLossConfig(warm_up_epochs=options.warm_up_epochs, epochs=options.local_epochs),
-            first_order=FirstOrderConfig(epochs=options.foo_epochs),
-            evaluation=EvaluationPart(overlays=0),
-        )
-        runs = {power: [measure(scenario, power, seed, options.folder) for seed in seeds] for power in powers}
-    except (ValueError, OSError) as error:
-        sys.exit(f"blackfleet_choices: {error}")
+    except ValueError as error:
+        parser.error(str(error))
+    shared = {
+        "algorithm": "blackfleet",
+        "vehicles": options.vehicles,
+        "rounds": options.rounds,
+        "dataset.name": "camvid",
+        "dataset.root": str((options.data_root or camvid_folder()).resolve()),
+        "local_loss.warm_up_epochs": options.warm_up_epochs,
+        "local_loss.epochs": options.local_epochs,
+        "first_order.epochs": options.foo_epochs,
+        "evaluation.overlays": 0,
+    }
+    table_of_runs = {
+        power: [
+            Run(
+                folder=options.folder / f"power{power:g}-seed{seed}",
+                settings={**shared, "seed": seed, "local_loss.weight_power": power},
+            )
+            for seed in seeds
+        ]
+        for power in powers
+    }
+    finish([run for runs in table_of_runs.values() for run in runs], jobs=1)
+    measured = {power: [measure(run) for run in runs] for power, runs in table_of_runs.items()}
     table = Table(title=f"blackfleet on CamVid, {options.vehicles} vehicles, seeds {options.seeds}")
     for column in _COLUMNS:
         table.add_column(column, justify="left" if column == "serving" else "right")
-    rows = [summarise(power, serving, runs[power]) for power in powers for serving in SERVINGS]
+    rows = [summarise(power, serving, measured[power]) for power in powers for serving in SERVINGS]
     for row in rows:
         table.add_row(*_cells(row))
     Console(width=_WIDTH).print(table)
     print(json.dumps({"benchmark": "blackfleet_choices", "seeds": seeds, "rows": rows}))
 
 
-def measure(scenario: Scenario, power: float, seed: int, folder: Path) -> dict[str, Any]:
-    """Scores by serving, and bytes, of one run, which is launched, or resumed, unless it is complete.
-
-    Raises:
-        ValueError: its folder holds a run of another scenario.
-    """
-    local = msgspec.structs.replace(scenario.local_loss, weight_power=power)
-    wanted = msgspec.structs.replace(scenario, seed=seed, local_loss=local)
-    run_folder = folder / f"power{power:g}-seed{seed}"
-    begun = (run_folder / SCENARIO_NAME).exists()
-    if begun:
-        kept = load_scenario(run_folder / SCENARIO_NAME, {})
-        if kept != msgspec.structs.replace(wanted, cores=kept.cores):
-            raise ValueError(f"{run_folder} holds a run of another scenario; choose another --folder")
-    if not (run_folder / RESULT_NAME).exists():
-        launch(wanted, run_folder, resume=begun, console=Console(stderr=True))
-    result = json.loads((run_folder / RESULT_NAME).read_text())
-    hosts = [read_host_config(path) for path in sorted((run_folder / "hosts").glob("host-*.json"))]
+def measure(run: Run) -> dict[str, Any]:
+    """Scores by serving, and bytes, of a complete run."""
+    result = run.result()
+    hosts = [read_host_config(path) for path in sorted((run.folder / "hosts").glob("host-*.json"))]
     return {
-        "servings": score_servings(read_config(run_folder / "cloud.json"), hosts, run_folder),
+        "servings": score_servings(read_config(run.folder / "cloud.json"), hosts, run.folder),
         "uplink_bytes": result["uplink_bytes"],
         "downlink_bytes": result["downlink_bytes"],
     }

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -28,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from benchmarks.camvid import camvid_folder, camvid_is_here
 from cloud_server.config import network_seed
 from cloud_server.evaluation import ConfusionMatrix
 from cloud_server.inference import threads
@@ -196,7 +196,7 @@ def main() -> None:
     parser.add_argument("--train", action="store_true", help="train a model at each coding")
     parser.add_argument("--quick", action="store_true", help="few steps and frames, to see that it runs")
     options = parser.parse_args()
-    data_root = options.data_root or _camvid()
+    data_root = options.data_root or (camvid_folder() if camvid_is_here() else None)
     name = "generated" if data_root is None else "camvid"
     steps = 60 if options.quick else 600
     with tempfile.TemporaryDirectory(prefix="blackfleet-codec-") as folder:
@@ -263,13 +263,6 @@ def _timed(function: Callable[..., Any], argument: object) -> tuple[Any, float]:
 
 def _decode(encoded: EncodedTensor) -> NDArray[np.float32]:
     return decode(encoded, expected_shape=(None, None, None, None))
-
-
-def _camvid() -> Path | None:
-    """CamVid where the tests look for it too; None where it is not."""
-    beside = Path(__file__).resolve().parents[2] / "shared" / "data" / "camvid"
-    root = Path(os.environ.get("BLACKFLEET_CAMVID", beside))
-    return root if (root / "trainannot").is_dir() else None
 
 
 if __name__ == "__main__":

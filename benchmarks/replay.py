@@ -16,7 +16,6 @@ from typing import Any
 
 from benchmarks.camvid import camvid_folder
 from benchmarks.runs import Run, finish
-from cloud_server.run_log import LOG_NAME
 from fleet.progress import format_bytes
 
 _EPOCHS = 3
@@ -87,19 +86,13 @@ def _run(
 
 def _row(algorithm: str, replay_steps: int, epochs: int, runs: Sequence[Run]) -> dict[str, Any]:
     """Means over seeds, and each seed's scores."""
-    results = [{**run.result(), "validation_miou": _validation_miou(run)} for run in runs]
+    results = [{**run.result(), "validation_miou": run.val_miou()} for run in runs]
     row: dict[str, Any] = {"algorithm": algorithm, "replay_steps": replay_steps, "epochs": epochs}
     for name in _SCORES:
         row[f"{name}_by_seed"] = [result[name] for result in results]
     for name in (*_SCORES, "uplink_bytes", "frames_seen", "wall_s"):
         row[name] = statistics.mean(result[name] for result in results)
     return row
-
-
-def _validation_miou(run: Run) -> float:
-    """Mean over vehicles after the last round, of the weights that serve each."""
-    events = [json.loads(line) for line in (run.folder / LOG_NAME).read_text().splitlines()]
-    return float([event for event in events if event["event"] == "curve"][-1]["val_miou"])
 
 
 if __name__ == "__main__":

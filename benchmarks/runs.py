@@ -27,6 +27,7 @@ from fleet.encoders import build_encoder
 from fleet.job import RESULT_NAME
 from fleet.launch import SCENARIO_NAME, launch
 from fleet.pretrain import pretrain, write_start
+from fleet.report.data import read_curve
 from fleet.scenario import load_scenario, save_scenario
 from fleet.start import SPEC_NAME
 
@@ -52,10 +53,13 @@ class Run:
         return content
 
     def val_miou(self) -> float:
-        """Mean validation mIoU after the last round, which choices are made by."""
-        events = map(json.loads, (self.folder / EVENTS_NAME).read_text().splitlines())
-        *_, last = (event["val_miou"] for event in events if event["event"] == "curve")
-        return float(last)
+        """Mean validation mIoU after the last round, which choices are made by.
+
+        It is that of the weights that serve each vehicle.
+        """
+        last = read_curve(self.folder / EVENTS_NAME)[-1].val_miou
+        assert last is not None, "every round of a benchmark's runs ends in a validation"
+        return last
 
 
 def finish(runs: Sequence[Run], *, jobs: int) -> None:
