@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -44,6 +45,7 @@ CARS = ("car-1", "car-2")
 IMAGE_SIZE = (64, 48)
 _DISK_SIZE = (80, 60)
 _FRAMES_OF_SEQUENCE = 10
+_SCORES = ("mean_local_miou", "mean_ood_miou", "classes", "frames_seen", "confusion")
 _COLORS = {"sky": 200, "building": 120, "road": 60, "pavement": 90, "tree": 30, "car": 240}
 
 
@@ -154,6 +156,11 @@ class TinyFleet:
     def result(self) -> dict[str, Any]:
         content: dict[str, Any] = json.loads((self.run_folder / "result.json").read_text())
         return content
+
+    def scores(self) -> dict[str, Any]:
+        """What must come out alike of runs that end alike."""
+        result = self.result()
+        return {name: result[name] for name in _SCORES}
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """The run log's events of one name."""
@@ -274,6 +281,13 @@ class Supervisor:
 
         self.sabotage(kill)
 
+    def run_with_kills(self, points: set[tuple[str, str, int]], victim: str) -> None:
+        """`kill_at`, then `run`; the run must have come by every point."""
+        ahead = set(points)
+        self.kill_at(ahead, victim)
+        self.run()
+        assert not ahead, "the run must have come by every point"
+
     def kill_cloud(self) -> None:
         self.kills.append("cloud")
         self._cloud.kill()
@@ -357,6 +371,18 @@ class Supervisor:
         """
         process = self._hosts[car] = _Process(self.bus)
         Host(self.fleet.host(car, give_up_s=self._give_up_s), process.connect, process.stop).run()
+
+
+def unreliable_bus(seed: int, **shares: float) -> MemoryBus:
+    """A bus that hits a share of the messages, statuses apart, with each fault: duplicate, delay, drop."""
+
+    def chosen(share: float, fault: str) -> Callable[[str, bytes], bool]:
+        draws = random.Random(f"{seed} {fault}")
+        return lambda topic, payload: tag(payload) != "status" and draws.random() < share
+
+    bus = MemoryBus()
+    bus.set_faults(**{fault: chosen(share, fault) for fault, share in shares.items()})
+    return bus
 
 
 def interrupt(

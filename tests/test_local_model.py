@@ -9,47 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from federated_fixtures import export_tiny_model, tiny_module
 from fleet_fixtures import IMAGE_SIZE, World
 
-from cloud_server.config import network_seed
 from cloud_server.losses import cross_entropy, downsample_labels
 from datasets.labels import CAMVID
 from edge_client.bundle import EncoderBundle
 from edge_client.learners.federated import confusion_counts
 from edge_client.local_network import LocalNetwork, LocalTraining
-from fleet.local_model import build_whole_network, export_local_model
 from protocol.local_model import LocalModel, LocalModelError, LocalModelSpec
-
-ENCODER = "stride8-c4"
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> LocalModel:
-    return _export(tmp_path_factory.mktemp("model"))
-
-
-def _export(folder: Path) -> LocalModel:
-    return export_local_model(
-        folder,
-        encoder=ENCODER,
-        network="compact",
-        loss="cross-entropy",
-        label_space_name="camvid",
-        image_size=IMAGE_SIZE,
-        encoder_seed=0,
-        network_seed=network_seed(0),
-    )
-
-
-def _module() -> torch.nn.Module:
-    return build_whole_network(
-        ENCODER,
-        "compact",
-        image_size=IMAGE_SIZE,
-        num_classes=CAMVID.num_classes,
-        encoder_seed=0,
-        network_seed=network_seed(0),
-    )
+    return export_tiny_model(tmp_path_factory.mktemp("model"))
 
 
 # The whole network on the vehicle -------------------------------------------------------------------------
@@ -59,14 +32,14 @@ def test_exported_weights_are_those_of_both_halves(model: LocalModel, tiny_world
     theta0 = EncoderBundle.load(tiny_world.bundle).theta0
     encoder = [array.ravel() for name, array in model.weights.items() if name.startswith("encoder.")]
     assert np.array_equal(np.concatenate(encoder), theta0)
-    for name, tensor in _module().state_dict().items():
+    for name, tensor in tiny_module().state_dict().items():
         if tensor.dtype == torch.float32:
             assert np.array_equal(model.weights[name], tensor.numpy()), name
 
 
 def test_exported_programs_train_as_the_module_does(model: LocalModel) -> None:
     """Three AdamW steps with batch statistics, of changing batch size: the same weights and statistics."""
-    module = _module().train()
+    module = tiny_module().train()
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3, weight_decay=0.01, fused=True)
     batches = [_batch(seed, size) for seed, size in enumerate((3, 2, 5))]
     losses = []
@@ -102,7 +75,7 @@ def test_local_training_is_deterministic(model: LocalModel) -> None:
 def test_fedprox_pulls_towards_the_start(model: LocalModel) -> None:
     """Two SGD steps by hand with the gradient of loss + μ/2 ‖w − w₀‖²."""
     mu, rate, batch = 0.7, 0.2, _batch(0, 3)
-    module = _module().eval()
+    module = tiny_module().eval()
     start = [parameter.detach().clone() for parameter in module.parameters()]
     for _ in range(2):
         module.zero_grad()
@@ -120,7 +93,7 @@ def test_fedprox_pulls_towards_the_start(model: LocalModel) -> None:
 
 
 def test_damaged_local_model_is_refused(tmp_path: Path) -> None:
-    _export(tmp_path)
+    export_tiny_model(tmp_path)
     weights = tmp_path / "weights.msgpack"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     with pytest.raises(LocalModelError, match=r"weights\.msgpack is damaged: its checksum is wrong"):
@@ -161,4 +134,8 @@ def _training(**changes: Any) -> LocalTraining:
 
 def test_model_description_is_readable(model: LocalModel) -> None:
     assert isinstance(model.spec, LocalModelSpec)
-    assert (model.spec.encoder, model.spec.network, model.spec.loss) == (ENCODER, "compact", "cross-entropy")
+    assert (model.spec.encoder, model.spec.network, model.spec.loss) == (
+        "stride8-c4",
+        "compact",
+        "cross-entropy",
+    )

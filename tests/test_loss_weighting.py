@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from fleet_fixtures import CARS, FLEET, Supervisor, TinyFleet, World, tag
+from fleet_fixtures import CARS, FLEET, Supervisor, TinyFleet, World, tag, unreliable_bus
 from test_local_loss import LOCAL, Reference, assert_learnt_like, fleet_of, refusal, run
 from torch.nn import functional
 
@@ -146,20 +146,12 @@ def test_killed_process_changes_nothing(victim: str, calm: Watched, tmp_path: Pa
     """Before, amid and after the fetches, and between the learning that made the maps and their use."""
     points = {(CAR, "fetch-maps", 1), (CARS[1], "maps", 2), (CAR, "done", 2), (CARS[1], "turn", 3)}
     supervisor = Supervisor(fleet_of(calm.fleet.world, tmp_path, local_loss=WEIGHTED))
-    supervisor.kill_at(points, victim)
-    supervisor.run()
-    assert not points, "the run must have come by every point"
+    supervisor.run_with_kills(points, victim)
     assert supervisor.fleet.fingerprint() == calm.fleet.fingerprint()
 
 
 def test_unreliable_delivery_changes_nothing(calm: Watched, tmp_path: Path) -> None:
-    draws = np.random.default_rng(5)
-
-    def chosen(topic: str, payload: bytes) -> bool:
-        return tag(payload) != "status" and bool(draws.random() < 0.1)
-
-    bus = MemoryBus()
-    bus.set_faults(duplicate=chosen, delay=chosen, drop=chosen)
+    bus = unreliable_bus(5, duplicate=0.1, delay=0.1, drop=0.1)
     fleet = run(fleet_of(calm.fleet.world, tmp_path, local_loss=WEIGHTED), bus)
     assert fleet.fingerprint() == calm.fleet.fingerprint()
     assert all(entry["answers_per_frame"] == 1 for entry in fleet.result()["vehicles"].values())

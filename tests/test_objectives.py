@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from film_reference import FilmEncoder
-from fleet_fixtures import CARS, IMAGE_SIZE, Supervisor, TinyFleet, World, tag
+from fleet_fixtures import CARS, IMAGE_SIZE, Supervisor, TinyFleet, World, tag, unreliable_bus
 from rich.console import Console
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
@@ -286,21 +286,13 @@ def test_killed_process_changes_nothing(
     asked = {"spsa-gc": "query", "activation": "seeded"}.get(name, "train")
     points = {(CAR, asked, 2), (CARS[1], asked, 3), (CAR, "done", 2), (CARS[1], "upload", 3)}
     supervisor = Supervisor(without_labels(name, fleet.world, tmp_path))
-    supervisor.kill_at(points, victim)
-    supervisor.run()
-    assert not points, "the run must have come by every point"
+    supervisor.run_with_kills(points, victim)
     assert supervisor.fleet.fingerprint() == fleet.fingerprint()
 
 
 def test_unreliable_delivery_changes_nothing(calm: tuple[str, TinyFleet, Recorder], tmp_path: Path) -> None:
     name, fleet, _ = calm
-    draws = np.random.default_rng(3)
-
-    def chosen(topic: str, payload: bytes) -> bool:
-        return tag(payload) != "status" and bool(draws.random() < 0.1)
-
-    bus = MemoryBus()
-    bus.set_faults(duplicate=chosen, delay=chosen, drop=chosen)
+    bus = unreliable_bus(3, duplicate=0.1, delay=0.1, drop=0.1)
     other = without_labels(name, fleet.world, tmp_path)
     Supervisor(other, bus).run()
     assert other.fingerprint() == fleet.fingerprint()

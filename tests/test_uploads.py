@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from fleet_fixtures import CARS, Supervisor, TinyFleet, World, interrupt, tag
+from fleet_fixtures import CARS, Supervisor, TinyFleet, World, interrupt, unreliable_bus
 from hypothesis import given
 from hypothesis import strategies as st
 from test_loss_weighting import WEIGHTED, Watched
@@ -105,9 +104,7 @@ def test_kills_lose_and_double_no_upload(victim: str, calm: TinyFleet, tmp_path:
     """
     points = {(CAR, "upload", 3), (CARS[1], "upload", 4), (CAR, "done", 2), (CARS[1], "turn", 4)}
     supervisor = Supervisor(fleet_of(calm.world, tmp_path))
-    supervisor.kill_at(points, victim)
-    supervisor.run()
-    assert not points, "the run must have come by every point"
+    supervisor.run_with_kills(points, victim)
     counts = counts_of(supervisor.fleet)
     if victim == "car":
         assert sum(entry.discarded for entry in counts.values()) > 0
@@ -118,13 +115,7 @@ def test_kills_lose_and_double_no_upload(victim: str, calm: TinyFleet, tmp_path:
 
 
 def test_doubled_late_and_lost_messages_are_counted_once(calm: TinyFleet, tmp_path: Path) -> None:
-    draws = random.Random(5)
-
-    def chosen(topic: str, payload: bytes) -> bool:
-        return tag(payload) != "status" and draws.random() < 0.1
-
-    bus = MemoryBus()
-    bus.set_faults(duplicate=chosen, delay=chosen, drop=chosen)
+    bus = unreliable_bus(5, duplicate=0.1, delay=0.1, drop=0.1)
     fleet = run(fleet_of(calm.world, tmp_path), bus)
     assert counts_of(fleet) == counts_of(calm)
     assert fleet.fingerprint() == calm.fingerprint()
@@ -218,9 +209,7 @@ def test_killed_fleet_with_limited_uploads_ends_alike(calm: TinyFleet, tmp_path:
     undisturbed = run(fleet_of(calm.world, tmp_path / "undisturbed", uploads=limits))
     supervisor = Supervisor(fleet_of(calm.world, tmp_path / "killed", uploads=limits))
     points = {(CAR, "upload", 3), (CARS[1], "done", 3)}
-    supervisor.kill_at(points, "cloud")
-    supervisor.run()
-    assert not points
+    supervisor.run_with_kills(points, "cloud")
     assert supervisor.fleet.fingerprint() == undisturbed.fingerprint()
 
 
