@@ -98,11 +98,16 @@ class UploadConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True
     `split` and `individual`, which need each frame's gradient, and of `fedavg`, which sends none."""
     val_frames: int | None = None
     """At most so many validation frames of a vehicle, the same in each turn; None = all. Not of `fedavg`."""
+    train_labels: str = "input"
+    """Size at which labels of train frames are sent: `input`, the encoder's, or `logits`, at which the cloud
+    compares: the same run to the bit in fewer bytes, but labels that no finer network can use. Not of
+    `fedavg`, which sends none."""
 
     def __post_init__(self) -> None:
         for name in ("train_frames", "val_frames"):
             if getattr(self, name) is not None:
                 at_least(getattr(self, name), 1, f"uploads.{name}")
+        one_of(self.train_labels, ("input", "logits"), "uploads.train_labels")
 
 
 class PatienceConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True):

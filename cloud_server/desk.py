@@ -197,7 +197,7 @@ class Desk:
                     raise RequestError(f"{request.split} frame {min(unasked)} is not asked for in this turn")
                 active.add_upload(request.step, request.split, request.frames, features_BCHW)
             case LabelOffer():
-                self._checks.check_labels(request.vehicle, request.labels)
+                self._checks.check_labels(active.turn, request.labels)
                 wanted = tuple(
                     label.index
                     for label in request.labels
@@ -205,7 +205,7 @@ class Desk:
                 )
                 return LabelWant(**identity, indices=wanted)
             case Labels():
-                self._checks.check_labels(request.vehicle, [label for label, _ in request.labels])
+                self._checks.check_labels(active.turn, [label for label, _ in request.labels])
                 for label, coded in request.labels:
                     self._labels.add(
                         request.vehicle,

@@ -106,6 +106,12 @@ class Inference:
                 label_nhw[chosen] = logits_BKhw.argmax(dim=1).to(torch.uint8).numpy()
         return label_nhw
 
+    def logit_size(self, feature_shape: tuple[int, int, int]) -> tuple[int, int]:
+        """Rows and columns of the logits of features of C, H, W."""
+        with self._inference():
+            height, width = self._network(features_tensor(torch.zeros(1, *feature_shape))).shape[-2:]
+            return height, width
+
     def estimate_statistics(self, features_nCHW: Array, *, batch_size: int, seed: int) -> dict[str, Tensor]:
         """Return `collect_statistics` of these features, a part of `weights()`.
 

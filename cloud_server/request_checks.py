@@ -57,12 +57,15 @@ class RequestChecks:
         if len(set(indices)) != len(indices):
             raise RequestError("a frame is named twice")
 
-    def check_labels(self, vehicle: str, labels: Sequence[OfferedLabel]) -> None:
-        """Labels of declared frames; those to train and validate on have the size of the encoder's input.
+    def check_labels(self, turn: Turn, labels: Sequence[OfferedLabel]) -> None:
+        """Labels of declared frames; those to train and validate on have the size that the turn says.
 
         Raises:
             RequestError: one of them is not.
         """
+        vehicle, height_width = turn.vehicle, turn.train_label_size
+        expected = {"train": height_width[::-1] if height_width else self._registry.image_size}
+        expected["val"] = self._registry.image_size
         frames = {split: self._registry.frames(vehicle, split) for split in SPLITS}
         for label in labels:
             split = next((split for split in SPLITS if label.index in frames[split]), None)
@@ -70,10 +73,10 @@ class RequestChecks:
                 count = sum(map(len, frames.values()))
                 raise RequestError(f"label of frame {label.index}, but {vehicle!r} declared {count} frames")
             size = (label.width, label.height)
-            if split in ("train", "val") and size != self._registry.image_size:
+            if split in expected and size != expected[split]:
                 raise RequestError(
                     f"label of {split} frame {label.index} is {shape_text(size)} pixels, expected "
-                    f"{shape_text(self._registry.image_size or ())}"
+                    f"{shape_text(expected[split] or ())}"
                 )
             try:
                 prediction_name(label.key)

@@ -94,6 +94,8 @@ class Server:
         )
         self._ledger = UploadLedger()
         self._last_trained: dict[str, int] = {}
+        self._train_label_sizes: dict[str, tuple[int, int]] = {}
+        """By vehicle; empty where train labels cross as they are."""
         self._statuses_counted = 0
 
     # The run ------------------------------------------------------------------------------------------
@@ -167,6 +169,11 @@ class Server:
         trainer = build_trainer(
             config, self._registry, self._run_folder, num_classes=self._label_space.num_classes
         )
+        if config.uploads.train_labels == "logits":
+            self._train_label_sizes = {
+                vehicle: trainer.logit_size(self._registry.feature_shape(vehicle))
+                for vehicle in config.vehicles
+            }
         return ALGORITHMS[config.algorithm](
             Context(
                 config=config,
@@ -267,6 +274,7 @@ class Server:
                 for split, limit in plan.limits.items()
                 if split in plan.uploads and limit.most < len(self._registry.frames(vehicle, split))
             },
+            train_label_size=self._train_label_sizes.get(vehicle),
             anchor=self._config.anchor,
         )
         self._desk.active[vehicle] = ActiveTurn(turn=turn)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from datasets.labels import LabelSpace
 from edge_client.conversation import Conversation
+from edge_client.cross_entropy import downsample_label
 from edge_client.encoder import Encoder, Linearisation
 from edge_client.errors import TurnRefused
 from edge_client.frames import VehicleFrames
@@ -197,7 +198,7 @@ class TurnTools:
         missing = self._labels.missing(indices)
         for first in range(0, len(missing), _LABELS_PER_MESSAGE):
             chunk = missing[first : first + _LABELS_PER_MESSAGE]
-            label_HWs = {index: self.frames.label(index) for index in chunk}
+            label_HWs = {index: self._label(index) for index in chunk}
             offered = {
                 index: OfferedLabel(
                     index=index,
@@ -217,3 +218,11 @@ class TurnTools:
                 )
                 self.ask([Labels(**self.header(), labels=coded)])
             self._labels.confirm(chunk)
+
+    def _label(self, index: int) -> NDArray[np.uint8]:
+        """As it is to be sent: label_HW, or reduced to what the cloud compares."""
+        label_HW = self.frames.label(index)
+        size_hw = self.turn.train_label_size
+        if size_hw is None or index not in self.frames.splits["train"]:
+            return label_HW
+        return downsample_label(label_HW, size_hw)

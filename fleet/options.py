@@ -114,6 +114,12 @@ SCENARIO_OPTIONS = (
         "Not fedavg: at most so many validation frames uploaded in a turn.",
     ),
     ScenarioOption(
+        "train_labels",
+        "uploads.train_labels",
+        str,
+        "Not fedavg: size of the train labels that are sent: input, or logits: the same run in fewer bytes.",
+    ),
+    ScenarioOption(
         "replay_steps",
         "first_order.replay_steps",
         int,

@@ -27,6 +27,7 @@ Id = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 Token = Annotated[str, Meta(pattern=r"^[0-9a-f]{8,32}$")]
 Index = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Step = Annotated[int, Meta(ge=0, le=2**53)]
+Side = Annotated[int, Meta(ge=1, le=2**16)]
 Seed = Annotated[int, Meta(ge=0)]
 Text = Annotated[str, Meta(max_length=1024)]
 Split = Annotated[str, Meta(pattern=r"^(train|val|test|ood|source)$")]
@@ -191,6 +192,9 @@ class Turn(_Turned, frozen=True, array_like=True, kw_only=True, tag="turn"):
     `bits`."""
     upload_frames: dict[Split, tuple[Index, ...]] = {}
     """The frames that are wanted of a split of `uploads`; all of one that isn't named."""
+    train_label_size: tuple[Side, Side] | None = None
+    """Rows and columns that labels of train frames are to be reduced to, by the pixel nearest to each cell's
+    centre; None = they are of the size of the encoder's input."""
     anchor: Annotated[float, Meta(ge=0)] = 0.0
     """λ: λ/2·‖φ − φ_start‖² is added to what the encoder learns from, φ_start being the bundle's."""
 

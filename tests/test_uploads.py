@@ -18,12 +18,14 @@ from test_loss_weighting import WEIGHTED, Watched
 
 from cloud_server.config import FirstOrderConfig, UploadConfig
 from cloud_server.errors import CloudError
-from cloud_server.learner_config import LocalLossConfig
+from cloud_server.label_store import LabelStore
+from cloud_server.learner_config import ActivationConfig, LocalLossConfig, ZerothOrderConfig
 from cloud_server.ledger import UploadCounts, UploadLedger
 from cloud_server.upload_limit import UploadLimit
+from datasets.labels import CAMVID
 from protocol import topics
 from protocol.memory_bus import MemoryBus
-from protocol.messages import SPLITS, Turn, Upload
+from protocol.messages import SPLITS, LabelOffer, OfferedLabel, Turn, Upload
 from protocol.tensor_codec import encode
 
 CAR = CARS[0]
@@ -211,6 +213,56 @@ def test_killed_fleet_with_limited_uploads_ends_alike(calm: TinyFleet, tmp_path:
     points = {(CAR, "upload", 3), (CARS[1], "done", 3)}
     supervisor.run_with_kills(points, "cloud")
     assert supervisor.fleet.fingerprint() == undisturbed.fingerprint()
+
+
+@pytest.mark.parametrize("algorithm", ["blackfleet", "blackfed-v2", "split", "activation"])
+def test_train_labels_at_the_size_of_the_logits_change_bytes_alone(
+    algorithm: str, tiny_world: World, tmp_path: Path
+) -> None:
+    """Weights, losses and scores are the same to the bit; only what the labels weigh differs."""
+    settings: dict[str, Any] = {"algorithm": algorithm, "local_loss": WEIGHTED, "rounds": 2}
+    if algorithm == "activation":
+        estimator = ZerothOrderConfig(estimator="activation", activation=ActivationConfig(seeds=2))
+        settings |= {"algorithm": "blackfed-v1", "zeroth_order": estimator}
+    runs = {
+        size: run(fleet_of(tiny_world, tmp_path / size, uploads=UploadConfig(train_labels=size), **settings))
+        for size in ("input", "logits")
+    }
+    full, reduced = runs["input"], runs["logits"]
+    assert reduced.fingerprint() == full.fingerprint()
+    assert reduced.scores() == full.scores()
+    sent = {
+        size: fleet.result()["vehicles"][CAR]["uplink_bytes_by_type"]["labels"]
+        for size, fleet in runs.items()
+    }
+    assert sent["logits"] < sent["input"]
+    with LabelStore(reduced.run_folder / "cloud" / "labels", num_classes=CAMVID.num_classes) as store:
+        assert store.batch(CAR, (0, 1)).shape == (2, 12, 16)
+        assert store.batch(CAR, (6,)).shape == (1, 48, 64)
+
+
+def test_train_label_of_another_size_than_the_turn_says_is_rejected(
+    tiny_world: World, tmp_path: Path
+) -> None:
+    limits = UploadConfig(train_labels="logits")
+    undisturbed = run(fleet_of(tiny_world, tmp_path / "undisturbed", uploads=limits, rounds=1))
+    bus = MemoryBus()
+
+    def say(turn: Turn, payload: bytes) -> tuple[topics.Channel, object]:
+        header = {"vehicle": CAR, "grant": turn.grant, "turn_id": turn.turn_id, "step": 10**6}
+        label = OfferedLabel(index=0, key="a", digest=b"0" * 16, height=48, width=64)
+        return topics.UP, LabelOffer(**header, labels=(label,))
+
+    interrupt(bus, "upload", say)
+    fleet = run(fleet_of(tiny_world, tmp_path / "attacked", uploads=limits, rounds=1), bus)
+    [reject] = fleet.events("reject")
+    assert reject["reason"] == "label of train frame 0 is 64x48 pixels, expected 16x12"
+    assert fleet.fingerprint() == undisturbed.fingerprint()
+
+
+def test_unknown_size_of_train_labels_is_named() -> None:
+    with pytest.raises(ValueError, match="uploads.train_labels must be one of input, logits, got 'small'"):
+        UploadConfig(train_labels="small")
 
 
 @pytest.mark.parametrize("name", ["train_frames", "val_frames"])
