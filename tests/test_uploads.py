@@ -261,7 +261,7 @@ def test_train_label_of_another_size_than_the_turn_says_is_rejected(
 
 
 def test_unknown_size_of_train_labels_is_named() -> None:
-    with pytest.raises(ValueError, match="uploads.train_labels must be one of input, logits, got 'small'"):
+    with pytest.raises(ValueError, match=r"uploads\.train_labels must be one of input, logits, got 'small'"):
         UploadConfig(train_labels="small")
 
 
