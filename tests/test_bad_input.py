@@ -58,6 +58,7 @@ def one_line(text: str, beginning: str) -> str:
         (["--vehicles", "-3"], ["at least 1", "got -3"]),
         (["--rounds", "0"], ["rounds", "at least 1", "got 0"]),
         (["--bits", "7"], ["bits", "32, 8, 6, 4, 3, 2", "got 7"]),
+        (["--train-labels", "small"], ["uploads.train_labels", "input, logits", "'small'"]),
         (["--frame-bytes", "0"], ["frame_bytes", "at least 1", "got 0"]),
         (["--frame-bytes", "900"], ["frame_bytes", "at least 1630", "8x24x32", "2 bits", "got 900"]),
         (["--frame-bytes", "3000", "--bits", "32"], ["frame_bytes", "8 or fewer", "got 32"]),
