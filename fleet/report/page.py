@@ -11,28 +11,14 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from fleet import milestones
-from fleet.progress import format_bytes
-from fleet.report import charts
-from fleet.report.data import ReportData, Spread, Summary, collect
+from fleet.report import charts, tables, text
+from fleet.report.data import ReportData, Summary, collect
 from fleet.report.pictures import FramePictures, Gallery, gather_pictures
 from fleet.scenario import Scenario
 from protocol.atomic import write_bytes_atomic
 
 REPORT_NAME = "report.html"
-_NONE = "–"
 _DATASET_TITLES = {"camvid": "CamVid", "cityscapes": "Cityscapes", "generated": "generated streets"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """A table as text."""
-
-    caption: str
-    columns: tuple[str, ...]
-    rows: list[tuple[str, ...]]
-    best: frozenset[tuple[int, int]] = frozenset()
-    """(row, column) of the cells to stress."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,31 +62,31 @@ def render(data: ReportData, gallery: Gallery) -> str:
         problems=_problems(data, rows),
         hero=_hero(rows, gallery),
         glance=[Markup(charts.scores_chart(rows)), Markup(charts.traffic_chart(rows))],
-        summary=_summary_table(rows, len(data.seeds)),
-        milestones=_milestones_table(data),
-        vehicle_scores=_vehicle_table(data),
+        summary=tables.summary_table(rows, len(data.seeds)),
+        milestones=tables.milestones_table(data),
+        vehicle_scores=tables.vehicle_table(data),
         curves=_curves(data),
         silent=[row.algorithm for row in rows if row.uplink_bytes == 0 and row.downlink_bytes == 0],
         seeds=len(data.seeds),
         classes=_class_bars(data),
         absent=_absent_classes(data),
         confusions=_confusions(data),
-        traffic=_traffic_table(data),
-        traffic_details=[(name, _traffic_details(data, name)) for name in data.algorithms],
-        frames=_frames_table(data),
+        traffic=tables.traffic_table(data),
+        traffic_details=[(name, tables.traffic_details(data, name)) for name in data.algorithms],
+        frames=tables.frames_table(data),
         histograms=_histograms(data),
         gallery=gallery,
         gallery_total=len(data.partition),
-        conditions={vehicle: _sight_text(data, vehicle) for vehicle in data.vehicles},
+        conditions={vehicle: tables.sight_text(data, vehicle) for vehicle in data.vehicles},
         palette=_palette(data),
-        none=_NONE,
+        none=text.NONE,
     )
 
 
 def _title(data: ReportData) -> str:
     frames = _DATASET_TITLES.get(data.dataset, data.dataset)
     if data.is_comparison:
-        return f"{_count(len(data.algorithms), 'algorithm')} on {frames}"
+        return f"{text.count(len(data.algorithms), 'algorithm')} on {frames}"
     return f"{data.algorithms[0]} on {frames}"
 
 
@@ -128,8 +114,10 @@ def _facts(data: ReportData) -> list[tuple[str, str]]:
     if scenario.uploads.train_frames is not None:
         facts.append(("uploads a turn", f"at most {scenario.uploads.train_frames} train frames"))
     if learning.replay_steps:
-        steps = _count(learning.replay_steps, "step")
-        facts.append(("replay", f"{steps} after each, from at most {_count(learning.cache_frames, 'frame')}"))
+        steps = text.count(learning.replay_steps, "step")
+        facts.append(
+            ("replay", f"{steps} after each, from at most {text.count(learning.cache_frames, 'frame')}")
+        )
     if scenario.conditions:
         facts.append(("conditions", ", ".join(f"{k}: {v}" for k, v in scenario.conditions.items())))
     return facts
@@ -144,7 +132,8 @@ def _feature_coding(scenario: Scenario) -> str:
 def _problems(data: ReportData, rows: Sequence[Summary]) -> list[str]:
     """What should be there and is not, a sentence each."""
     problems = [
-        f"{row.algorithm}: {row.finished} of {_count(row.planned, 'run')} finished; the numbers are of those."
+        f"{row.algorithm}: {row.finished} of {text.count(row.planned, 'run')} finished; "
+        f"the numbers are of those."
         for row in rows
         if row.finished < row.planned
     ]
@@ -170,77 +159,6 @@ def _hero(rows: Sequence[Summary], gallery: Gallery) -> tuple[str, str, FramePic
     return None
 
 
-def _summary_table(rows: Sequence[Summary], seeds: int) -> Table:
-    over = ", mean ± standard deviation over seeds" if seeds > 1 else ""
-    scores = [(row.local_miou, row.ood_miou) for row in rows]
-    source = any(row.source_miou for row in rows)
-    return Table(
-        caption=f"mIoU on test frames, 0 to 1{over}: local = a vehicle's own frames, OOD = other vehicles'"
-        + (", source = those of the domain that was pretrained on" if source else "")
-        + ". Bytes, frames seen, queries and time are those of one run.",
-        columns=(
-            "algorithm",
-            "local mIoU",
-            "OOD mIoU",
-            "at the start" if source else "untrained",
-            *(("source before", "source after") if source else ()),
-            "up",
-            "down",
-            "frames seen",
-            "queries",
-            "time",
-        ),
-        rows=[
-            (
-                row.algorithm,
-                _spread(row.local_miou),
-                _spread(row.ood_miou),
-                _score(row.untrained_miou),
-                *((_score(row.initial_source_miou), _spread(row.source_miou)) if source else ()),
-                _bytes(row.uplink_bytes),
-                _bytes(row.downlink_bytes),
-                _whole(row.frames_seen),
-                _whole(row.queries),
-                _duration(row.wall_s),
-            )
-            for row in rows
-        ],
-        best=frozenset(
-            (place, column + 1)
-            for column in (0, 1)
-            for place in _greatest([entry[column] for entry in scores])
-        ),
-    )
-
-
-def _milestones_table(data: ReportData) -> Table | None:
-    if (content := data.milestones) is None:
-        return None
-    rows, caption = milestones.rows(content), milestones.caption(content)
-    return Table(caption=caption, columns=milestones.COLUMNS, rows=rows)
-
-
-def _vehicle_table(data: ReportData) -> Table:
-    """Local and OOD mIoU of every vehicle by algorithm."""
-    rows = []
-    for vehicle in data.vehicles:
-        cells = [vehicle]
-        for algorithm in data.algorithms:
-            for key in ("local_miou", "ood_miou"):
-                values = data.values(algorithm, _vehicle_value(vehicle, key))
-                cells.append(_score(float(np.mean(values)) if values else None))
-        rows.append(tuple(cells))
-    return Table(
-        caption="mIoU of each vehicle" + (", means over seeds" if len(data.seeds) > 1 else ""),
-        columns=("vehicle", *(f"{name} {part}" for name in data.algorithms for part in ("local", "OOD"))),
-        rows=rows,
-    )
-
-
-def _vehicle_value(vehicle: str, key: str) -> Callable[[Mapping[str, Any]], Any]:
-    return lambda result: result["vehicles"][vehicle][key]
-
-
 def _curves(data: ReportData) -> list[Markup]:
     drawn = [
         charts.curve_chart(data, y, x) for y in ("val_miou", "loss") for x in ("frames", "bytes", "time")
@@ -256,10 +174,10 @@ def _class_bars(data: ReportData) -> list[tuple[str, str, list[Bar]]]:
         scores = {name: data.mean(name, _class_value(trained.name)) for name in data.algorithms}
         if any(score is not None for score in scores.values()):
             bars = [
-                Bar(name=name, percent=100 * (score or 0), text=_score(score), colour=colours[name])
+                Bar(name=name, percent=100 * (score or 0), text=text.score(score), colour=colours[name])
                 for name, score in scores.items()
             ]
-            cards.append((trained.name, _css(trained.color_rgb), bars))
+            cards.append((trained.name, text.css(trained.color_rgb), bars))
     return cards
 
 
@@ -289,99 +207,6 @@ def _confusions(data: ReportData) -> list[tuple[str, Markup | None]]:
     return drawn
 
 
-def _message_columns(data: ReportData, algorithms: Sequence[str]) -> list[tuple[str, str]]:
-    """(`up` or `down`, message type) of every type that the runs of these algorithms have counted."""
-    entries = [
-        entry
-        for algorithm in algorithms
-        for run in data.runs_of(algorithm)
-        for entry in (run.result.get("vehicles") or {}).values()
-    ]
-    return [
-        (way, name)
-        for way in ("up", "down")
-        for name in sorted(
-            {name for entry in entries for name in entry.get(f"{way}link_bytes_by_type") or {}}
-        )
-    ]
-
-
-def _message_value(way: str, name: str, vehicle: str | None) -> Callable[[Mapping[str, Any]], Any]:
-    """Reads the bytes of one message type, of one vehicle or (None) of all; None where there were none."""
-
-    def read(result: Mapping[str, Any]) -> float | None:
-        entries = result["vehicles"].values() if vehicle is None else [result["vehicles"][vehicle]]
-        return sum(entry[f"{way}link_bytes_by_type"].get(name, 0) for entry in entries) or None
-
-    return read
-
-
-def _traffic_table(data: ReportData) -> Table | None:
-    """Bytes of all vehicles by message type; None where no message was counted."""
-    columns = _message_columns(data, data.algorithms)
-    if not columns:
-        return None
-    return Table(
-        caption="Bytes of one run, all vehicles together, by message type: whole packets, ↑ up, ↓ down.",
-        columns=("algorithm", *map(_arrow, columns)),
-        rows=[
-            (name, *(_bytes(data.mean(name, _message_value(*column, None))) for column in columns))
-            for name in data.algorithms
-        ],
-    )
-
-
-def _traffic_details(data: ReportData, algorithm: str) -> Table | None:
-    """Bytes of each vehicle by message type; None where no message was counted."""
-    columns = _message_columns(data, [algorithm])
-    if not columns:
-        return None
-    return Table(
-        caption=f"{algorithm}: bytes of each vehicle by message type",
-        columns=("vehicle", "↑ all", "↓ all", *map(_arrow, columns)),
-        rows=[
-            (
-                vehicle,
-                *(
-                    _bytes(data.mean(algorithm, _vehicle_value(vehicle, f"{way}link_bytes")))
-                    for way in ("up", "down")
-                ),
-                *(_bytes(data.mean(algorithm, _message_value(*column, vehicle))) for column in columns),
-            )
-            for vehicle in data.vehicles
-        ],
-    )
-
-
-def _arrow(column: tuple[str, str]) -> str:
-    way, name = column
-    return f"{'↑' if way == 'up' else '↓'} {name}"
-
-
-def _frames_table(data: ReportData) -> Table | None:
-    if not data.partition:
-        return None
-    counts = [entry.get("frames") or {} for entry in data.partition.values()]
-    source = ("source",) if any("source" in count for count in counts) else ()
-    return Table(
-        caption="Frames of each vehicle; OOD frames are test frames of other vehicles"
-        + (", source frames of the domain that was pretrained on." if source else "."),
-        columns=("vehicle", "sees", "encoder", "train", "val", "test", "OOD", *source),
-        rows=[
-            (
-                vehicle,
-                _sight_text(data, vehicle),
-                str(entry.get("encoder") or _NONE),
-                *(
-                    _whole((entry.get("frames") or {}).get(split))
-                    for split in ("train", "val", "test", "ood", *source)
-                ),
-            )
-            for vehicle, entry in data.partition.items()
-        ],
-    )
-
-
 def _histograms(data: ReportData) -> list[tuple[str, list[Bar]]]:
     """(vehicle, shares of its labelled pixels by class); vehicles without counted pixels are left out."""
     drawn = []
@@ -394,7 +219,7 @@ def _histograms(data: ReportData) -> list[tuple[str, list[Bar]]]:
                     name=trained.name,
                     percent=100 * pixels.get(trained.name, 0) / total,
                     text=f"{100 * pixels.get(trained.name, 0) / total:.1f} %",
-                    colour=_css(trained.color_rgb),
+                    colour=text.css(trained.color_rgb),
                 )
                 for trained in data.label_space.trained_classes
             ]
@@ -402,49 +227,5 @@ def _histograms(data: ReportData) -> list[tuple[str, list[Bar]]]:
     return drawn
 
 
-def _sight_text(data: ReportData, vehicle: str) -> str:
-    condition = data.partition.get(vehicle, {}).get("condition")
-    return str(condition).replace("_", " ").replace(":", " ") if condition else "clear"
-
-
 def _palette(data: ReportData) -> dict[str, str]:
-    return {trained.name: _css(trained.color_rgb) for trained in data.label_space.trained_classes}
-
-
-def _css(color_rgb: tuple[int, int, int]) -> str:
-    return f"#{bytes(color_rgb).hex()}"
-
-
-def _greatest(values: Sequence[Spread | None]) -> list[int]:
-    """Where the greatest mean is, if there are at least two to choose from."""
-    means = {place: spread.mean for place, spread in enumerate(values) if spread}
-    return [max(means, key=lambda place: means[place])] if len(means) > 1 else []
-
-
-def _spread(spread: Spread | None) -> str:
-    if spread is None:
-        return _NONE
-    return f"{spread.mean:.3f} ± {spread.deviation:.3f}" if spread.deviation else f"{spread.mean:.3f}"
-
-
-def _score(value: float | None) -> str:
-    return _NONE if value is None else f"{value:.3f}"
-
-
-def _bytes(value: float | None) -> str:
-    return _NONE if value is None else format_bytes(value)
-
-
-def _whole(value: float | None) -> str:
-    return _NONE if value is None else f"{round(value):,}"
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return _NONE
-    whole = round(seconds)
-    return f"{whole // 60}:{whole % 60:02d}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    return {trained.name: text.css(trained.color_rgb) for trained in data.label_space.trained_classes}
