@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -15,15 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from benchmarks.cosine_study import DEFAULT_ACTIVATION, DEFAULTS, ZEROTH_ORDER, Setting
+from benchmarks.cosine_tables import Table
 from benchmarks.joint_training import Study
-
-if TYPE_CHECKING:
-    from benchmarks.estimator_cosine import Row
 
 MAX_BYTES = 300_000
 _BLUE, _ORANGE, _GREEN, _RED, _GREY = "#2b6fe0", "#e8701a", "#2f9e55", "#d04a7a", "#8a94a3"
-
-Table = Mapping[tuple[Setting, int, str], "Row"]
 
 
 def draw(table: Table, study: Study, path: Path) -> None:

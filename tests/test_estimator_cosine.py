@@ -12,7 +12,8 @@ import torch
 
 from benchmarks.cosine_charts import MAX_BYTES, draw
 from benchmarks.cosine_study import Measurement, cosine, pooled
-from benchmarks.estimator_cosine import as_json, main_table, run, sweep_table, tabulate
+from benchmarks.cosine_tables import as_json, main_table, sweep_table, tabulate
+from benchmarks.estimator_cosine import run
 from benchmarks.joint_training import JointTraining, Study, features_gradient
 from cloud_server.losses import cross_entropy, downsample_labels, loss_map
 from datasets.catalog import open_dataset
