@@ -108,20 +108,21 @@ def write_cityscapes_frame(
     if _STEM.fullmatch(stem) is None:
         raise DatasetError(f"frame name must be <city without _>_<6 digits>_<6 digits>, got {stem!r}")
     image_folder, label_folder = (root / kind / split / frame.city for kind in (IMAGES, LABELS))
+    label_path = label_folder / f"{stem}{LABEL_SUFFIX}"
     ref = FrameRef(
         key=stem,
         city=frame.city,
         sequence=frame.sequence,
         frame_id=frame.frame_id,
         image_path=image_folder / f"{stem}{IMAGE_SUFFIX}",
-        label_path=label_folder / f"{stem}{LABEL_SUFFIX}",
+        label_path=label_path,
         instance_path=None if frame.instance_HW is None else label_folder / f"{stem}{INSTANCE_SUFFIX}",
     )
     ids_HW = _label_ids(frame, label_space, stem)
     for folder in (image_folder, label_folder):
         folder.mkdir(parents=True, exist_ok=True)
     _write_png(ref.image_path, cv2.cvtColor(frame.image_HWC, cv2.COLOR_RGB2BGR))
-    _write_png(ref.label_path, ids_HW)
+    _write_png(label_path, ids_HW)
     if frame.instance_HW is not None and ref.instance_path is not None:
         _write_png(ref.instance_path, frame.instance_HW.astype(np.uint16))
     return ref

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datasets.frame import DatasetError, Frame, FrameRef
-from datasets.labels import LabelSpace
+from datasets.labels import VOID, LabelSpace
 
 Pixels: TypeAlias = NDArray[np.integer[Any] | np.floating[Any]]
 """What OpenCV decodes and encodes: [H, W] or [H, W, C]."""
@@ -54,11 +54,13 @@ class FrameFolder:
         return decode_rgb(ref.image_path)
 
     def load_label(self, ref: FrameRef) -> NDArray[np.uint8]:
-        """Read only the label, uint8 trainIds [H, W].
+        """Read only the label, uint8 trainIds [H, W]; all void where the frame has none.
 
         Raises:
             DatasetError: the file is missing, unreadable, or holds unknown ids.
         """
+        if ref.label_path is None:
+            return np.full(self.load_image(ref).shape[:2], VOID, np.uint8)
         return self.decode_label(ref.label_path)
 
     def load(self, ref: FrameRef) -> Frame:
@@ -69,8 +71,11 @@ class FrameFolder:
                 unknown ids.
         """
         image_HWC = self.load_image(ref)
-        label_HW = self.load_label(ref)
-        _check_size(ref.label_path, label_HW, image_HWC)
+        if ref.label_path is None:
+            label_HW = np.full(image_HWC.shape[:2], VOID, np.uint8)
+        else:
+            label_HW = self.decode_label(ref.label_path)
+            _check_size(ref.label_path, label_HW, image_HWC)
         instance_HW = None
         if ref.instance_path is not None:
             instance_HW = decode_instances(ref.instance_path)

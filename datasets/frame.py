@@ -24,12 +24,12 @@ def frame_key(city: str, sequence: str, frame_id: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Frame:
-    """One labelled camera picture."""
+    """One camera picture and its label."""
 
     image_HWC: NDArray[np.uint8]
     """RGB."""
     label_HW: NDArray[np.uint8]
-    """trainIds, 255 = void."""
+    """trainIds, 255 = void: everywhere, where there is no label."""
     instance_HW: NDArray[np.int32] | None = None
     """Cityscapes instance ids: `label_id`, or `label_id * 1000 + n` for single objects; None if unknown."""
     city: str
@@ -52,7 +52,8 @@ class FrameRef:
     sequence: str
     frame_id: str
     image_path: Path = field(compare=False)
-    label_path: Path = field(compare=False)
+    label_path: Path | None = field(compare=False)
+    """None: it has no label."""
     instance_path: Path | None = field(compare=False, default=None)
 
 

@@ -59,7 +59,16 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--fleet", help="fleet id, the third level of every topic")
     parser.add_argument("--vehicle", help="this vehicle's id")
     parser.add_argument("--bundle", help="folder of the encoder bundle (blackfleet encoder export)")
-    parser.add_argument("--dataset", default="cityscapes", help="layout on disk: cityscapes or camvid")
+    parser.add_argument(
+        "--dataset",
+        default="cityscapes",
+        help="layout on disk: cityscapes, camvid, or pictures: PNG or JPEG files without labels",
+    )
+    parser.add_argument(
+        "--label-space",
+        default="cityscapes",
+        help="classes of the network that looks at pictures: cityscapes (default) or camvid",
+    )
     parser.add_argument("--data-root", help="folder of the data set")
     parser.add_argument("--state", help="folder for what the vehicle learns; keep it to resume")
     parser.add_argument(
@@ -92,6 +101,7 @@ def _config(options: argparse.Namespace) -> HostConfig:
         fleet=options.fleet,
         dataset=options.dataset,
         data_root=options.data_root,
+        label_space=options.label_space,
         threads=options.threads,
         encoder_mode=options.encoder_mode,
         vehicles=(

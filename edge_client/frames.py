@@ -123,6 +123,8 @@ class VehicleFrames:
             self.keys.extend(keys)
         for key in self.keys:
             cache.ref(key)
+        self.are_labelled = all(cache.ref(self.keys[index]).label_path for index in self.splits["train"])
+        """Whether each train frame has a label."""
         self._full_size = {index for split in _FULL_SIZE_SPLITS for index in self.splits[split]}
 
     def counts(self) -> dict[str, int]:

@@ -18,7 +18,7 @@ from edge_client.conversation import Conversation, Finished, Patience, Stopped, 
 from edge_client.encoder import Encoder
 from edge_client.errors import StateError, TurnRefused
 from edge_client.frames import VehicleFrames
-from edge_client.learners import LEARNERS
+from edge_client.learners import LEARNERS, takes_labels
 from edge_client.local_head import LocalHead
 from edge_client.state import StateStore, VehicleState
 from edge_client.turn import LabelMemory, LocalModelTools, TurnTools
@@ -181,6 +181,12 @@ class Vehicle:
         """The turn's work; returns the mean loss of the learning, None where nothing was learnt."""
         turn, loss = tools.turn, None
         state = self._start(turn)
+        if not self._frames.are_labelled and takes_labels(turn):
+            raise TurnRefused(
+                "this vehicle's frames have no labels, and this run learns from them; let a pretrained "
+                "network stay as it is and vehicles lower its entropy (objective entropy, network.learns "
+                "false), or give the vehicle labelled frames"
+            )
         if turn.learner is not None:
             state, loss = LEARNERS[type(turn.learner)](tools, state)
         for split in turn.uploads:
