@@ -194,8 +194,9 @@ def table(report: Mapping[str, Mapping[str, Any]], title: str) -> Table:
         )
     if {"blackfleet", "split"} <= set(report):
         uplink = report["blackfleet"]["uplink_bytes"] / report["split"]["uplink_bytes"]
+        closed = report["blackfleet"]["gap_closed"]
         rows.caption = (
-            f"blackfleet: gap closed {report['blackfleet']['gap_closed']} (target {GAP_TARGET}), "
+            f"blackfleet: gap closed {'–' if closed is None else f'{closed:.2f}'} (target {GAP_TARGET}), "
             f"uplink {uplink:.2f} of split's (at most {UPLINK_TARGET})"
         )
     return rows

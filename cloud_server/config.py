@@ -188,8 +188,7 @@ class CloudConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True)
         at_least(self.payload_limit_bytes, SMALLEST_PAYLOAD_LIMIT_BYTES, "payload_limit_bytes")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be at least 0 and below 2^63, got {self.seed}")
-        if self.bits not in BITS:
-            raise ValueError(f"bits must be one of {', '.join(map(str, BITS))}, got {self.bits}")
+        one_of(self.bits, BITS, "bits")
         if self.frame_bytes is not None:
             at_least(self.frame_bytes, 1, "frame_bytes")
             if self.bits == 32:

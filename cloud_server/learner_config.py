@@ -37,11 +37,7 @@ class ActivationConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=
         if self.seeds > MOST_SEEDS:
             raise ValueError(f"zeroth_order.activation.seeds must be at most {MOST_SEEDS}, got {self.seeds}")
         at_least(self.map_stride, 1, "zeroth_order.activation.map_stride")
-        if self.map_bits not in BITS:
-            raise ValueError(
-                f"zeroth_order.activation.map_bits must be one of {', '.join(map(str, BITS))}, "
-                f"got {self.map_bits}"
-            )
+        one_of(self.map_bits, BITS, "zeroth_order.activation.map_bits")
         if self.box_width < 1 or self.box_width % 2 == 0:
             raise ValueError(
                 f"zeroth_order.activation.box_width must be odd and at least 1, got {self.box_width}"
@@ -119,11 +115,7 @@ class WhiteBoxConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     def __post_init__(self) -> None:
         above(self.rate, 0, "white_box.rate")
-        if self.gradient_bits not in BITS:
-            raise ValueError(
-                f"white_box.gradient_bits must be one of {', '.join(map(str, BITS))}, "
-                f"got {self.gradient_bits}"
-            )
+        one_of(self.gradient_bits, BITS, "white_box.gradient_bits")
 
 
 class LocalLossConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -160,7 +152,7 @@ class LocalLossConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=T
                 f"local_loss.warm_up_epochs and epochs must be at most {EPOCHS_LIMIT} together, got "
                 f"{self.warm_up_epochs} and {self.epochs}"
             )
-        one_of(self.schedule, tuple(SCHEDULES), "local_loss.schedule")
+        one_of(self.schedule, SCHEDULES, "local_loss.schedule")
 
 
 class BlackFleetConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
