@@ -57,6 +57,7 @@ from protocol.messages import (
     Weights,
     Welcome,
     WhiteBoxPlan,
+    follows_labels,
 )
 from protocol.tensor_codec import CodecError, encode
 from protocol.topics import CLOUD_ID
@@ -167,7 +168,9 @@ class Desk:
         identity = _identity(request)
         match request:
             case Query():
-                features_BCHW = self._checks.features(request, "train", labelled=_learns_from_labels(active))
+                features_BCHW = self._checks.features(
+                    request, "train", labelled=follows_labels(active.turn.learner)
+                )
                 if not isinstance(active.turn.learner, SpsaPlan) or not isinstance(algorithm, AnswersQueries):
                     raise RequestError("this turn has no queries")
                 active.check_answers(request.frames, 1, self._max_answers_per_frame)
@@ -231,7 +234,7 @@ class Desk:
 
     def _seeded_query(self, request: SeededQuery, active: ActiveTurn, algorithm: Algorithm) -> LossMaps:
         """Answer with loss maps, no more of them than the turn's plan and the limit say."""
-        features_BCHW = self._checks.features(request, "train", labelled=_learns_from_labels(active))
+        features_BCHW = self._checks.features(request, "train", labelled=follows_labels(active.turn.learner))
         plan = active.turn.learner
         if not isinstance(plan, ActivationPlan) or not isinstance(algorithm, AnswersSeededQueries):
             raise RequestError("this turn has no seeded queries")
@@ -261,7 +264,7 @@ class Desk:
 
     def _train_step(self, request: TrainStep, active: ActiveTurn, algorithm: Algorithm) -> Gradient:
         """Learn from a batch once, no more often than the turn says."""
-        features_BCHW = self._checks.features(request, "train", labelled=_learns_from_labels(active))
+        features_BCHW = self._checks.features(request, "train", labelled=follows_labels(active.turn.learner))
         plan = active.turn.learner
         if not isinstance(plan, WhiteBoxPlan) or not isinstance(algorithm, TakesTrainSteps):
             raise RequestError("this turn has no training steps")
@@ -302,12 +305,6 @@ class Desk:
             self._reject(vehicle, "", 0, malformed.reason, final=False)
         else:
             self._note_reject(vehicle, malformed.reason)
-
-
-def _learns_from_labels(active: ActiveTurn) -> bool:
-    """Whether what is asked about train frames in this turn is asked against their labels."""
-    plan = active.turn.learner
-    return not isinstance(plan, SpsaPlan | ActivationPlan | WhiteBoxPlan) or plan.objective == "labels"
 
 
 def _identity(request: Request) -> RequestIdentity:

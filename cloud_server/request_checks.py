@@ -63,9 +63,9 @@ class RequestChecks:
         Raises:
             RequestError: one of them is not.
         """
-        vehicle, height_width = turn.vehicle, turn.train_label_size
-        expected = {"train": height_width[::-1] if height_width else self._registry.image_size}
-        expected["val"] = self._registry.image_size
+        vehicle, input_size = turn.vehicle, self._registry.image_size
+        train_size = input_size if turn.train_label_size is None else turn.train_label_size[::-1]
+        expected = {"train": train_size, "val": input_size}
         frames = {split: self._registry.frames(vehicle, split) for split in SPLITS}
         for label in labels:
             split = next((split for split in SPLITS if label.index in frames[split]), None)

@@ -33,6 +33,7 @@ from protocol.messages import (
     RequestIdentity,
     Turn,
     Upload,
+    follows_labels,
 )
 from protocol.noise import derive_seed, permutation
 from protocol.tensor_codec import EncodedTensor, encode
@@ -188,9 +189,9 @@ class TurnTools:
             raise TurnRefused(f"the turn asks for {split} frame {min(strangers)}, which this vehicle lacks")
         return wanted or own
 
-    def send_train_labels(self, objective: str) -> None:
+    def send_train_labels(self) -> None:
         """Send the labels that the cloud's loss of a train frame takes: none where it is an entropy."""
-        if objective == "labels":
+        if follows_labels(self.turn.learner):
             self.send_labels(self.frames.splits["train"])
 
     def send_labels(self, indices: Sequence[int]) -> None:

@@ -169,6 +169,11 @@ Learner = SpsaPlan | ActivationPlan | WhiteBoxPlan | FedAvgPlan | LocalLossPlan
 """What `Turn.learner` may be; grows by one line with each way to learn."""
 
 
+def follows_labels(learner: Learner | None) -> bool:
+    """Whether the loss of train frames in a turn is one against their labels; without a learner it is."""
+    return getattr(learner, "objective", "labels") == "labels"
+
+
 class Turn(_Turned, frozen=True, array_like=True, kw_only=True, tag="turn"):
     """Cloud → vehicle: it is yours. Learn as told, then upload the named splits once."""
 

@@ -11,7 +11,15 @@ from edge_client.learners.white_box import learn_from_gradients
 from edge_client.learners.zeroth_order import learn_from_losses
 from edge_client.state import VehicleState
 from edge_client.turn import TurnTools
-from protocol.messages import ActivationPlan, FedAvgPlan, LocalLossPlan, SpsaPlan, Turn, WhiteBoxPlan
+from protocol.messages import (
+    ActivationPlan,
+    FedAvgPlan,
+    LocalLossPlan,
+    SpsaPlan,
+    Turn,
+    WhiteBoxPlan,
+    follows_labels,
+)
 
 Learn = Callable[[TurnTools, VehicleState], tuple[VehicleState, float | None]]
 """(the turn's tools, the state before) → (the state after, the mean loss on the way, None where
@@ -20,8 +28,7 @@ nothing was learnt)."""
 
 def takes_labels(turn: Turn) -> bool:
     """Whether anyone learns from the labels of train frames in a turn: the vehicle, or the cloud after it."""
-    entropy = getattr(turn.learner, "objective", "labels") == "entropy"
-    return "train" in turn.uploads or (turn.learner is not None and not entropy)
+    return "train" in turn.uploads or (turn.learner is not None and follows_labels(turn.learner))
 
 
 LEARNERS: dict[type, Learn] = {
