@@ -263,7 +263,9 @@ class _Moment:
             query,
             self._features_BCHW,
             proposals[0].scale_C,
-            lambda features_BCHW: pooled(finest(features_BCHW), stride),
+            lambda copies: np.concatenate(
+                [pooled(finest(features_BCHW), stride) for features_BCHW in copies]
+            ),
             DEFAULTS.map_bits,
         )
         maps_BMyx = decode(coded, expected_shape=(len(self._indices), 1 + setting.count, *query.map_size))

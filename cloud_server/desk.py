@@ -241,8 +241,8 @@ class Desk:
         scale_C = checked_scale(request, plan, features_BCHW.shape)
         answers = 1 + len(request.seeds)
         active.check_answers(request.frames, answers, self._max_answers_per_frame)
-        with algorithm.loss_maps(request.vehicle, request.frames, request.map_size) as loss_map:
-            maps = coded_loss_maps(request, features_BCHW, scale_C, loss_map, plan.map_bits)
+        with algorithm.loss_maps(request.vehicle, request.frames, request.map_size) as loss_maps:
+            maps = coded_loss_maps(request, features_BCHW, scale_C, loss_maps, plan.map_bits)
         active.count_answers(request.frames, answers)
         active.answered_largely(request.step)
         return LossMaps(**_identity(request), maps=maps)

@@ -1,13 +1,15 @@
 """Losses and predictions of a network that stays as it is, so that the same calls give the same bits.
 
-Legend: n frames in all, B frames of a batch, C channels, H W feature or label rows and columns, K classes.
+Legend: n frames in all, B frames of a batch, C channels, H W feature or label rows and columns, K classes,
+M copies of a batch's features, y x cells of a loss map.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,10 @@ Array = NDArray[Any] | Tensor
 
 # Convolutions on a CPU run faster with the channels innermost.
 FORMAT = torch.channels_last
+
+_MAP_FRAMES = 8
+"""Frames that go through the network together for loss maps, always as many. How a convolution rounds
+depends on how many it is given; like this a frame's map has the same bits whatever it is evaluated with."""
 
 
 @contextmanager
@@ -81,12 +87,22 @@ class Inference:
         Raises:
             ValueError: the grid doesn't fit the logits.
         """
+        return self.loss_maps([features_BCHW], label_BHW, cells_yx)
+
+    def loss_maps(
+        self, copies: Iterable[Array], label_BHW: Array | None, cells_yx: tuple[int, int]
+    ) -> NDArray[np.float32]:
+        """Return the `loss_map` of M copies of a batch, features_BCHW each, to the bit: float32[M·B, y, x].
+
+        All copies make one batch, copy after copy, of which a slice is in memory at a time.
+
+        Raises:
+            ValueError: the grid doesn't fit the logits.
+        """
+        frames = (frame for features_BCHW in copies for frame in enumerate(as_tensor(features_BCHW)))
+        slices = iter(lambda: tuple(islice(frames, _MAP_FRAMES)), ())
         with self._inference():
-            if label_BHW is None:
-                map_Byx = entropy_map(self._network(features_tensor(features_BCHW)), cells_yx)
-            else:
-                map_Byx = loss_map(*self._evaluate(features_BCHW, label_BHW), cells_yx)
-            return np.asarray(map_Byx, np.float32)
+            return np.concatenate([self._map_slice(chosen, label_BHW, cells_yx) for chosen in slices])
 
     def predict(
         self, features_nCHW: Array, size_hw: tuple[int, int], *, chunk_frames: int = 16
@@ -127,6 +143,21 @@ class Inference:
                     for start, stop in batch_bounds(len(order_n), batch_size)
                 ),
             )
+
+    def _map_slice(
+        self, frames: tuple[tuple[int, Tensor], ...], label_BHW: Array | None, cells_yx: tuple[int, int]
+    ) -> NDArray[np.float32]:
+        """The maps of at most `_MAP_FRAMES` frames, for each whose label it has and features_CHW."""
+        numbers, features = zip(*frames, strict=True)
+        padded_BCHW = torch.zeros(_MAP_FRAMES, *features[0].shape)
+        padded_BCHW[: len(features)] = torch.stack(features)
+        logits_BKhw = self._network(features_tensor(padded_BCHW))[: len(features)]
+        if label_BHW is None:
+            map_Byx = entropy_map(logits_BKhw, cells_yx)
+        else:
+            label_Bhw = downsample_labels(as_tensor(label_BHW), logits_BKhw.shape[-2:])
+            map_Byx = loss_map(logits_BKhw, label_Bhw[list(numbers)], cells_yx)
+        return np.asarray(map_Byx, np.float32)
 
     def _evaluate_loss(self, features_BCHW: Tensor, label_BHW: Array | None) -> Tensor:
         if label_BHW is None:

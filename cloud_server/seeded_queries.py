@@ -1,11 +1,12 @@
 """Answers to seeded queries: the cloud unfolds the perturbations by itself and returns loss maps.
 
-Shapes: B frames, K seeds, C channels, H W feature rows and columns, y x rows and columns of a loss map.
+Shapes: B frames, K seeds, M copies of the frames, C channels, H W feature rows and columns, y x rows and
+columns of a loss map.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +17,9 @@ from protocol.messages import ActivationPlan, SeededQuery
 from protocol.perturbation import perturb, unpack_scale
 from protocol.tensor_codec import EncodedTensor, encode
 
-LossMapOf = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-"""features_BCHW of the query's frames → their loss maps, float32[B, y, x]; ValueError where the map's size
-does not fit the network."""
+LossMapsOf = Callable[[Iterable[NDArray[np.float32]]], NDArray[np.float32]]
+"""M copies of the query's features, features_BCHW each → their loss maps, copy after copy,
+float32[M·B, y, x]; ValueError where the map's size does not fit the network."""
 
 
 def checked_scale(
@@ -46,7 +47,7 @@ def coded_loss_maps(
     query: SeededQuery,
     features_BCHW: NDArray[np.float32],
     scale_C: NDArray[np.float32],
-    loss_map: LossMapOf,
+    loss_maps: LossMapsOf,
     bits: int,
 ) -> EncodedTensor:
     """`LossMaps.maps` of a query.
@@ -55,7 +56,7 @@ def coded_loss_maps(
         RequestError: the map's size does not fit the network, or a loss is not finite.
     """
     try:
-        return encode(evaluate_loss_maps(query, features_BCHW, scale_C, loss_map), bits)
+        return encode(evaluate_loss_maps(query, features_BCHW, scale_C, loss_maps), bits)
     except ValueError as error:
         raise RequestError(f"no loss maps at these features: {error}") from error
 
@@ -64,20 +65,26 @@ def evaluate_loss_maps(
     query: SeededQuery,
     features_BCHW: NDArray[np.float32],
     scale_C: NDArray[np.float32],
-    loss_map: LossMapOf,
+    loss_maps: LossMapsOf,
 ) -> NDArray[np.float32]:
     """The clean map and each seed's difference, float32[B, 1 + K, y, x].
 
-    Every perturbed copy is a batch by itself, of the size that it would have had if the vehicle had uploaded
-    it: a CPU's convolutions may round differently in larger batches, and memory stays that of one copy.
+    All copies are evaluated as one batch, and each has the maps that it would have if the vehicle had
+    uploaded it.
     """
-    clean_Byx = loss_map(features_BCHW)
-    maps = [clean_Byx]
-    for seed in query.seeds:
-        difference_Byx = loss_map(perturb(features_BCHW, scale_C, seed))
-        if query.two_sided:
-            difference_Byx = difference_Byx - loss_map(perturb(features_BCHW, scale_C, seed, sign=-1))
-        else:
-            difference_Byx = difference_Byx - clean_Byx
-        maps.append(difference_Byx)
-    return np.stack(maps, axis=1)
+
+    def copies() -> Iterator[NDArray[np.float32]]:
+        yield features_BCHW
+        for seed in query.seeds:
+            yield perturb(features_BCHW, scale_C, seed)
+            if query.two_sided:
+                yield perturb(features_BCHW, scale_C, seed, sign=-1)
+
+    maps_MByx = loss_maps(copies()).reshape(-1, len(features_BCHW), *query.map_size)
+    clean_1Byx, perturbed_MByx = maps_MByx[:1], maps_MByx[1:]
+    if query.two_sided:
+        differences_KByx = perturbed_MByx[::2] - perturbed_MByx[1::2]
+    else:
+        differences_KByx = perturbed_MByx - clean_1Byx
+    maps_BMyx: NDArray[np.float32] = np.concatenate([clean_1Byx, differences_KByx]).swapaxes(0, 1)
+    return maps_BMyx

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -55,31 +56,35 @@ def seeded(frames: int, seeds: int, scale_C: np.ndarray, *, two_sided: bool) -> 
 
 @pytest.mark.parametrize("two_sided", [False, True])
 @pytest.mark.parametrize("seeds", [1, 4, 16])
-@pytest.mark.parametrize("frames", [1, 3])
-@pytest.mark.parametrize("objective", ["labels", "entropy"])
+@pytest.mark.parametrize("frames", [1, 3, 9])
+@pytest.mark.parametrize(("stride", "objective"), [(4, "labels"), (8, "entropy"), (16, "labels")])
 def test_seeded_query_equals_uploading_the_perturbed_features(
-    seeds: int, two_sided: bool, frames: int, objective: str
+    seeds: int, two_sided: bool, frames: int, stride: int, objective: str
 ) -> None:
-    """To the bit, for every K, and nothing in the network changes: no weight, no statistic of BatchNorm."""
-    network = build_network("compact", feature_shape=(4, 6, 8), feature_stride=8, num_classes=5, seed=1)
+    """To the bit, for every K, and nothing in the network changes: no weight, no statistic of BatchNorm.
+
+    The features are large enough for convolutions that round differently in batches of other sizes.
+    """
+    shape = (4, 96 // stride, 128 // stride)
+    network = build_network("compact", feature_shape=shape, feature_stride=stride, num_classes=5, seed=1)
     trainer = Trainer(network, TrainerConfig())
     random = np.random.default_rng(2)
-    label = random.integers(0, 5, (frames, 48, 64), np.uint8) if objective == "labels" else None
-    features = random.normal(size=(frames, 4, 6, 8)).astype(np.float32)
+    label = random.integers(0, 5, (frames, 96, 128), np.uint8) if objective == "labels" else None
+    features = random.normal(size=(frames, *shape)).astype(np.float32)
     scale_C = (0.1 * features.std(axis=(0, 2, 3))).astype(np.float32)
     before = flatten_state(trainer.state_dict())[0]
     query = seeded(frames, seeds, scale_C, two_sided=two_sided)
 
-    def loss_map(features_BCHW: np.ndarray) -> np.ndarray:
-        return trainer.loss_map(features_BCHW, label, query.map_size)
+    def loss_maps(copies: Iterable[np.ndarray]) -> np.ndarray:
+        return trainer.loss_maps(copies, label, query.map_size)
 
     def uploaded(seed: int, sign: int) -> np.ndarray:
         coded = encode(perturb(features, scale_C, seed, sign=sign), 32)
-        return loss_map(decode(coded, expected_shape=features.shape))
+        return trainer.loss_map(decode(coded, expected_shape=features.shape), label, query.map_size)
 
-    answer = coded_loss_maps(query, features, scale_C, loss_map, 32)
+    answer = coded_loss_maps(query, features, scale_C, loss_maps, 32)
     maps = decode(answer, expected_shape=(frames, 1 + seeds, 6, 8))
-    clean = loss_map(features)
+    clean = trainer.loss_map(features, label, query.map_size)
     assert np.array_equal(maps[:, 0], clean)
     for number, seed in enumerate(query.seeds):
         other = uploaded(seed, -1) if two_sided else clean
@@ -87,6 +92,24 @@ def test_seeded_query_equals_uploading_the_perturbed_features(
         assert maps[:, 1 + number].any()
     after = flatten_state(trainer.state_dict())[0]
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_all_copies_of_a_query_are_one_batch() -> None:
+    """Which goes through the network in full slices, not copy by copy."""
+    network = build_network("compact", feature_shape=(4, 6, 8), feature_stride=8, num_classes=5, seed=1)
+    sizes: list[int] = []
+    network.register_forward_hook(lambda module, arguments, output: sizes.append(len(output)))
+    trainer = Trainer(network, TrainerConfig())
+    query = seeded(3, 4, np.ones(4, np.float32), two_sided=True)
+    label = np.zeros((3, 48, 64), np.uint8)
+    maps = evaluate_loss_maps(
+        query,
+        grid((3, 4, 6, 8)),
+        np.ones(4, np.float32),
+        lambda copies: trainer.loss_maps(copies, label, query.map_size),
+    )
+    assert maps.shape == (3, 1 + 4, 6, 8)
+    assert sizes == [8] * 4  # 9 copies of 3 frames
 
 
 def test_mean_of_a_clean_map_is_the_loss() -> None:
@@ -104,12 +127,12 @@ def test_mean_of_a_clean_map_is_the_loss() -> None:
 def test_eight_bits_keep_each_map_to_half_a_step_of_its_own_scale() -> None:
     query = seeded(2, 3, np.ones(4, np.float32), two_sided=False)
 
-    def loss_map(features_BCHW: np.ndarray) -> np.ndarray:
-        return (features_BCHW**2).sum(axis=1) * np.float32(0.01)
+    def loss_maps(copies: Iterable[np.ndarray]) -> np.ndarray:
+        return (np.concatenate(list(copies)) ** 2).sum(axis=1) * np.float32(0.01)
 
     features = grid((2, 4, 6, 8))
-    exact = evaluate_loss_maps(query, features, np.ones(4, np.float32), loss_map)
-    coded = coded_loss_maps(query, features, np.ones(4, np.float32), loss_map, 8)
+    exact = evaluate_loss_maps(query, features, np.ones(4, np.float32), loss_maps)
+    coded = coded_loss_maps(query, features, np.ones(4, np.float32), loss_maps, 8)
     assert coded.payload_bytes < exact.size + 8 * 4 + 200
     step_M = np.ptp(exact, axis=(0, 2, 3)) / 255
     error = np.abs(decode(coded, expected_shape=exact.shape) - exact)

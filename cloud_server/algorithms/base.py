@@ -23,7 +23,7 @@ from cloud_server.ledger import UploadLedger
 from cloud_server.predictions import write_prediction
 from cloud_server.run_log import RunLog
 from cloud_server.schedule import Kind, Stage
-from cloud_server.seeded_queries import LossMapOf
+from cloud_server.seeded_queries import LossMapsOf
 from cloud_server.trainer import Trainer
 from cloud_server.turns import Features
 from cloud_server.upload_limit import UploadLimit
@@ -199,7 +199,7 @@ class AnswersSeededQueries(Protocol):
 
     def loss_maps(
         self, vehicle: str, indices: tuple[int, ...], map_size: tuple[int, int]
-    ) -> AbstractContextManager[LossMapOf]:
+    ) -> AbstractContextManager[LossMapsOf]:
         """The loss maps of some frames, for as long as the context lasts; must not change anything."""
 
 

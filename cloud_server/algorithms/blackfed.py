@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from cloud_server.algorithms.base import Context, TurnPlan, evaluation_plan, training_steps, upload_limits
 from cloud_server.algorithms.one_network import OneNetwork
 from cloud_server.schedule import Kind, Stage, round_robin
-from cloud_server.seeded_queries import LossMapOf
+from cloud_server.seeded_queries import LossMapsOf
 from cloud_server.turns import Features
 from protocol.batches import batch_bounds
 from protocol.messages import Learner
@@ -61,10 +61,10 @@ class BlackFed(OneNetwork):
     @contextmanager
     def loss_maps(
         self, vehicle: str, indices: tuple[int, ...], map_size: tuple[int, int]
-    ) -> Iterator[LossMapOf]:
+    ) -> Iterator[LossMapsOf]:
         label_BHW = self._context.targets(vehicle, indices)
         with self._feedback_weights(vehicle):
-            yield lambda features_BCHW: self._trainer.loss_map(features_BCHW, label_BHW, map_size)
+            yield lambda copies: self._trainer.loss_maps(copies, label_BHW, map_size)
 
     def turn_done(self, stage: Stage, vehicle: str, uploads: Mapping[str, Features]) -> None:
         if stage.kind is Kind.TRAIN:
