@@ -22,7 +22,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.camvid import camvid_folder
+from benchmarks.options import read_seeds, some_of
 from benchmarks.runs import Run, finish, pretrained
+from fleet.spread import sample_deviation
 
 GAIN_TARGET = 0.8
 """Of `activation` under fog with labels, times the gain of the white box."""
@@ -115,31 +117,33 @@ def main() -> None:
     """Run the benchmark and print its tables and JSON line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.adaptation", description=__doc__)
     parser.add_argument("--data-root", type=Path, help="CamVid's folder (default: $BLACKFLEET_CAMVID)")
-    parser.add_argument("--seeds", default="0,1,2", help="default: 0,1,2")
-    parser.add_argument("--conditions", default=",".join(CONDITIONS), help=f"default: {','.join(CONDITIONS)}")
-    parser.add_argument("--settings", default=";".join(SETTINGS), help=f"default: {';'.join(SETTINGS)}")
+    parser.add_argument("--seeds", type=read_seeds, default="0,1,2", help="default: 0,1,2")
+    parser.add_argument(
+        "--conditions",
+        type=some_of(CONDITIONS, separator=","),
+        default=",".join(CONDITIONS),
+        help="default: %(default)s",
+    )
+    parser.add_argument(
+        "--settings", type=some_of(SETTINGS), default=";".join(SETTINGS), help="default: %(default)s"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, one thread each (default 2)")
     parser.add_argument("--out", type=Path, default=Path("runs/adaptation"), help="folder of the runs")
     options = parser.parse_args()
-    settings, conditions = options.settings.split(";"), options.conditions.split(",")
-    for given, known in ((settings, SETTINGS), (conditions, CONDITIONS)):
-        if strangers := set(given) - set(known):
-            parser.error(f"unknown {min(strangers)!r}, expected some of: {'; '.join(known)}")
-    seeds = [int(seed) for seed in options.seeds.split(",")]
     bench = _Bench((options.data_root or camvid_folder()).resolve(), options.out, options.jobs)
     cells: list[Cell] = [
         (setting, condition, method)
-        for setting in settings
-        for condition in conditions
+        for setting in options.settings
+        for condition in options.conditions
         for method in METHODS
         if means_something(setting, method)
     ]
-    rates = bench.choose_rates(cells, seeds[0])
-    results = bench.results(cells, rates, seeds)
+    rates = bench.choose_rates(cells, options.seeds[0])
+    results = bench.results(cells, rates, options.seeds)
     report = [entry(cell, rates[cell], results[cell], results) for cell in cells]
-    for setting in settings:
+    for setting in options.settings:
         Console(width=110).print(table(setting, [row for row in report if row["setting"] == setting]))
-    print(json.dumps({"benchmark": "adaptation", "seeds": seeds, "rows": report}))
+    print(json.dumps({"benchmark": "adaptation", "seeds": options.seeds, "rows": report}))
 
 
 def means_something(setting: str, method: str) -> bool:
@@ -247,7 +251,7 @@ def entry(
         "rate": rate,
         "miou_before": _mean(results, "initial_local_miou"),
         "miou_mean": statistics.fmean(after),
-        "miou_std": statistics.pstdev(after),
+        "miou_std": sample_deviation(after),
         "share_of_white_box": gain / best_gain if best_gain > 0 else None,
         "source_miou_before": _mean(results, "initial_source_miou"),
         "source_miou": _mean(results, "mean_source_miou"),

@@ -19,13 +19,14 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.camvid import camvid_folder
+from benchmarks.options import read_seeds
 from benchmarks.runs import Run, finish
 from benchmarks.serving_scores import score_servings
 from cloud_server.config import read_config
 from cloud_server.learner_config import SERVINGS
 from edge_client.host import read_host_config
-from fleet.compare import parse_seeds
 from fleet.progress import format_bytes
+from fleet.spread import sample_deviation
 
 _WIDTH = 110
 _SCORES = {"val": "val mIoU", "test": "test local", "ood": "test OOD"}
@@ -37,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.blackfleet_choices", description=__doc__)
     parser.add_argument("--data-root", type=Path, help="CamVid's folder (default: $BLACKFLEET_CAMVID)")
     parser.add_argument("--folder", type=Path, default=Path("runs/blackfleet-choices"), help="for the runs")
-    parser.add_argument("--seeds", default="0,1", help="comma-separated (default 0,1)")
+    parser.add_argument("--seeds", type=read_seeds, default="0,1", help="comma-separated (default 0,1)")
     parser.add_argument(
         "--weight-powers", default="0,0.5", help="comma-separated; 0 = unweighted (default 0,0.5)"
     )
@@ -49,7 +50,6 @@ def main() -> None:
     options = parser.parse_args()
     try:
         powers = [float(word) for word in options.weight_powers.split(",")]
-        seeds = parse_seeds(options.seeds)
     except ValueError as error:
         parser.error(str(error))
     shared = {
@@ -69,20 +69,21 @@ def main() -> None:
                 folder=options.folder / f"power{power:g}-seed{seed}",
                 settings={**shared, "seed": seed, "local_loss.weight_power": power},
             )
-            for seed in seeds
+            for seed in options.seeds
         ]
         for power in powers
     }
     finish([run for runs in table_of_runs.values() for run in runs], jobs=1)
     measured = {power: [measure(run) for run in runs] for power, runs in table_of_runs.items()}
-    table = Table(title=f"blackfleet on CamVid, {options.vehicles} vehicles, seeds {options.seeds}")
+    seeds = ", ".join(map(str, options.seeds))
+    table = Table(title=f"blackfleet on CamVid, {options.vehicles} vehicles, seeds {seeds}")
     for column in _COLUMNS:
         table.add_column(column, justify="left" if column == "serving" else "right")
     rows = [summarise(power, serving, measured[power]) for power in powers for serving in SERVINGS]
     for row in rows:
         table.add_row(*_cells(row))
     Console(width=_WIDTH).print(table)
-    print(json.dumps({"benchmark": "blackfleet_choices", "seeds": seeds, "rows": rows}))
+    print(json.dumps({"benchmark": "blackfleet_choices", "seeds": options.seeds, "rows": rows}))
 
 
 def measure(run: Run) -> dict[str, Any]:
@@ -102,7 +103,7 @@ def summarise(power: float, serving: str, runs: Sequence[dict[str, Any]]) -> dic
     for split in _SCORES:
         values = [run["servings"][serving][split] for run in runs]
         summary[f"{split}_miou_mean"] = statistics.fmean(values)
-        summary[f"{split}_miou_std"] = statistics.stdev(values) if len(values) > 1 else 0.0
+        summary[f"{split}_miou_std"] = sample_deviation(values)
         summary[f"{split}_miou_by_seed"] = values
     for key in ("uplink_bytes", "downlink_bytes"):
         summary[key] = round(statistics.fmean(run[key] for run in runs))

@@ -28,6 +28,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks.camvid import camvid_folder, camvid_is_here
+from benchmarks.options import some_of
 from cloud_server.config import network_seed
 from cloud_server.evaluation import ConfusionMatrix
 from cloud_server.inference import threads
@@ -196,16 +197,12 @@ def main() -> None:
     parser.add_argument("--train", action="store_true", help="train a model at each coding")
     parser.add_argument(
         "--codings",
-        default=";".join(coding.name for coding in CODINGS),
+        type=some_of(names := [coding.name for coding in CODINGS]),
+        default=";".join(names),
         help=f"some of the codings, with semicolons; {FLOAT32.name} is always the first",
     )
     parser.add_argument("--quick", action="store_true", help="few steps and frames, to see that it runs")
     options = parser.parse_args()
-    named = {FLOAT32.name, *options.codings.split(";")}
-    if strangers := named.difference(coding.name for coding in CODINGS):
-        parser.error(
-            f"unknown coding {min(strangers)!r}, expected some of: {'; '.join(each.name for each in CODINGS)}"
-        )
     data_root = options.data_root or (camvid_folder() if camvid_is_here() else None)
     name = "generated" if data_root is None else "camvid"
     steps = 60 if options.quick else 600
@@ -223,7 +220,7 @@ def main() -> None:
             bench = Bench(scenario, Path(folder), steps=steps)
         except (ValueError, OSError) as error:
             parser.error(str(error))
-        codings = [coding for coding in CODINGS if coding.name in named]
+        codings = [coding for coding in CODINGS if coding is FLOAT32 or coding.name in options.codings]
         rows = run(bench, codings, train_each=options.train)
     trained = "trained at each coding" if options.train else "trained once, at float32"
     table = Table(title=f"{name}, {len(bench.test_keys)} test frames, {steps} steps, {trained}")

@@ -20,10 +20,12 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.camvid import camvid_folder
+from benchmarks.options import read_seeds, some_of
 from benchmarks.runs import Run, finish, local_start
 from fleet.allocation import open_data
 from fleet.checks import MEMORY_BUS
 from fleet.scenario import load_scenario
+from fleet.spread import sample_deviation
 
 UPLINK_TARGET = 1.1
 """Of `blackfleet`, times that of `split`."""
@@ -71,56 +73,47 @@ def main() -> None:
     parser.add_argument("--dataset", choices=sorted(_DATASETS), default="camvid", help="default: camvid")
     parser.add_argument("--data-root", type=Path, help="CamVid's folder (default: $BLACKFLEET_CAMVID)")
     parser.add_argument("--encoder", default="stride8-c8", help="default: stride8-c8")
-    parser.add_argument("--seeds", default="0,1,2", help="default: 0,1,2")
-    parser.add_argument("--methods", default=";".join(METHODS), help="some of the methods, with semicolons")
+    parser.add_argument("--seeds", type=read_seeds, default="0,1,2", help="default: 0,1,2")
+    parser.add_argument(
+        "--methods",
+        type=some_of(METHODS),
+        default=";".join(METHODS),
+        help="some of the methods, with semicolons",
+    )
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, one thread each (default 2)")
     parser.add_argument("--out", type=Path, default=Path("runs/gap-closed"), help="folder of the runs")
     options = parser.parse_args()
-    methods, seeds = _chosen(parser, options)
-    shared = {seed: _settings(options, seed) for seed in seeds}
+    for method, source in STARTED.items():
+        if method in options.methods and source not in options.methods:
+            parser.error(f"{method!r} begins where {source!r} ends: name both")
+    shared = {seed: _settings(options, seed) for seed in options.seeds}
     if options.dataset == "generated":
-        for seed in seeds:
+        for seed in options.seeds:
             open_data(load_scenario(None, shared[seed]), options.out, Console(stderr=True))
     place = options.out / f"{options.dataset}-{options.encoder}"
     runs = {
         (method, seed): Run(
             folder=place / f"{_folder_name(method)}-{seed}", settings=shared[seed] | METHODS[method]
         )
-        for seed in seeds
-        for method in methods
+        for seed in options.seeds
+        for method in options.methods
         if method not in STARTED
     }
     finish(list(runs.values()), jobs=options.jobs)
-    for method, source in ((method, STARTED[method]) for method in methods if method in STARTED):
-        for seed in seeds:
+    for method, source in ((method, STARTED[method]) for method in options.methods if method in STARTED):
+        for seed in options.seeds:
             start = local_start(runs[source, seed], place / f"start-{_folder_name(source)}-{seed}")
             runs[method, seed] = Run(
                 folder=place / f"{_folder_name(method)}-{seed}",
                 settings=shared[seed] | METHODS[method] | {"start": str(start.resolve())},
             )
     finish([run for (method, _), run in runs.items() if method in STARTED], jobs=options.jobs)
-    report = summarise({method: [runs[method, seed].result() for seed in seeds] for method in methods})
-    title = f"{options.dataset}, {options.encoder}, seeds {options.seeds}"
+    report = summarise(
+        {method: [runs[method, seed].result() for seed in options.seeds] for method in options.methods}
+    )
+    title = f"{options.dataset}, {options.encoder}, seeds {', '.join(map(str, options.seeds))}"
     Console().print(table(report, title))
     print(json.dumps({"benchmark": "gap_closed", "what": title, "methods": report}))
-
-
-def _chosen(
-    parser: argparse.ArgumentParser, options: argparse.Namespace
-) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Methods and seeds."""
-    named = options.methods.split(";")
-    if unknown := set(named) - set(METHODS):
-        parser.error(f"unknown method {min(unknown)!r}, expected some of: {'; '.join(METHODS)}")
-    try:
-        seeds = tuple(int(seed) for seed in options.seeds.split(","))
-    except ValueError:
-        parser.error(f"--seeds must be whole numbers with commas between, got {options.seeds!r}")
-    chosen = tuple(name for name in METHODS if name in named)
-    for name, source in STARTED.items():
-        if name in chosen and source not in chosen:
-            parser.error(f"{name!r} begins where {source!r} ends: name both")
-    return chosen, seeds
 
 
 def _folder_name(method: str) -> str:
@@ -169,7 +162,7 @@ def summarise(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, d
     return {
         method: {
             "miou_mean": means[method],
-            "miou_std": statistics.pstdev(entry["mean_local_miou"] for entry in entries),
+            "miou_std": sample_deviation([entry["mean_local_miou"] for entry in entries]),
             "gap_closed": (means[method] - means["frozen"]) / gap if gap > 0 else None,
             "uplink_bytes": round(statistics.fmean(entry["uplink_bytes"] for entry in entries)),
             "downlink_bytes": round(statistics.fmean(entry["downlink_bytes"] for entry in entries)),
@@ -188,18 +181,21 @@ def table(report: Mapping[str, Mapping[str, Any]], title: str) -> Table:
         rows.add_row(
             method,
             f"{100 * entry['miou_mean']:.1f} ± {100 * entry['miou_std']:.1f}",
-            "" if entry["gap_closed"] is None else f"{entry['gap_closed']:.2f}",
+            _share(entry["gap_closed"]),
             f"{entry['uplink_bytes'] / 1e6:.1f}",
             f"{entry['downlink_bytes'] / 1e6:.2f}",
         )
     if {"blackfleet", "split"} <= set(report):
         uplink = report["blackfleet"]["uplink_bytes"] / report["split"]["uplink_bytes"]
-        closed = report["blackfleet"]["gap_closed"]
         rows.caption = (
-            f"blackfleet: gap closed {'–' if closed is None else f'{closed:.2f}'} (target {GAP_TARGET}), "
+            f"blackfleet: gap closed {_share(report['blackfleet']['gap_closed'])} (target {GAP_TARGET}), "
             f"uplink {uplink:.2f} of split's (at most {UPLINK_TARGET})"
         )
     return rows
+
+
+def _share(gap_closed: float | None) -> str:
+    return "–" if gap_closed is None else f"{gap_closed:.2f}"
 
 
 if __name__ == "__main__":

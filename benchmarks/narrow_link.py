@@ -19,10 +19,12 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.camvid import camvid_folder
+from benchmarks.options import read_seeds
 from benchmarks.runs import Run, finish
 from cloud_server.run_log import LOG_NAME
 from fleet import milestones
 from fleet.report.data import read_training
+from fleet.spread import sample_deviation
 
 BYTES_TARGET = 1 / 100
 """Of what `blackfed-v2` sends in training, for at least its final test mIoU."""
@@ -49,11 +51,10 @@ def main() -> None:
     """Run the benchmark and print its tables and JSON line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.narrow_link", description=__doc__)
     parser.add_argument("--data-root", type=Path, help="CamVid's folder (default: $BLACKFLEET_CAMVID)")
-    parser.add_argument("--seeds", default="0,1", help="default: 0,1")
+    parser.add_argument("--seeds", type=read_seeds, default="0,1", help="default: 0,1")
     parser.add_argument("--out", type=Path, default=Path("runs/narrow-link"), help="folder of the runs")
     options = parser.parse_args()
     root = str((options.data_root or camvid_folder()).resolve())
-    seeds = [int(seed) for seed in options.seeds.split(",")]
     runs = {
         (name, seed): Run(
             folder=options.out / f"{name.replace(', ', '-')}-{seed}",
@@ -66,7 +67,7 @@ def main() -> None:
                 **changes,
             },
         )
-        for seed in seeds
+        for seed in options.seeds
         for name, changes in RUNS.items()
     }
     finish(list(runs.values()), jobs=1)
@@ -75,8 +76,8 @@ def main() -> None:
     console = Console(width=140)
     console.print(_milestone_table(content))
     report = summarise(
-        {name: [runs[name, seed].result() for seed in seeds] for name in RUNS},
-        {name: [curves[name, seed][-1] for seed in seeds] for name in RUNS},
+        {name: [runs[name, seed].result() for seed in options.seeds] for name in RUNS},
+        {name: [curves[name, seed][-1] for seed in options.seeds] for name in RUNS},
     )
     console.print(table(report))
     print(json.dumps({"benchmark": "narrow_link", "milestones": content["algorithms"], "runs": report}))
@@ -90,7 +91,7 @@ def summarise(
     return {
         name: {
             "local_miou_mean": statistics.fmean(result["mean_local_miou"] for result in entries),
-            "local_miou_std": statistics.pstdev(result["mean_local_miou"] for result in entries),
+            "local_miou_std": sample_deviation([result["mean_local_miou"] for result in entries]),
             "training_bytes": round(sent[name]),
             "bytes_share": sent[name] / sent[REFERENCE],
             "training_s": statistics.fmean(point.wall_s for point in ends[name]),

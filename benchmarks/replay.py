@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.camvid import camvid_folder
+from benchmarks.options import read_seeds
 from benchmarks.runs import Run, finish
 from fleet.progress import format_bytes
 
@@ -32,7 +33,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/replay"), help="for the runs")
     parser.add_argument("--algorithms", default="blackfed-v2,blackfleet", help="comma-separated")
     parser.add_argument("--image-size", default="128x96", help="what encoders see (default 128x96)")
-    parser.add_argument("--seeds", type=_numbers, default="0,1", help="comma-separated (default 0,1)")
+    parser.add_argument("--seeds", type=read_seeds, default="0,1", help="comma-separated (default 0,1)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default 1)")
     options = parser.parse_args()
     root = options.data_root or camvid_folder()
@@ -56,10 +57,6 @@ def main() -> None:
         cells += [format_bytes(row["uplink_bytes"]), f"{row['frames_seen']:,.0f}"]
         print("| " + " | ".join(cells) + " |")
     print(json.dumps({"benchmark": "replay", "rows": rows}))
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(word) for word in text.split(",")]
 
 
 def _run(

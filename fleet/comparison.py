@@ -11,6 +11,7 @@ from rich.table import Table
 
 from fleet import milestones
 from fleet.progress import format_bytes
+from fleet.spread import sample_deviation
 
 COMPARISON_NAME = "compare.json"
 _COLUMNS = ("algorithm", "local mIoU", "OOD mIoU", "up", "down", "frames seen", "queries", "time")
@@ -128,8 +129,7 @@ def _statistics(name: str, values: Sequence[float | None]) -> dict[str, float | 
     known = [value for value in values if value is not None]
     if not known:
         return {f"{name}_mean": None, f"{name}_std": None}
-    deviation = float(np.std(known, ddof=1)) if len(known) > 1 else 0.0
-    return {f"{name}_mean": float(np.mean(known)), f"{name}_std": deviation}
+    return {f"{name}_mean": float(np.mean(known)), f"{name}_std": sample_deviation(known)}
 
 
 def _has_source(content: Mapping[str, Any]) -> bool:

@@ -23,6 +23,7 @@ from fleet.job import RESULT_NAME
 from fleet.launch import SCENARIO_NAME
 from fleet.milestones import Point
 from fleet.scenario import Scenario, load_scenario
+from fleet.spread import sample_deviation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,8 +173,7 @@ def spread_of(values: Sequence[float]) -> Spread | None:
     """Mean and sample standard deviation; None for no values."""
     if not values:
         return None
-    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-    return Spread(mean=float(np.mean(values)), deviation=deviation)
+    return Spread(mean=float(np.mean(values)), deviation=sample_deviation(values))
 
 
 def collect(folder: Path) -> ReportData:

@@ -1,0 +1,34 @@
+"""Options that benchmarks share: what they read, and the one line for what they can't."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+
+from benchmarks.options import read_seeds, some_of
+
+
+def test_some_of_keeps_the_known_order() -> None:
+    assert some_of(("a", "b, c", "d"))("d;b, c") == ("b, c", "d")
+    assert some_of(("fog", "night"), separator=",")("fog") == ("fog",)
+
+
+@pytest.mark.parametrize("text", ["0,x", "", "-1", "1,1"])
+def test_seeds_that_are_none_end_in_one_line(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seeds", type=read_seeds)
+    with pytest.raises(SystemExit) as stopped:
+        parser.parse_args([f"--seeds={text}"])
+    assert stopped.value.code == 2
+    assert "--seeds" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_an_unknown_name_is_told_what_is_known(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--methods", type=some_of(("frozen", "split")), default="frozen;split")
+    assert parser.parse_args([]).methods == ("frozen", "split")
+    with pytest.raises(SystemExit) as stopped:
+        parser.parse_args(["--methods", "frozen;spilt"])
+    assert stopped.value.code == 2
+    assert "unknown 'spilt', expected some of: frozen; split" in capsys.readouterr().err
