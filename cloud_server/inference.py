@@ -147,16 +147,15 @@ class Inference:
     def _map_slice(
         self, frames: tuple[tuple[int, Tensor], ...], label_BHW: Array | None, cells_yx: tuple[int, int]
     ) -> NDArray[np.float32]:
-        """The maps of at most `_MAP_FRAMES` frames, for each whose label it has and features_CHW."""
+        """The maps of at most `_MAP_FRAMES` frames: of each the number of its label, and features_CHW."""
         numbers, features = zip(*frames, strict=True)
-        padded_BCHW = torch.zeros(_MAP_FRAMES, *features[0].shape)
-        padded_BCHW[: len(features)] = torch.stack(features)
-        logits_BKhw = self._network(features_tensor(padded_BCHW))[: len(features)]
+        filling = [torch.zeros_like(features[0])] * (_MAP_FRAMES - len(features))
+        logits_BKhw = self._network(features_tensor(torch.stack([*features, *filling])))[: len(features)]
         if label_BHW is None:
             map_Byx = entropy_map(logits_BKhw, cells_yx)
         else:
-            label_Bhw = downsample_labels(as_tensor(label_BHW), logits_BKhw.shape[-2:])
-            map_Byx = loss_map(logits_BKhw, label_Bhw[list(numbers)], cells_yx)
+            label_Bhw = downsample_labels(as_tensor(label_BHW)[list(numbers)], logits_BKhw.shape[-2:])
+            map_Byx = loss_map(logits_BKhw, label_Bhw, cells_yx)
         return np.asarray(map_Byx, np.float32)
 
     def _evaluate_loss(self, features_BCHW: Tensor, label_BHW: Array | None) -> Tensor:
