@@ -40,6 +40,7 @@ RUN useradd --create-home --uid 1000 blackfleet && \
 WORKDIR /app
 COPY protocol protocol
 COPY datasets datasets
+COPY evaluation evaluation
 USER blackfleet
 
 FROM process AS vehicle

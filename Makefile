@@ -1,5 +1,6 @@
 # make demo   install what is missing, then run a fleet of four vehicles on generated frames
 # make test   install what is missing, then run the tests
+# make test-fast  those that start no processes, brokers or browsers
 # make check  formatting, lint, strict types, import contract
 # make bench  the cost of the network, as a table and a JSON line
 
@@ -9,7 +10,7 @@ TEST_PROCESSES ?= 2
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo install test check format bench clean
+.PHONY: demo install test test-fast check format bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/blackfleet launch
@@ -23,6 +24,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
+
+test-fast: $(INSTALLED)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m "not system"
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

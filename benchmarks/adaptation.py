@@ -24,7 +24,7 @@ from rich.table import Table
 from benchmarks.camvid import camvid_folder
 from benchmarks.options import read_seeds, some_of
 from benchmarks.runs import Run, finish, pretrained
-from fleet.spread import sample_deviation
+from fleet.compare.spread import sample_deviation
 
 GAIN_TARGET = 0.8
 """Of `activation` under fog with labels, times the gain of the white box."""

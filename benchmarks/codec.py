@@ -30,19 +30,19 @@ from torch import Tensor, nn
 from benchmarks.camvid import camvid_folder, camvid_is_here
 from benchmarks.options import some_of
 from cloud_server.config import network_seed
-from cloud_server.evaluation import ConfusionMatrix
-from cloud_server.inference import threads
-from cloud_server.networks import build_network
-from cloud_server.trainer import PartConfig, Trainer, TrainerConfig
+from cloud_server.networks.build import build_network
+from cloud_server.training.inference import threads
+from cloud_server.training.trainer import PartConfig, Trainer, TrainerConfig
 from edge_client.frames import FrameCache
-from fleet.allocation import allocate, open_data
-from fleet.centralized import WholeNetwork
-from fleet.encoders import DEFAULT_ENCODER, build_encoder
+from evaluation.scores import ConfusionMatrix
+from fleet.export.encoders import DEFAULT_ENCODER, build_encoder
+from fleet.run.allocation import allocate, open_data
+from fleet.run.centralized import WholeNetwork
 from fleet.scenario import DatasetPart, Scenario, parse_image_size
 from protocol.batches import batch_bounds
-from protocol.bit_allocation import encode_within
+from protocol.codec.bits import encode_within
+from protocol.codec.tensor import EncodedTensor, decode, encode
 from protocol.noise import derive_seed, permutation
-from protocol.tensor_codec import EncodedTensor, decode, encode
 
 LOSS_TARGET_POINTS = 0.5
 FRAME_BYTES_TARGET = 6500

@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cloud_server.evaluation import ConfusionMatrix
 from datasets.catalog import open_dataset
 from datasets.frame import Frame, FrameSource, resize_frame
 from datasets.generated import GeneratorSettings, generate_dataset
 from datasets.labels import VOID
 from datasets.partition import partition_frames
+from evaluation.scores import ConfusionMatrix
 
 MIOU_LIMIT = 0.35
 _BINS = (8, 16, 32)

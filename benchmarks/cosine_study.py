@@ -27,17 +27,17 @@ from benchmarks.joint_training import (
     features_gradient,
     quantised,
 )
+from cloud_server.desk.seeded_queries import coded_loss_maps
 from cloud_server.learner_config import ZerothOrderConfig
-from cloud_server.losses import downsample_labels, loss_map
-from cloud_server.seeded_queries import coded_loss_maps
-from edge_client.encoder import Linearisation
+from cloud_server.training.losses import downsample_labels, loss_map
+from edge_client.encoder.film import Everything, Film, Subspace
+from edge_client.encoder.runtime import Linearisation
 from edge_client.estimators.activation import Activation
 from edge_client.estimators.spsa import Spsa
-from edge_client.film import Everything, Film, Subspace
+from protocol.codec.tensor import decode, encode
 from protocol.messages import Feedback, Gradient, LossMaps, Query, SeededQuery, TrainStep
 from protocol.noise import derive_seed, permutation
 from protocol.perturbation import pack_scale
-from protocol.tensor_codec import decode, encode
 
 ZEROTH_ORDER = ZerothOrderConfig()
 DEFAULTS = ZEROTH_ORDER.activation

@@ -22,10 +22,10 @@ from rich.table import Table
 from benchmarks.camvid import camvid_folder
 from benchmarks.options import read_seeds, some_of
 from benchmarks.runs import Run, finish, local_start
-from fleet.allocation import open_data
-from fleet.checks import MEMORY_BUS
+from fleet.compare.spread import sample_deviation
+from fleet.run.allocation import open_data
+from fleet.run.checks import MEMORY_BUS
 from fleet.scenario import load_scenario
-from fleet.spread import sample_deviation
 
 UPLINK_TARGET = 1.1
 """Of `blackfleet`, times that of `split`."""

@@ -17,21 +17,21 @@ from torch import nn
 
 from cloud_server.config import FirstOrderConfig, network_seed
 from cloud_server.learner_config import LocalLossConfig, WhiteBoxConfig
-from cloud_server.losses import downsample_labels, find_loss
-from cloud_server.networks import build_network
-from cloud_server.rates import SCHEDULES
-from cloud_server.trainer import Trainer, TrainerConfig
-from edge_client.cross_entropy import cross_entropy, downsample_label
-from edge_client.encoder import Encoder
+from cloud_server.networks.build import build_network
+from cloud_server.training.losses import downsample_labels, find_loss
+from cloud_server.training.rates import SCHEDULES
+from cloud_server.training.trainer import Trainer, TrainerConfig
+from edge_client.encoder.runtime import Encoder
 from edge_client.frames import VehicleFrames
-from edge_client.local_head import LocalHead
+from edge_client.local.cross_entropy import cross_entropy, downsample_label
+from edge_client.local.head import LocalHead
 from edge_client.optimizers import Adam
-from fleet.export import export_bundle
-from fleet.head_export import export_head
+from fleet.export.bundle import export_bundle
+from fleet.export.head_export import export_head
 from fleet.scenario import LocalHeadPart
 from protocol.batches import batch_bounds
+from protocol.codec.tensor import decode, encode
 from protocol.noise import derive_seed, permutation
-from protocol.tensor_codec import decode, encode
 
 Vector = NDArray[np.float32]
 Features = NDArray[np.float32]

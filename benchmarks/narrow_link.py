@@ -21,10 +21,10 @@ from rich.table import Table
 from benchmarks.camvid import camvid_folder
 from benchmarks.options import read_seeds
 from benchmarks.runs import Run, finish
-from cloud_server.run_log import LOG_NAME
-from fleet import milestones
+from cloud_server.storage.run_log import LOG_NAME
+from fleet.compare.spread import sample_deviation
+from fleet.compare.sweep import milestones
 from fleet.report.data import read_training
-from fleet.spread import sample_deviation
 
 BYTES_TARGET = 1 / 100
 """Of what `blackfed-v2` sends in training, for at least its final test mIoU."""

@@ -17,19 +17,19 @@ import torch
 from rich.console import Console
 
 from cloud_server.config import network_seed
-from cloud_server.inputs import build_shared_network
-from cloud_server.run_log import LOG_NAME as EVENTS_NAME
+from cloud_server.networks.stems import build_shared_network
+from cloud_server.storage.run_log import LOG_NAME as EVENTS_NAME
 from datasets.labels import label_space
-from edge_client.bundle import EncoderBundle
+from edge_client.encoder.bundle import EncoderBundle
 from edge_client.state import StateStore
 from edge_client.vehicle import bundle_digest
-from fleet.encoders import build_encoder
-from fleet.job import RESULT_NAME
-from fleet.launch import SCENARIO_NAME, launch
-from fleet.pretrain import pretrain, write_start
+from fleet.export.encoders import build_encoder
 from fleet.report.data import read_curve
+from fleet.run.job import RESULT_NAME
+from fleet.run.launch import SCENARIO_NAME, launch
+from fleet.run.pretrain import pretrain, write_start
+from fleet.run.start import SPEC_NAME
 from fleet.scenario import load_scenario, save_scenario
-from fleet.start import SPEC_NAME
 
 _LOG_NAME = "launch.log"
 

@@ -18,24 +18,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cloud_server.checkpoint import load_checkpoint, unflatten_state
 from cloud_server.config import CloudConfig, network_seed
-from cloud_server.evaluation import ConfusionMatrix
-from cloud_server.inputs import build_shared_network
 from cloud_server.learner_config import SERVINGS
-from cloud_server.trainer import Trainer, TrainerConfig
-from cloud_server.vehicle_store import VehicleStore
+from cloud_server.networks.stems import build_shared_network
+from cloud_server.storage.checkpoint import load_checkpoint, unflatten_state
+from cloud_server.storage.vehicle_store import VehicleStore
+from cloud_server.training.trainer import Trainer, TrainerConfig
 from datasets.catalog import open_dataset
 from datasets.labels import LabelSpace, label_space
-from edge_client.bundle import EncoderBundle
-from edge_client.encoder import Encoder
+from edge_client.encoder.bundle import EncoderBundle
+from edge_client.encoder.runtime import Encoder
 from edge_client.frames import FrameCache, VehicleFrames
 from edge_client.host import HostConfig, VehicleConfig
 from edge_client.state import StateStore
 from edge_client.vehicle import bundle_digest
-from fleet.job import RESULT_NAME
+from evaluation.scores import ConfusionMatrix
+from fleet.run.job import RESULT_NAME
+from protocol.codec.tensor import decode, encode
 from protocol.noise import derive_seed
-from protocol.tensor_codec import decode, encode
 
 SPLITS = ("val", "test", "ood")
 Scores = dict[str, float]

@@ -12,13 +12,13 @@ from pathlib import Path
 import msgspec
 
 from cloud_server.algorithms import ALGORITHMS
-from cloud_server.checkpoint import CheckpointError
 from cloud_server.config import CloudConfig, read_config
 from cloud_server.errors import CloudError, Stopped
 from cloud_server.service import serve
-from protocol.connect import connector
-from protocol.mqtt import NetworkLoop
-from protocol.transport import BrokerUnreachable
+from cloud_server.storage.checkpoint import CheckpointError
+from protocol.session.connect import connector
+from protocol.session.mqtt import NetworkLoop
+from protocol.session.transport import BrokerUnreachable
 
 log = logging.getLogger("cloud_server")
 

@@ -19,19 +19,19 @@ from cloud_server.learner_config import (
     WhiteBoxConfig,
     ZerothOrderConfig,
 )
-from protocol import topics
-from protocol.bit_allocation import check_frame_bytes
-from protocol.link import DEFAULT_PAYLOAD_LIMIT_BYTES, SMALLEST_PAYLOAD_LIMIT_BYTES
+from protocol.codec.bits import check_frame_bytes
+from protocol.codec.tensor import BITS
 from protocol.messages import EPOCHS_LIMIT
 from protocol.noise import derive_seed
-from protocol.tensor_codec import BITS
+from protocol.session import topics
+from protocol.session.link import DEFAULT_PAYLOAD_LIMIT_BYTES, SMALLEST_PAYLOAD_LIMIT_BYTES
 
 
 class NetworkConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The cloud's part of the segmentation network."""
 
     name: str = "compact"
-    """A row of `cloud_server.networks.NETWORKS`."""
+    """A row of `cloud_server.networks.build.NETWORKS`."""
     weights: str | None = None
     """Folder of pretrained weights for networks that take them; None = random from the seed."""
     learns: bool = True
@@ -60,7 +60,7 @@ class FirstOrderConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=
     schedule: str = "cosine"
     """`constant`, `cosine` or `one-cycle`, over all rounds."""
     loss: str = "cross-entropy"
-    """A row of `cloud_server.losses.LOSSES`; also the loss that vehicles get as feedback."""
+    """A row of `cloud_server.training.losses.LOSSES`; also the loss that vehicles get as feedback."""
     replay_steps: int = 0
     """τ: steps on cached features that follow each step on uploaded ones. `fedavg` and `centralized`, which
     upload none, take (1 + τ) times the passes over the frames instead."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import msgspec
 
 from cloud_server.config_checks import Config, above, at_least, one_of
-from cloud_server.rates import SCHEDULES
+from cloud_server.training.rates import SCHEDULES
+from protocol.codec.tensor import BITS
 from protocol.messages import EPOCHS_LIMIT, MOST_SEEDS, ActivationPlan, SpsaPlan
-from protocol.tensor_codec import BITS
 
 SERVINGS = ("best", "latest", "statistics")
 """What `blackfleet.serving` may name."""

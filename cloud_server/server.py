@@ -15,24 +15,24 @@ from cloud_server.algorithms import ALGORITHMS
 from cloud_server.algorithms.base import Algorithm, Context, MayEndEarly
 from cloud_server.combinations import check_combination
 from cloud_server.config import CloudConfig
-from cloud_server.desk import Desk
+from cloud_server.desk.desk import Desk
+from cloud_server.desk.ledger import UploadLedger
+from cloud_server.desk.registry import Registry
+from cloud_server.desk.turns import ActiveTurn, new_grant
 from cloud_server.errors import CloudError, Stopped
-from cloud_server.label_store import LabelStore
-from cloud_server.ledger import UploadLedger
-from cloud_server.persistence import RunState
-from cloud_server.registry import Registry
-from cloud_server.results import assemble
-from cloud_server.run_log import RunLog
 from cloud_server.schedule import Kind, Stage
-from cloud_server.shared_trainer import build_trainer
-from cloud_server.trainer import DivergedError
-from cloud_server.turns import ActiveTurn, new_grant
+from cloud_server.storage.label_store import LabelStore
+from cloud_server.storage.persistence import RunState
+from cloud_server.storage.results import assemble
+from cloud_server.storage.run_log import RunLog
+from cloud_server.training.shared_trainer import build_trainer
+from cloud_server.training.trainer import DivergedError
 from datasets.labels import label_space
 from protocol.atomic import write_json_atomic
-from protocol.link import CloudLink, Presence
 from protocol.messages import Finish, Turn
 from protocol.noise import derive_seed
-from protocol.transport import BrokerUnreachable
+from protocol.session.link import CloudLink, Presence
+from protocol.session.transport import BrokerUnreachable
 
 log = logging.getLogger(__name__)
 

@@ -7,12 +7,12 @@ import threading
 from pathlib import Path
 
 from cloud_server.config import CloudConfig
-from cloud_server.run_log import RunLog
 from cloud_server.server import Server
-from protocol.link import CloudLink, Connect, Heartbeat, Presence, encode_status
+from cloud_server.storage.run_log import RunLog
 from protocol.messages import Status
-from protocol.topics import CLOUD_ID, STATUS, topic
-from protocol.transport import Will
+from protocol.session.link import CloudLink, Connect, Heartbeat, Presence, encode_status
+from protocol.session.topics import CLOUD_ID, STATUS, topic
+from protocol.session.transport import Will
 
 
 def serve(

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets.camvid import CamVidFrames
-from datasets.cityscapes import CityscapesFrames
-from datasets.folder import DatasetMissing
 from datasets.frame import FrameSource
 from datasets.labels import CAMVID, CITYSCAPES, LabelSpace
+from datasets.readers.camvid import CamVidFrames
+from datasets.readers.cityscapes import CityscapesFrames
+from datasets.readers.folder import DatasetMissing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

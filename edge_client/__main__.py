@@ -12,9 +12,9 @@ from pathlib import Path
 from edge_client.conversation import Stopped
 from edge_client.errors import VehicleError
 from edge_client.host import Host, HostConfig, VehicleConfig, read_host_config
-from protocol.connect import connector
-from protocol.mqtt import NetworkLoop
-from protocol.transport import BrokerUnreachable
+from protocol.session.connect import connector
+from protocol.session.mqtt import NetworkLoop
+from protocol.session.transport import BrokerUnreachable
 
 log = logging.getLogger("edge_client")
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from edge_client.errors import VehicleError
-from protocol.link import Malformed, VehicleLink
 from protocol.messages import (
     Ack,
     Answer,
@@ -35,7 +34,8 @@ from protocol.messages import (
     Turn,
     Weights,
 )
-from protocol.transport import BrokerUnreachable
+from protocol.session.link import Malformed, VehicleLink
+from protocol.session.transport import BrokerUnreachable
 
 log = logging.getLogger(__name__)
 

@@ -12,22 +12,24 @@ from pathlib import Path
 
 import msgspec
 
-from datasets import pictures
 from datasets.catalog import DATASETS, open_dataset
 from datasets.conditions import Condition
 from datasets.frame import FrameSource
 from datasets.labels import label_space
 from datasets.partition import partition_frames
-from edge_client.bundle import EncoderBundle
+from datasets.readers import unlabelled as pictures
 from edge_client.conversation import Patience, Stopped
-from edge_client.encoder import Encoder
+from edge_client.encoder.bundle import EncoderBundle
+from edge_client.encoder.runtime import Encoder
 from edge_client.errors import VehicleError
 from edge_client.frames import FrameCache, Sight, VehicleFrames, limit_opencv_threads
-from edge_client.local_head import HeadFolder, LocalHead
-from edge_client.local_network import require_torch
+from edge_client.local.head import HeadFolder, LocalHead
+from edge_client.local.network import require_torch
 from edge_client.turn import LocalModelTools
 from edge_client.vehicle import Vehicle, VehicleSettings, bundle_digest, new_session
-from protocol.link import (
+from protocol.local_model import LocalModel
+from protocol.messages import Status
+from protocol.session.link import (
     DEFAULT_PAYLOAD_LIMIT_BYTES,
     SMALLEST_PAYLOAD_LIMIT_BYTES,
     Connect,
@@ -36,10 +38,8 @@ from protocol.link import (
     VehicleLink,
     encode_status,
 )
-from protocol.local_model import LocalModel
-from protocol.messages import Status
-from protocol.topics import STATUS, check_id, topic
-from protocol.transport import Will
+from protocol.session.topics import STATUS, check_id, topic
+from protocol.session.transport import Will
 
 log = logging.getLogger(__name__)
 

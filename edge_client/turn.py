@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 
 from datasets.labels import LabelSpace
 from edge_client.conversation import Conversation
-from edge_client.cross_entropy import downsample_label
-from edge_client.encoder import Encoder, Linearisation
+from edge_client.encoder.runtime import Encoder, Linearisation
 from edge_client.errors import TurnRefused
 from edge_client.frames import VehicleFrames
-from edge_client.local_head import LocalHead
-from protocol import label_codec
-from protocol.bit_allocation import encode_within
+from edge_client.local.cross_entropy import downsample_label
+from edge_client.local.head import LocalHead
+from protocol.codec import labels as label_codec
+from protocol.codec.bits import encode_within
+from protocol.codec.tensor import EncodedTensor, encode
 from protocol.local_model import LocalModel
 from protocol.messages import (
     Answer,
@@ -36,7 +37,6 @@ from protocol.messages import (
     follows_labels,
 )
 from protocol.noise import derive_seed, permutation
-from protocol.tensor_codec import EncodedTensor, encode
 
 _LABELS_PER_MESSAGE = 64
 

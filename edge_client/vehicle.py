@@ -13,18 +13,18 @@ from pathlib import Path
 import msgspec
 
 from datasets.frame import DatasetError
-from edge_client.bundle import EncoderBundle
 from edge_client.conversation import Conversation, Finished, Patience, Stopped, Superseded, Voided
-from edge_client.encoder import Encoder
+from edge_client.encoder.bundle import EncoderBundle
+from edge_client.encoder.runtime import Encoder
 from edge_client.errors import StateError, TurnRefused
 from edge_client.frames import VehicleFrames
 from edge_client.learners import LEARNERS, takes_labels
-from edge_client.local_head import LocalHead
+from edge_client.local.head import LocalHead
 from edge_client.state import StateStore, VehicleState
 from edge_client.turn import LabelMemory, LocalModelTools, TurnTools
-from protocol.link import VehicleLink
 from protocol.messages import PROTOCOL_VERSION, Hello, Turn, TurnDone, TurnFailed, Welcome
-from protocol.transport import BrokerUnreachable
+from protocol.session.link import VehicleLink
+from protocol.session.transport import BrokerUnreachable
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Literal
 
-from protocol.transport import BrokerUnreachable
+from protocol.session.transport import BrokerUnreachable
 
 Kind = Literal["mosquitto", "amqtt"]
 KINDS: tuple[Kind, ...] = ("mosquitto", "amqtt")

@@ -21,12 +21,12 @@ from cloud_server.learner_config import (
     ZerothOrderConfig,
 )
 from datasets.conditions import Condition
-from fleet.encoders import ENCODERS
 from fleet.errors import OperatorError
-from fleet.start import FEATURES_NAME, NETWORK_NAME
-from fleet.start import FOLDER_NAME as START_FOLDER
-from protocol.bit_allocation import check_frame_bytes
-from protocol.link import DEFAULT_PAYLOAD_LIMIT_BYTES
+from fleet.export.encoders import ENCODERS
+from fleet.run.start import FEATURES_NAME, NETWORK_NAME
+from fleet.run.start import FOLDER_NAME as START_FOLDER
+from protocol.codec.bits import check_frame_bytes
+from protocol.session.link import DEFAULT_PAYLOAD_LIMIT_BYTES
 
 DATASET_NAMES = ("generated", "cityscapes", "camvid")
 
@@ -82,7 +82,7 @@ class EncoderPart(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the vehicles run."""
 
     name: str = "stride8-c8"
-    """An architecture of `fleet.encoders.ENCODERS`."""
+    """An architecture of `fleet.export.encoders.ENCODERS`."""
     mode: str = "auto"
     """How a changed θ runs: `bind`, `rebuild`, or `auto` = the faster here, measured once at launch."""
     threads: int = 1

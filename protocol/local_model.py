@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from protocol.weights import WeightArrays, WeightTensor, unpack
+from protocol.codec.weights import WeightArrays, WeightTensor, unpack
 
 FORMAT_VERSION = 1
 SPEC_NAME = "model.json"

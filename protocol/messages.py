@@ -16,8 +16,8 @@ from typing import Annotated, TypedDict
 import msgspec
 from msgspec import Meta
 
-from protocol.tensor_codec import EncodedTensor
-from protocol.weights import WeightTensor
+from protocol.codec.tensor import EncodedTensor
+from protocol.codec.weights import WeightTensor
 
 PROTOCOL_VERSION = 1
 EPOCHS_LIMIT = 10_000

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from protocol.deflate import CodecError
+from protocol.codec.deflate import CodecError
 from protocol.noise import signs
 
 _FLOAT32 = np.dtype("<f4")

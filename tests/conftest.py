@@ -11,12 +11,19 @@ from fleet_fixtures import Supervisor, TinyFleet, World, build_world
 from process_fixtures import Launch, write_scenario
 from start_fixtures import QUIET, source_scenario_of, target_scenario_of
 
-from fleet.pretrain import pretrain
+from fleet.run.pretrain import pretrain
+from fleet.run.start import Start
 from fleet.scenario import Scenario
-from fleet.start import Start
 
 # Sums are split by threads: what tests compute with torch must be split as the trainer's, which has one.
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything in `system/` starts processes, brokers or browsers."""
+    for item in items:
+        if "system" in item.path.relative_to(Path(__file__).parent).parts:
+            item.add_marker(pytest.mark.system)
 
 
 @pytest.fixture(scope="session")

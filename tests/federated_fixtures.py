@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from fleet_fixtures import IMAGE_SIZE, TinyFleet, World
 
-from cloud_server.checkpoint import load_checkpoint
 from cloud_server.config import FirstOrderConfig, network_seed
 from cloud_server.learner_config import FederatedConfig
+from cloud_server.storage.checkpoint import load_checkpoint
 from datasets.labels import CAMVID
 from edge_client.host import HostConfig
-from fleet.local_model import build_whole_network, export_local_model
+from fleet.export.local_model import build_whole_network, export_local_model
 from protocol.local_model import FOLDER_NAME, LocalModel
 
 _ENCODER, _NETWORK = "stride8-c4", "compact"

@@ -20,25 +20,25 @@ import msgspec
 import numpy as np
 import torch
 
-from cloud_server.checkpoint import load_checkpoint, read_tensors
 from cloud_server.config import CloudConfig, FirstOrderConfig, PatienceConfig
 from cloud_server.errors import Stopped as CloudStopped
 from cloud_server.learner_config import ZerothOrderConfig
 from cloud_server.service import serve
+from cloud_server.storage.checkpoint import load_checkpoint, read_tensors
 from datasets.catalog import open_dataset
 from datasets.labels import CAMVID
 from datasets.partition import partition_frames
-from edge_client.bundle import EncoderBundle
 from edge_client.conversation import Stopped as VehicleStopped
+from edge_client.encoder.bundle import EncoderBundle
 from edge_client.host import Host, HostConfig, VehicleConfig
 from edge_client.state import StateStore
 from edge_client.vehicle import bundle_digest
-from fleet.export import export_bundle
-from fleet.head_export import export_head
-from protocol import topics
-from protocol.memory_bus import MemoryBus, MemoryTransport
+from fleet.export.bundle import export_bundle
+from fleet.export.head_export import export_head
 from protocol.messages import Turn
-from protocol.transport import BrokerUnreachable, Traffic, Transport, Will
+from protocol.session import topics
+from protocol.session.memory import MemoryBus, MemoryTransport
+from protocol.session.transport import BrokerUnreachable, Traffic, Transport, Will
 
 FLEET = "tiny"
 CARS = ("car-1", "car-2")

@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from cloud_server.checkpoint import load_checkpoint, read_tensors
+from cloud_server.storage.checkpoint import load_checkpoint, read_tensors
 
 ROOT = Path(__file__).resolve().parents[1]
 CARS = ("car-01", "car-02")

@@ -10,14 +10,14 @@ import msgspec
 import numpy as np
 from rich.console import Console
 
-from cloud_server.evaluation import ConfusionMatrix
-from cloud_server.predictions import write_prediction
 from datasets.frame import FrameSource
 from datasets.labels import CITYSCAPES, VOID
-from fleet.allocation import allocate, open_data, write_partition
-from fleet.comparison import summarise
-from fleet.milestones import find_milestones
+from evaluation.predictions import write_prediction
+from evaluation.scores import ConfusionMatrix
+from fleet.compare.milestones import find_milestones
+from fleet.compare.tables import summarise
 from fleet.report.data import read_training
+from fleet.run.allocation import allocate, open_data, write_partition
 from fleet.scenario import Scenario, save_scenario
 
 ALGORITHMS = ("blackfed-v2", "split")

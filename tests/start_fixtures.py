@@ -13,14 +13,14 @@ import torch
 from fleet_fixtures import World
 from rich.console import Console
 
-from cloud_server.checkpoint import load_checkpoint
 from cloud_server.config import FirstOrderConfig
 from cloud_server.learner_config import LocalLossConfig, WhiteBoxConfig, ZerothOrderConfig
-from cloud_server.persistence import RunState
+from cloud_server.storage.checkpoint import load_checkpoint
+from cloud_server.storage.persistence import RunState
 from fleet.errors import OperatorError
-from fleet.launch import launch
+from fleet.run.launch import launch
+from fleet.run.start import NETWORK_NAME, Start
 from fleet.scenario import DatasetPart, EncoderPart, Scenario
-from fleet.start import NETWORK_NAME, Start
 
 SOURCE, TARGET = "seq0", "seq1"
 """Cities of the tiny world."""

@@ -16,22 +16,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cloud_server.algorithms.upload_limit import UploadLimit
 from cloud_server.config import CloudConfig
-from cloud_server.evaluation import ConfusionMatrix
-from cloud_server.label_store import LabelStore
-from cloud_server.ledger import UploadLedger
-from cloud_server.predictions import write_prediction
-from cloud_server.run_log import RunLog
+from cloud_server.desk.ledger import UploadLedger
+from cloud_server.desk.seeded_queries import LossMapsOf
+from cloud_server.desk.turns import Features
 from cloud_server.schedule import Kind, Stage
-from cloud_server.seeded_queries import LossMapsOf
-from cloud_server.trainer import Trainer
-from cloud_server.turns import Features
-from cloud_server.upload_limit import UploadLimit
+from cloud_server.storage.label_store import LabelStore
+from cloud_server.storage.run_log import RunLog
+from cloud_server.training.trainer import Trainer
 from datasets.labels import LabelSpace
+from evaluation.predictions import write_prediction
+from evaluation.scores import ConfusionMatrix
 from protocol.batches import batch_bounds
+from protocol.codec.tensor import EncodedTensor
+from protocol.codec.weights import WeightTensor
 from protocol.messages import Learner, SplitScores, Turn, Update
-from protocol.tensor_codec import EncodedTensor
-from protocol.weights import WeightTensor
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from cloud_server.algorithms.base import Context, TurnPlan, evaluation_plan, training_steps, upload_limits
 from cloud_server.algorithms.one_network import OneNetwork
+from cloud_server.desk.seeded_queries import LossMapsOf
+from cloud_server.desk.turns import Features
 from cloud_server.schedule import Kind, Stage, round_robin
-from cloud_server.seeded_queries import LossMapsOf
-from cloud_server.turns import Features
 from protocol.batches import batch_bounds
 from protocol.messages import Learner
 from protocol.noise import derive_seed

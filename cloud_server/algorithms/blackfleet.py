@@ -20,15 +20,15 @@ from cloud_server.algorithms.base import Context, TurnPlan, evaluation_plan, upl
 from cloud_server.algorithms.one_network import OneNetwork
 from cloud_server.algorithms.replay import EVERYONE
 from cloud_server.config import CloudConfig
-from cloud_server.kept_loss_maps import KeptLossMaps
-from cloud_server.rates import SCHEDULES
+from cloud_server.desk.turns import Features
 from cloud_server.schedule import Kind, Stage, all_together
-from cloud_server.turns import Features
-from cloud_server.vehicle_store import VehicleStore
+from cloud_server.storage.vehicle_store import VehicleStore
+from cloud_server.training.kept_loss_maps import KeptLossMaps
+from cloud_server.training.rates import SCHEDULES
 from protocol.batches import batch_bounds
+from protocol.codec.tensor import EncodedTensor
 from protocol.messages import LocalLossPlan, LossWeighting
 from protocol.noise import derive_seed, permutation
-from protocol.tensor_codec import EncodedTensor
 
 _LIVE_LINES_A_STAGE = 10
 

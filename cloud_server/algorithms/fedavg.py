@@ -1,7 +1,7 @@
 """Federated averaging (McMahan et al., AISTATS 2017): weights go down, are trained by vehicles, and come up.
 
-With client sampling, FedProx (arXiv 1812.06127), federated optimisers (`cloud_server.server_optimizers`) and
-SiloBN (arXiv 2008.07424). No feature and no label crosses the network; vehicles evaluate themselves and
+With client sampling, FedProx (arXiv 1812.06127), federated optimisers (`server_optimizers`) and SiloBN
+(arXiv 2008.07424). No feature and no label crosses the network; vehicles evaluate themselves and
 report counts of pixels. The cloud averages tensors by name and knows no architecture.
 """
 
@@ -18,16 +18,16 @@ import torch
 
 from cloud_server.algorithms.base import Context, Scores, TrainingProgress, TurnPlan, evaluation_splits
 from cloud_server.config import CloudConfig
+from cloud_server.desk.turns import Features
 from cloud_server.errors import CloudError, RequestError
-from cloud_server.evaluation import ConfusionMatrix
-from cloud_server.rates import SCHEDULES
 from cloud_server.schedule import Kind, Stage
-from cloud_server.server_optimizers import build_server_optimizer
-from cloud_server.turns import Features
+from cloud_server.training.rates import SCHEDULES
+from cloud_server.training.server_optimizers import build_server_optimizer
+from evaluation.scores import ConfusionMatrix
+from protocol.codec.weights import WeightArrays, WeightsError, WeightTensor, pack, unpack
 from protocol.local_model import FOLDER_NAME, LocalModel, LocalModelError
 from protocol.messages import FedAvgPlan, SplitScores, Turn, Update
 from protocol.noise import derive_seed, permutation
-from protocol.weights import WeightArrays, WeightsError, WeightTensor, pack, unpack
 
 log = logging.getLogger(__name__)
 

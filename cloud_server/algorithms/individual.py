@@ -16,10 +16,10 @@ import torch
 from cloud_server.algorithms.base import Context, training_steps
 from cloud_server.algorithms.replay import Replay
 from cloud_server.algorithms.white_box import WhiteBox
-from cloud_server.checkpoint import flatten_state, unflatten_state
 from cloud_server.schedule import all_together
-from cloud_server.trainer import Trainer
-from cloud_server.vehicle_store import VehicleStore
+from cloud_server.storage.checkpoint import flatten_state, unflatten_state
+from cloud_server.storage.vehicle_store import VehicleStore
+from cloud_server.training.trainer import Trainer
 
 _STRUCTURE = "structure"
 """Name of the tensor of bytes that says where the others belong."""

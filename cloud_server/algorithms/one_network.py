@@ -16,10 +16,10 @@ from cloud_server.algorithms.base import (
     validation_miou,
 )
 from cloud_server.algorithms.replay import Replay
-from cloud_server.checkpoint import flatten_state, unflatten_state
+from cloud_server.desk.turns import Features
 from cloud_server.schedule import Stage
-from cloud_server.turns import Features
-from cloud_server.vehicle_store import VehicleStore
+from cloud_server.storage.checkpoint import flatten_state, unflatten_state
+from cloud_server.storage.vehicle_store import VehicleStore
 
 
 class OneNetwork:

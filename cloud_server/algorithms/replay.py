@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from cloud_server.algorithms.base import Context
-from cloud_server.checkpoint import flatten_state, unflatten_state
-from cloud_server.feature_cache import Content, FeatureCache
+from cloud_server.storage.checkpoint import flatten_state, unflatten_state
+from cloud_server.training.feature_cache import Content, FeatureCache
 from protocol.noise import derive_seed
 
 _NAME = "replay"

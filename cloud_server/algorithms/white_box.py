@@ -28,8 +28,8 @@ from cloud_server.algorithms.base import (
     validation_miou,
 )
 from cloud_server.algorithms.replay import Replay
+from cloud_server.desk.turns import Features
 from cloud_server.schedule import Kind, Stage
-from cloud_server.turns import Features
 from protocol.messages import WhiteBoxPlan
 
 _LIVE_LINES_A_TURN = 10

@@ -12,9 +12,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from datasets.cityscapes import IMAGES, LABELS, write_cityscapes_frame
 from datasets.generated.render import city_name, render_frame
 from datasets.generated.settings import GeneratorSettings
+from datasets.readers.cityscapes import IMAGES, LABELS, write_cityscapes_frame
 
 GENERATED_JSON = "generated.json"
 GENERATOR_VERSION = 1

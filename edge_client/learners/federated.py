@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_client.errors import TurnRefused
-from edge_client.local_network import Batch, LocalNetwork, LocalTraining
+from edge_client.local.network import Batch, LocalNetwork, LocalTraining
 from edge_client.predictions import write_prediction
 from edge_client.state import VehicleState
 from edge_client.turn import LocalModelTools, TurnTools
 from protocol.batches import batch_bounds
+from protocol.codec.weights import WeightArrays, WeightsError, pack, unpack
 from protocol.messages import FedAvgPlan, FetchWeights, SplitScores, Update, Weights
-from protocol.weights import WeightArrays, WeightsError, pack, unpack
 
 _STATISTIC = "statistic/"
 """Prefix, in the vehicle's state, of the BatchNorm statistics that stay on the vehicle."""

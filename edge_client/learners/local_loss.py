@@ -13,12 +13,12 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_client.cross_entropy import cross_entropy, downsample_label
 from edge_client.errors import TurnRefused
 from edge_client.learners.loss_maps import ask_for_loss_maps
 from edge_client.learners.subspaces import begin_learning
-from edge_client.local_head import LocalHead
-from edge_client.loss_weights import cell_weights, known_shares, spread
+from edge_client.local.cross_entropy import cross_entropy, downsample_label
+from edge_client.local.head import LocalHead
+from edge_client.local.loss_weights import cell_weights, known_shares, spread
 from edge_client.optimizers import Adam
 from edge_client.state import VehicleState
 from edge_client.turn import TurnTools

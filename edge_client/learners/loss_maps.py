@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from edge_client.errors import TurnRefused
 from edge_client.turn import TurnTools
+from protocol.codec.tensor import CodecError, decode
 from protocol.messages import FetchLossMaps, LossMaps, SeededQuery
-from protocol.tensor_codec import CodecError, decode
 
 log = logging.getLogger(__name__)
 

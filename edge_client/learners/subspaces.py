@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edge_client.bundle import EncoderSpec
+from edge_client.encoder.bundle import EncoderSpec
+from edge_client.encoder.film import Everything, Film, Subspace, Vector
 from edge_client.errors import TurnRefused
-from edge_client.film import Everything, Film, Subspace, Vector
 from edge_client.optimizers import Optimizer
 from edge_client.state import VehicleState
 from edge_client.turn import TurnTools

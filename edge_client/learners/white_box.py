@@ -17,8 +17,8 @@ from edge_client.optimizers import Adam
 from edge_client.state import VehicleState
 from edge_client.turn import TurnTools
 from protocol.batches import batch_bounds
+from protocol.codec.tensor import CodecError, decode
 from protocol.messages import Gradient, TrainStep, WhiteBoxPlan
-from protocol.tensor_codec import CodecError, decode
 
 
 def learn_from_gradients(tools: TurnTools, state: VehicleState) -> tuple[VehicleState, float | None]:

@@ -14,16 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from cloud_server.run_log import LOG_NAME
+from cloud_server.storage.run_log import LOG_NAME
 from datasets.labels import CAMVID, CITYSCAPES, LabelSpace
-from fleet.allocation import PARTITION_NAME
-from fleet.comparison import COMPARISON_NAME
+from fleet.compare.milestones import Point
+from fleet.compare.spread import sample_deviation
+from fleet.compare.tables import COMPARISON_NAME
 from fleet.errors import OperatorError
-from fleet.job import RESULT_NAME
-from fleet.launch import SCENARIO_NAME
-from fleet.milestones import Point
+from fleet.run.allocation import PARTITION_NAME
+from fleet.run.job import RESULT_NAME
+from fleet.run.launch import SCENARIO_NAME
 from fleet.scenario import Scenario, load_scenario
-from fleet.spread import sample_deviation
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from fleet.report import charts, tables, text
 from fleet.report.data import ReportData, Summary, collect
-from fleet.report.pictures import FramePictures, Gallery, gather_pictures
+from fleet.report.gallery import FramePictures, Gallery, gather_pictures
 from fleet.scenario import Scenario
 from protocol.atomic import write_bytes_atomic
 

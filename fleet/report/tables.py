@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fleet import milestones
+from fleet.compare import milestones
 from fleet.report import text
 from fleet.report.data import ReportData, Spread, Summary
 

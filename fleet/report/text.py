@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fleet.progress import format_bytes
 from fleet.report.data import Spread
+from fleet.run.progress import format_bytes
 
 NONE = "–"
 

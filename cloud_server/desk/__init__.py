@@ -1,0 +1,1 @@
+"""What vehicles send: registered, checked, answered once."""

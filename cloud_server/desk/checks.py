@@ -1,0 +1,117 @@
+"""What a vehicle may name in a request: its own frames, labels of their size, features of its shape.
+
+Legend: B frames of a batch, C channels, H W feature rows and columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloud_server.desk.registry import Registry, shape_text
+from cloud_server.desk.turns import ActiveTurn
+from cloud_server.errors import RequestError
+from cloud_server.storage.label_store import LabelStore
+from evaluation.predictions import prediction_name
+from protocol.batches import batch_bounds
+from protocol.codec.tensor import decode
+from protocol.messages import SPLITS, OfferedLabel, Query, SeededQuery, TrainStep, Turn, Upload, WhiteBoxPlan
+
+
+class RequestChecks:
+    """Checks that change nothing; a request that fails one is to be rejected with the error's text."""
+
+    def __init__(self, registry: Registry, labels: LabelStore) -> None:
+        self._registry = registry
+        self._labels = labels
+
+    def features(
+        self, request: Query | SeededQuery | TrainStep | Upload, split: str, *, labelled: bool = True
+    ) -> NDArray[np.float32]:
+        """features_BCHW of frames that belong to `split`; `labelled`: and whose labels are here.
+
+        Raises:
+            RequestError, LabelError, CodecError: the frames don't fit, a label is missing, or the features
+                are not of the vehicle's shape.
+        """
+        self.check_frames(request.vehicle, request.frames, split)
+        if labelled:
+            self._labels.get(request.vehicle, request.frames)
+        shape = self._registry.feature_shape(request.vehicle)
+        return decode(request.features, expected_shape=(len(request.frames), *shape))
+
+    def check_frames(self, vehicle: str, indices: tuple[int, ...], split: str) -> None:
+        """Some frames of `split`, each once.
+
+        Raises:
+            RequestError: there are none, one is of another split, or one is named twice.
+        """
+        allowed = self._registry.frames(vehicle, split)
+        if not indices:
+            raise RequestError("no frames are named")
+        for index in indices:
+            if index not in allowed:
+                raise RequestError(f"frame {index} is no {split} frame of {vehicle!r}")
+        if len(set(indices)) != len(indices):
+            raise RequestError("a frame is named twice")
+
+    def check_labels(self, turn: Turn, labels: Sequence[OfferedLabel]) -> None:
+        """Labels of declared frames; those to train and validate on have the size that the turn says.
+
+        Raises:
+            RequestError: one of them is not.
+        """
+        vehicle, input_size = turn.vehicle, self._registry.image_size
+        train_size = input_size if turn.train_label_size is None else turn.train_label_size[::-1]
+        expected = {"train": train_size, "val": input_size}
+        frames = {split: self._registry.frames(vehicle, split) for split in SPLITS}
+        for label in labels:
+            split = next((split for split in SPLITS if label.index in frames[split]), None)
+            if split is None:
+                count = sum(map(len, frames.values()))
+                raise RequestError(f"label of frame {label.index}, but {vehicle!r} declared {count} frames")
+            size = (label.width, label.height)
+            if split in expected and size != expected[split]:
+                raise RequestError(
+                    f"label of {split} frame {label.index} is {shape_text(size)} pixels, expected "
+                    f"{shape_text(expected[split] or ())}"
+                )
+            try:
+                prediction_name(label.key)
+            except ValueError as error:  # else it would come at the end of the run
+                raise RequestError(str(error)) from error
+
+    def check_complete(self, active: ActiveTurn) -> None:
+        """A turn that is said to be done has had all its training steps and uploads.
+
+        Raises:
+            RequestError: something is missing.
+        """
+        turn = active.turn
+        expected_steps = self.train_steps(turn)
+        if active.train_steps != expected_steps:
+            raise RequestError(
+                f"turn {turn.turn_id} ended after {active.train_steps} of {expected_steps} training steps"
+            )
+        for split in turn.uploads:
+            expected = self.asked_frames(turn, split)
+            uploaded = active.uploaded[split]
+            if len(uploaded) != len(expected):
+                raise RequestError(
+                    f"turn {turn.turn_id} ended with {len(uploaded)} of {len(expected)} {split} "
+                    f"frames uploaded"
+                )
+
+    def train_steps(self, turn: Turn) -> int:
+        """How many training steps a turn consists of."""
+        if not isinstance(turn.learner, WhiteBoxPlan):
+            return 0
+        return turn.epochs * len(
+            batch_bounds(len(self._registry.frames(turn.vehicle, "train")), turn.batch_size)
+        )
+
+    def asked_frames(self, turn: Turn, split: str) -> Sequence[int]:
+        """The frames of a split that are to be uploaded in a turn that asks for the split."""
+        return turn.upload_frames.get(split, self._registry.frames(turn.vehicle, split))

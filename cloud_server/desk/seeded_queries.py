@@ -1,0 +1,90 @@
+"""Answers to seeded queries: the cloud unfolds the perturbations by itself and returns loss maps.
+
+Shapes: B frames, K seeds, M copies of the frames, C channels, H W feature rows and columns, y x rows and
+columns of a loss map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloud_server.desk.registry import shape_text
+from cloud_server.errors import RequestError
+from protocol.codec.tensor import EncodedTensor, encode
+from protocol.messages import ActivationPlan, SeededQuery
+from protocol.perturbation import perturb, unpack_scale
+
+LossMapsOf = Callable[[Iterable[NDArray[np.float32]]], NDArray[np.float32]]
+"""M copies of the query's features, features_BCHW each → their loss maps, copy after copy,
+float32[M·B, y, x]; ValueError where the map's size does not fit the network."""
+
+
+def checked_scale(
+    query: SeededQuery, plan: ActivationPlan, shape_BCHW: tuple[int, ...]
+) -> NDArray[np.float32]:
+    """How far each channel is moved, float32[C], of a query that asks for no more than the turn's plan.
+
+    Raises:
+        RequestError, CodecError: it asks for something else, or the scale can't be used.
+    """
+    if len(query.seeds) != plan.seeds:
+        raise RequestError(f"this turn's queries have {plan.seeds} seeds, got {len(query.seeds)}")
+    if query.two_sided != plan.two_sided:
+        raise RequestError(f"this turn's queries are {'two' if plan.two_sided else 'one'}-sided")
+    _, channels, height, width = shape_BCHW
+    expected = (height // plan.map_stride, width // plan.map_stride)
+    if query.map_size != expected:
+        raise RequestError(
+            f"this turn's loss maps are {shape_text(expected)}, got {shape_text(query.map_size)}"
+        )
+    return unpack_scale(query.scale, channels)
+
+
+def coded_loss_maps(
+    query: SeededQuery,
+    features_BCHW: NDArray[np.float32],
+    scale_C: NDArray[np.float32],
+    loss_maps: LossMapsOf,
+    bits: int,
+) -> EncodedTensor:
+    """`LossMaps.maps` of a query.
+
+    Raises:
+        RequestError: the map's size does not fit the network, or a loss is not finite.
+    """
+    try:
+        return encode(evaluate_loss_maps(query, features_BCHW, scale_C, loss_maps), bits)
+    except ValueError as error:
+        raise RequestError(f"no loss maps at these features: {error}") from error
+
+
+def evaluate_loss_maps(
+    query: SeededQuery,
+    features_BCHW: NDArray[np.float32],
+    scale_C: NDArray[np.float32],
+    loss_maps: LossMapsOf,
+) -> NDArray[np.float32]:
+    """The clean map and each seed's difference, float32[B, 1 + K, y, x].
+
+    All copies are evaluated as one batch, and each has the maps that it would have if the vehicle had
+    uploaded it.
+    """
+
+    def copies() -> Iterator[NDArray[np.float32]]:
+        yield features_BCHW
+        for seed in query.seeds:
+            yield perturb(features_BCHW, scale_C, seed)
+            if query.two_sided:
+                yield perturb(features_BCHW, scale_C, seed, sign=-1)
+
+    maps_MByx = loss_maps(copies()).reshape(-1, len(features_BCHW), *query.map_size)
+    clean_1Byx, perturbed_MByx = maps_MByx[:1], maps_MByx[1:]
+    if query.two_sided:
+        differences_KByx = perturbed_MByx[::2] - perturbed_MByx[1::2]
+    else:
+        differences_KByx = perturbed_MByx - clean_1Byx
+    maps_BMyx: NDArray[np.float32] = np.concatenate([clean_1Byx, differences_KByx]).swapaxes(0, 1)
+    return maps_BMyx

@@ -1,0 +1,1 @@
+"""The cloud's part of the network, by name."""

@@ -1,0 +1,156 @@
+"""The run on disk: which stages are committed, and everything the next one builds on."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+import torch
+
+from cloud_server.config import CloudConfig
+from cloud_server.desk.ledger import UploadCounts
+from cloud_server.desk.registry import Registry
+from cloud_server.errors import CloudError
+from cloud_server.storage.checkpoint import CheckpointError, has_checkpoint, load_checkpoint, save_checkpoint
+
+_FREE_TO_CHANGE = ("patience", "parallel_turns", "payload_limit_bytes", "store_capacity")
+"""Settings that change no result: a run may go on with others."""
+
+
+def config_digest(config: CloudConfig) -> str:
+    """Identifies the run that these settings describe."""
+    content = {k: v for k, v in msgspec.to_builtins(config).items() if k not in _FREE_TO_CHANGE}
+    return hashlib.sha256(msgspec.json.encode(content, order="sorted")).hexdigest()
+
+
+class Lasting(Protocol):
+    """What a checkpoint is taken from and put back into: an algorithm."""
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Weights and moments."""
+
+    def meta(self) -> dict[str, Any]:
+        """The rest, as JSON types."""
+
+    def restore(self, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
+        """Become what `tensors` and `meta` were taken from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Committed:
+    """What the latest checkpoint holds."""
+
+    next_stage: int
+    last_trained: Mapping[str, int]
+    tensors: Mapping[str, torch.Tensor]
+    algorithm: Mapping[str, Any]
+    vehicles: Mapping[str, Mapping[str, Any]]
+    strangers: int
+
+    def restore(self, algorithm: Lasting, registry: Registry) -> None:
+        """Put algorithm and counters back to where they were.
+
+        Raises:
+            CloudError: the checkpoint doesn't fit this run's network.
+        """
+        try:
+            algorithm.restore(self.tensors, self.algorithm)
+        except (ValueError, KeyError) as error:
+            raise CloudError(f"the checkpoint doesn't fit this run: {error}") from error
+        registry.strangers += self.strangers
+        for vehicle, counters in self.vehicles.items():
+            record = registry.vehicles[vehicle]
+            record.uplink.update(counters["uplink"])
+            record.downlink.update(counters["downlink"])
+            record.queries += counters["queries"]
+            record.answers_per_frame = counters["answers_per_frame"]
+            record.rejects += counters["rejects"]
+            record.uploads = msgspec.convert(counters["uploads"], UploadCounts)
+
+
+class RunState:
+    """The checkpoints of one run in `<run folder>/cloud/checkpoints`."""
+
+    def __init__(self, folder: Path, config: CloudConfig, *, resume: bool) -> None:
+        """Look at what is there.
+
+        Raises:
+            CloudError: a run is there and `resume` is false.
+            OSError: the folder can't be made.
+        """
+        self._folder = folder / "checkpoints"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._digest = config_digest(config)
+        self._began = time.monotonic()
+        self._earlier_s = 0.0
+        if has_checkpoint(self._folder) and not resume:
+            raise CloudError(f"{folder} holds a run already; resume it, or choose another run folder")
+
+    def wall_s(self) -> float:
+        """Seconds that this run has taken, in all its processes."""
+        return self._earlier_s + time.monotonic() - self._began
+
+    def load(self) -> Committed | None:
+        """The latest commit, or None before the first.
+
+        Raises:
+            CloudError: the checkpoint is damaged, or of a run with other settings.
+        """
+        if not has_checkpoint(self._folder):
+            return None
+        try:
+            tensors, meta = load_checkpoint(self._folder)
+        except (CheckpointError, OSError) as error:
+            raise CloudError(str(error)) from error
+        if meta.get("config") != self._digest:
+            raise CloudError(
+                f"{self._folder} belongs to a run with other settings; resume with the settings it began with"
+            )
+        self._earlier_s = meta["wall_s"]
+        return Committed(
+            next_stage=meta["next_stage"],
+            last_trained=meta["last_trained"],
+            tensors=tensors,
+            algorithm=meta["algorithm"],
+            vehicles=meta["vehicles"],
+            strangers=meta["strangers"],
+        )
+
+    def commit(
+        self, next_stage: int, algorithm: Lasting, registry: Registry, last_trained: Mapping[str, int]
+    ) -> None:
+        """Make everything up to `next_stage` permanent.
+
+        Raises:
+            OSError: the folder is unwritable or the disk is full; the commit before this one stands.
+        """
+        meta = {
+            "config": self._digest,
+            "wall_s": self.wall_s(),
+            "next_stage": next_stage,
+            "last_trained": dict(last_trained),
+            "algorithm": algorithm.meta(),
+            "strangers": registry.strangers,
+            "vehicles": {
+                vehicle: {
+                    "uplink": _plain(record.uplink),
+                    "downlink": _plain(record.downlink),
+                    "queries": record.queries,
+                    "answers_per_frame": record.answers_per_frame,
+                    "rejects": record.rejects,
+                    "uploads": msgspec.to_builtins(record.uploads),
+                }
+                for vehicle, record in registry.vehicles.items()
+            },
+        }
+        save_checkpoint(self._folder, algorithm.tensors(), meta)
+
+
+def _plain(counter: Counter[str]) -> dict[str, int]:
+    return dict(sorted(counter.items()))

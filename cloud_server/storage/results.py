@@ -1,0 +1,90 @@
+"""`result.json`: what a run has shown, in one file for people and programs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from cloud_server.algorithms.base import Scores, TrainingProgress
+from cloud_server.config import CloudConfig
+from cloud_server.desk.registry import Registry
+from datasets.labels import LabelSpace
+from evaluation.scores import ConfusionMatrix
+
+
+def assemble(
+    config: CloudConfig,
+    scores: Scores,
+    progress: TrainingProgress,
+    registry: Registry,
+    label_space: LabelSpace,
+    wall_s: float,
+) -> dict[str, Any]:
+    """The content of `result.json`: mIoU as fractions, bytes of whole PUBLISH packets, None = undefined.
+
+    `confusion` counts pixels of all local test frames: row = ground truth, column = predicted class.
+    """
+    vehicles = {}
+    for vehicle in config.vehicles:
+        record = registry.vehicles[vehicle]
+        frames = record.hello.frames if record.hello else {}
+        vehicles[vehicle] = {
+            "local_miou": _miou(scores.local.get(vehicle)),
+            "ood_miou": _miou(scores.ood.get(vehicle)),
+            "initial_local_miou": _miou(scores.initial.get(vehicle)),
+            "source_miou": _miou(scores.source.get(vehicle)),
+            "initial_source_miou": _miou(scores.initial_source.get(vehicle)),
+            "frames_train": frames.get("train", 0),
+            "frames_val": frames.get("val", 0),
+            "frames_test": frames.get("test", 0),
+            "frames_ood": frames.get("ood", 0),
+            "frames_source": frames.get("source", 0),
+            "uplink_bytes": sum(record.uplink.values()),
+            "downlink_bytes": sum(record.downlink.values()),
+            "uplink_bytes_by_type": dict(sorted(record.uplink.items())),
+            "downlink_bytes_by_type": dict(sorted(record.downlink.items())),
+            "queries": record.queries,
+            "answers_per_frame": record.answers_per_frame,
+            "rejects": record.rejects,
+            "uploads": msgspec.to_builtins(record.uploads),
+        }
+    everything = ConfusionMatrix(label_space)
+    for matrix in scores.local.values():
+        everything.merge(matrix)
+    per_class = dict(zip(label_space.train_names, everything.class_iou().tolist(), strict=True))
+    return {
+        "algorithm": config.algorithm,
+        "dataset": config.dataset,
+        "seed": config.seed,
+        "rounds": config.rounds,
+        "vehicles": vehicles,
+        "strangers": registry.strangers,
+        "mean_local_miou": _mean(vehicles, "local_miou"),
+        "mean_ood_miou": _mean(vehicles, "ood_miou"),
+        "initial_local_miou": _mean(vehicles, "initial_local_miou"),
+        "mean_source_miou": _mean(vehicles, "source_miou"),
+        "initial_source_miou": _mean(vehicles, "initial_source_miou"),
+        "classes": {name: _finite(iou) for name, iou in per_class.items()},
+        "confusion": everything.counts[:, :-1].tolist(),
+        "frames_seen": progress.frames_seen,
+        "uplink_bytes": sum(entry["uplink_bytes"] for entry in vehicles.values()),
+        "downlink_bytes": sum(entry["downlink_bytes"] for entry in vehicles.values()),
+        "wall_s": round(wall_s, 3),
+    }
+
+
+def _miou(matrix: ConfusionMatrix | None) -> float | None:
+    return None if matrix is None or matrix.pixels == 0 else _finite(matrix.mean_iou())
+
+
+def _mean(vehicles: Mapping[str, Mapping[str, Any]], key: str) -> float | None:
+    values = [entry[key] for entry in vehicles.values() if entry[key] is not None]
+    return float(np.mean(values)) if values else None
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,1 @@
+"""First-order learning of the cloud's network."""

@@ -1,0 +1,242 @@
+"""Losses and predictions of a network that stays as it is, so that the same calls give the same bits.
+
+Legend: n frames in all, B frames of a batch, C channels, H W feature or label rows and columns, K classes,
+M copies of a batch's features, y x cells of a loss map.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cloud_server.training.batch_statistics import collect_statistics
+from cloud_server.training.losses import (
+    downsample_labels,
+    entropy,
+    entropy_map,
+    find_loss,
+    loss_map,
+    per_frame,
+)
+from protocol.batches import batch_bounds
+from protocol.noise import permutation
+
+Array = NDArray[Any] | Tensor
+
+# Convolutions on a CPU run faster with the channels innermost.
+FORMAT = torch.channels_last
+
+_MAP_FRAMES = 8
+"""Frames that go through the network together for loss maps, always as many. How a convolution rounds
+depends on how many it is given; like this a frame's map has the same bits whatever it is evaluated with."""
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Run the body with `count` torch intra-op threads on this Python thread, then restore.
+
+    The number of threads decides how sums are split, so it is part of what makes a result reproducible.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class Inference:
+    """Owns a network in evaluation mode.
+
+    Every public method may be called from any thread, one at a time is served, each with `threads` intra-op
+    threads, so the caller's thread makes no difference. Features are float32[B, C, H, W], labels
+    uint8[B, H, W] of any size (compared at the logits' size, nearest pixel), both NumPy arrays or tensors.
+    Where a loss is wanted without labels, it is the entropy of the predictions.
+    """
+
+    def __init__(self, network: nn.Module, *, loss: str, threads: int) -> None:
+        """`loss`: a name in `cloud_server.training.losses.LOSSES`."""
+        self._loss = find_loss(loss)
+        self._network = network.eval()
+        for parameter in self._network.parameters():
+            if parameter.dim() == 4:
+                parameter.data = parameter.data.contiguous(memory_format=FORMAT)
+        self._inference_threads = threads
+        self._lock = threading.RLock()
+
+    def evaluate_loss(self, features_BCHW: Array, label_BHW: Array | None) -> float:
+        """Return the loss of the batch."""
+        with self._inference():
+            return self._evaluate_loss(features_tensor(features_BCHW), label_BHW).item()
+
+    def evaluate_losses(self, features_BCHW: Array, label_BHW: Array) -> NDArray[np.float32]:
+        """Return the loss of each frame, float32[B]."""
+        with self._inference():
+            losses_B: NDArray[np.float32] = per_frame(
+                self._loss, *self._evaluate(features_BCHW, label_BHW)
+            ).numpy()
+            return losses_B
+
+    def loss_map(
+        self, features_BCHW: Array, label_BHW: Array | None, cells_yx: tuple[int, int]
+    ) -> NDArray[np.float32]:
+        """Return `losses.loss_map`, or without labels `losses.entropy_map`, float32[B, y, x].
+
+        Raises:
+            ValueError: the grid doesn't fit the logits.
+        """
+        return self.loss_maps([features_BCHW], label_BHW, cells_yx)
+
+    def loss_maps(
+        self, copies: Iterable[Array], label_BHW: Array | None, cells_yx: tuple[int, int]
+    ) -> NDArray[np.float32]:
+        """Return the `loss_map` of M copies of a batch, features_BCHW each, to the bit: float32[M·B, y, x].
+
+        All copies make one batch, copy after copy, of which a slice is in memory at a time.
+
+        Raises:
+            ValueError: the grid doesn't fit the logits.
+        """
+        frames = (frame for features_BCHW in copies for frame in enumerate(as_tensor(features_BCHW)))
+        slices = iter(lambda: tuple(islice(frames, _MAP_FRAMES)), ())
+        with self._inference():
+            return np.concatenate([self._map_slice(chosen, label_BHW, cells_yx) for chosen in slices])
+
+    def predict(
+        self, features_nCHW: Array, size_hw: tuple[int, int], *, chunk_frames: int = 16
+    ) -> NDArray[np.uint8]:
+        """Return the likeliest trainId of each pixel, uint8[n, *size_hw], logits enlarged bilinearly.
+
+        At most `chunk_frames` frames' logits are held at once.
+        """
+        label_nhw = np.empty((len(features_nCHW), *size_hw), np.uint8)
+        with self._inference():
+            for start in range(0, len(label_nhw), chunk_frames):
+                chosen = slice(start, start + chunk_frames)
+                logits_BKhw = self._network(features_tensor(features_nCHW[chosen]))
+                logits_BKhw = functional.interpolate(
+                    logits_BKhw, size=size_hw, mode="bilinear", align_corners=False
+                )
+                label_nhw[chosen] = logits_BKhw.argmax(dim=1).to(torch.uint8).numpy()
+        return label_nhw
+
+    def logit_size(self, feature_shape: tuple[int, int, int]) -> tuple[int, int]:
+        """Rows and columns of the logits of features of C, H, W."""
+        with self._inference():
+            height, width = self._network(features_tensor(torch.zeros(1, *feature_shape))).shape[-2:]
+            return height, width
+
+    def estimate_statistics(self, features_nCHW: Array, *, batch_size: int, seed: int) -> dict[str, Tensor]:
+        """Return `collect_statistics` of these features, a part of `weights()`.
+
+        Batches are alike, because their order is drawn from `seed`.
+        """
+        order_n = torch.from_numpy(permutation(seed, len(features_nCHW)))
+        features_nCHW = features_tensor(features_nCHW)
+        with self._lock, threads(self._inference_threads):
+            return collect_statistics(
+                self._network,
+                (
+                    features_nCHW[order_n[start:stop]].contiguous(memory_format=FORMAT)
+                    for start, stop in batch_bounds(len(order_n), batch_size)
+                ),
+            )
+
+    def _map_slice(
+        self, frames: tuple[tuple[int, Tensor], ...], label_BHW: Array | None, cells_yx: tuple[int, int]
+    ) -> NDArray[np.float32]:
+        """The maps of at most `_MAP_FRAMES` frames: of each the number of its label, and features_CHW."""
+        numbers, features = zip(*frames, strict=True)
+        filling = [torch.zeros_like(features[0])] * (_MAP_FRAMES - len(features))
+        logits_BKhw = self._network(features_tensor(torch.stack([*features, *filling])))[: len(features)]
+        if label_BHW is None:
+            map_Byx = entropy_map(logits_BKhw, cells_yx)
+        else:
+            label_Bhw = downsample_labels(as_tensor(label_BHW)[list(numbers)], logits_BKhw.shape[-2:])
+            map_Byx = loss_map(logits_BKhw, label_Bhw, cells_yx)
+        return np.asarray(map_Byx, np.float32)
+
+    def _evaluate_loss(self, features_BCHW: Tensor, label_BHW: Array | None) -> Tensor:
+        if label_BHW is None:
+            return entropy(self._network(features_BCHW))
+        return self._loss(*self._evaluate(features_BCHW, label_BHW))
+
+    def _evaluate(self, features_BCHW: Array, label_BHW: Array) -> tuple[Tensor, Tensor]:
+        logits_BKhw = self._network(features_tensor(features_BCHW))
+        return logits_BKhw, downsample_labels(as_tensor(label_BHW), logits_BKhw.shape[-2:])
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return a copy of the network's parameters and buffers."""
+        with self._lock:
+            return {name: value.clone() for name, value in self._network.state_dict().items()}
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Copy `weights`, as from `weights()`, into the network; the optimiser is left as it is.
+
+        Raises:
+            ValueError: names or shapes are not those of this network.
+        """
+        with self._lock:
+            own = self._network.state_dict()
+            check_same(weights, own, "weights")
+            for name, value in own.items():
+                value.copy_(weights[name])
+
+    @contextmanager
+    def borrowed_weights(self, weights: Mapping[str, Tensor] | None) -> Iterator[None]:
+        """Run the body's inference with other weights; none means the network's own."""
+        if weights is None:
+            yield
+            return
+        with self._lock:
+            own = self.weights()
+            self.load_weights(weights)
+            try:
+                yield
+            finally:
+                self.load_weights(own)
+
+    @contextmanager
+    def _inference(self) -> Iterator[None]:
+        with self._lock, threads(self._inference_threads), torch.inference_mode():
+            yield
+
+
+def features_tensor(features_BCHW: Array) -> Tensor:
+    """float32, channels innermost in memory."""
+    return as_tensor(features_BCHW).to(torch.float32).contiguous(memory_format=FORMAT)
+
+
+def as_tensor(array: Array) -> Tensor:
+    """The same numbers, where possible in the same memory."""
+    # Torch can't share the memory of a read-only array without a warning.
+    return array if isinstance(array, Tensor) else torch.from_numpy(np.require(array, requirements="W"))
+
+
+def check_same(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
+    """Same names and shapes.
+
+    Raises:
+        ValueError: they are not; `what` says of what.
+    """
+    shapes: Sequence[dict[str, tuple[int, ...]]] = [
+        {name: tuple(tensor.shape) for name, tensor in tensors.items()} for tensors in (given, expected)
+    ]
+    if shapes[0] != shapes[1]:
+        differing = sorted(
+            name for name in shapes[0].keys() | shapes[1].keys() if shapes[0].get(name) != shapes[1].get(name)
+        )
+        name = differing[0]
+        raise ValueError(
+            f"{what} of another network: {name} is {shapes[0].get(name, 'missing')}, "
+            f"expected {shapes[1].get(name, 'nothing of that name')}"
+        )

@@ -1,0 +1,1 @@
+"""Frames on disk: one reader a layout."""

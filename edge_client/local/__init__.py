@@ -1,0 +1,1 @@
+"""Learning from the vehicle's own labels."""

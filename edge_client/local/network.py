@@ -1,0 +1,194 @@
+"""The whole segmentation network on a vehicle: the only file here that runs torch, and only in its functions.
+
+It is imported only when a turn asks for local training, so that every other vehicle needs no torch.
+Legend: B frames, H W rows and columns, K classes, h w logit rows and columns.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import math
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_client.errors import TurnRefused, VehicleError
+from protocol.codec.weights import WeightArrays
+from protocol.local_model import LocalModel
+from protocol.noise import derive_seed
+
+if TYPE_CHECKING:
+    import torch
+
+Batch = tuple[NDArray[np.uint8], NDArray[np.uint8]]
+"""image_BHWC RGB, label_BHW trainIds."""
+
+_RANDOM = threading.Lock()
+"""Torch's generator is one for the process: vehicles of a host draw (dropout) one at a time."""
+
+_TORCH_SEED_LIMIT = 1 << 63
+
+
+def require_torch() -> None:
+    """Check that local training is possible here.
+
+    Raises:
+        VehicleError: torch is not installed.
+    """
+    if importlib.util.find_spec("torch") is None:
+        raise VehicleError(
+            "local training (fedavg) needs torch on the vehicle: pip install 'blackfleet[federated]'"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalTraining:
+    """How a vehicle trains the network by itself."""
+
+    optimizer: str
+    """`sgd` or `adamw`."""
+    momentum: float
+    weight_decay: float
+    proximal: float
+    """μ of FedProx: pulls the weights to those that training started from."""
+    frozen_statistics: bool
+    """Whether BatchNorm uses its running statistics, unchanged, instead of each batch's own."""
+    seed: int
+    """Decides what the network itself draws (dropout)."""
+
+
+class LocalNetwork:
+    """One vehicle's copy, for one turn; deterministic for the same calls and thread count."""
+
+    def __init__(
+        self, model: LocalModel, weights: Mapping[str, NDArray[np.float32]], *, threads: int
+    ) -> None:
+        """Start from `weights`, which must be all of the model's entries."""
+        self._model = model
+        self._threads = threads
+        self._weights: WeightArrays = dict(weights)
+
+    @property
+    def weights(self) -> WeightArrays:
+        """All entries by name, as they are now."""
+        return self._weights
+
+    def predictor(self) -> Callable[[NDArray[np.uint8], tuple[int, int]], NDArray[np.uint8]]:
+        """A function (image_BHWC, (height, width)) → likeliest trainIds uint8 (B, height, width).
+
+        It keeps the weights of this moment. Logits are enlarged bilinearly, as the cloud does it.
+        """
+        import torch
+
+        program = self._program("predict")
+
+        def predict(image_BHWC: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.uint8]:
+            with self._deterministic(), torch.inference_mode():
+                logits_BKhw = program(torch.from_numpy(image_BHWC))
+                logits_BKhw = torch.nn.functional.interpolate(
+                    logits_BKhw, size=size_hw, mode="bilinear", align_corners=False
+                )
+                label_BHW: NDArray[np.uint8] = logits_BKhw.argmax(dim=1).to(torch.uint8).numpy()
+                return label_BHW
+
+        return predict
+
+    def train(self, training: LocalTraining, epochs: Iterable[tuple[float, Iterable[Batch]]]) -> list[float]:
+        """Take one optimiser step a batch; returns each epoch's mean loss over its frames.
+
+        `epochs` gives each epoch's step size and batches.
+
+        Raises:
+            TurnRefused: a loss or a weight is not finite; the weights stay as they were.
+        """
+        import torch
+
+        program = self._program("predict" if training.frozen_statistics else "train")
+        loss_of = _load(self._model.programs["loss"])
+        parameters = dict(program.named_parameters())
+        start = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        optimizer = _optimizer(training, list(parameters.values()))
+        means = []
+        steps = 0
+        with self._deterministic():
+            for rate, batches in epochs:
+                total, frames = 0.0, 0
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                for image_BHWC, label_BHW in batches:
+                    with _RANDOM, torch.random.fork_rng(devices=[]):
+                        torch.manual_seed(derive_seed(training.seed, "step", steps) % _TORCH_SEED_LIMIT)
+                        logits_BKhw = program(torch.from_numpy(image_BHWC))
+                    loss = loss_of(logits_BKhw, torch.from_numpy(label_BHW))
+                    value = float(loss.item())
+                    if not math.isfinite(value):
+                        raise TurnRefused(
+                            f"local training diverged in step {steps}: lower the rate ({rate:g})"
+                        )
+                    optimizer.zero_grad()
+                    loss.backward()
+                    if training.proximal > 0:
+                        for name, parameter in parameters.items():
+                            assert parameter.grad is not None
+                            parameter.grad.add_(parameter.detach() - start[name], alpha=training.proximal)
+                    optimizer.step()
+                    steps += 1
+                    total += value * len(image_BHWC)
+                    frames += len(image_BHWC)
+                means.append(total / frames)
+        state = program.state_dict()
+        trained = {name: state[name].detach().contiguous().numpy().copy() for name in self._weights}
+        if not all(np.isfinite(array).all() for array in trained.values()):
+            raise TurnRefused("local training diverged: a weight is no longer finite; lower the rate")
+        self._weights = trained
+        return means
+
+    def _program(self, name: str) -> torch.jit.ScriptModule:
+        """A program with the present weights in it."""
+        import torch
+
+        program = _load(self._model.programs[name])
+        state = program.state_dict()
+        with torch.no_grad():
+            for entry, array in self._weights.items():
+                state[entry].copy_(torch.from_numpy(np.require(array, requirements="W")))
+        return program
+
+    @contextmanager
+    def _deterministic(self) -> Iterator[None]:
+        """A fixed number of threads, and no optimisation of a program after its first runs."""
+        import torch
+
+        before = torch.get_num_threads()
+        torch.set_num_threads(self._threads)
+        try:
+            with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
+                yield
+        finally:
+            torch.set_num_threads(before)
+
+
+def _load(program: bytes) -> torch.jit.ScriptModule:
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.jit.load(io.BytesIO(program), map_location="cpu")  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _optimizer(training: LocalTraining, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """Its rate is set in each epoch."""
+    import torch
+
+    if training.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters, lr=0.0, momentum=training.momentum, weight_decay=training.weight_decay
+        )
+    return torch.optim.AdamW(parameters, lr=0.0, weight_decay=training.weight_decay, fused=True)

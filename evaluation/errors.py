@@ -1,0 +1,10 @@
+"""What can end an evaluation.
+
+EvaluationError         a mistake or a fault to show in one line
+"""
+
+from __future__ import annotations
+
+
+class EvaluationError(ValueError):
+    """Ends the evaluation with one readable line."""

@@ -1,0 +1,5 @@
+"""`python -m fleet.cli.app`: the same as `blackfleet`."""
+
+from fleet.cli.app import main
+
+main()

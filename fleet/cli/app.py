@@ -1,0 +1,225 @@
+"""`blackfleet`: the operator's command."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+import fleet.compare.sweep as comparing
+import fleet.run.launch as launching
+import fleet.run.pretrain as pretraining
+from datasets.generated import GeneratorSettings, generate_dataset
+from fleet.cli.evaluate import run_evaluate
+from fleet.cli.options import PRETRAIN_KEYS, SCENARIO_KEYS, with_scenario_options
+from fleet.export.bundle import export_bundle
+from fleet.export.encoders import DEFAULT_ENCODER, ENCODERS
+from fleet.report.page import write_report
+from fleet.scenario import Scenario, parse_image_size
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Train one driving-scene segmentation network across a fleet of cars, with BlackFed and no frame, "
+    "weight or gradient on the network, or with the methods that it is to be compared with.",
+)
+dataset_app = typer.Typer(no_args_is_help=True, help="Data sets of driving frames.")
+encoder_app = typer.Typer(no_args_is_help=True, help="Encoder bundles for vehicles.")
+app.add_typer(dataset_app, name="dataset")
+app.add_typer(encoder_app, name="encoder")
+
+
+@app.callback()
+def _options(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what goes on inside.")] = False,
+) -> None:
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
+    )
+
+
+@app.command()
+@with_scenario_options()
+def launch(
+    *,
+    scenario: Scenario,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Folder for everything (default: below runs/).")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run-dir.")] = False,
+) -> None:
+    """Launch a fleet on this machine, and end with a table of results.
+
+    Broker, cloud and vehicles are processes of their own.
+
+    Without options: four vehicles on generated driving frames. Ctrl-C stops cleanly; --resume goes on.
+    """
+    if resume and run_dir is None:
+        raise ValueError("--resume needs --run-dir, the folder of the run to go on with")
+    folder = run_dir or launching.default_run_folder(scenario)
+    try:
+        launching.launch(scenario, folder, resume=resume, console=Console())
+    except KeyboardInterrupt:
+        print(
+            f"blackfleet: stopped; go on with: blackfleet launch --resume --run-dir {folder}", file=sys.stderr
+        )
+        raise typer.Exit(130) from None
+
+
+@app.command()
+@with_scenario_options(without=SCENARIO_KEYS - PRETRAIN_KEYS)
+def pretrain(
+    *,
+    out_folder: Annotated[
+        Path,
+        typer.Argument(metavar="OUT_FOLDER", help="Folder for the start, and for the run that makes it."),
+    ],
+    scenario: Scenario,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what was begun there.")] = False,
+) -> None:
+    """Pretrain encoder and network together on one domain, for fleets to start from.
+
+    All frames in one place, --rounds times --foo-epochs passes over them, no fleet. For instance:
+
+    blackfleet pretrain starts/day --dataset camvid --data-root CAMVID --city 0001TP --city 0016E5
+
+    blackfleet launch --start starts/day --dataset camvid --data-root CAMVID --city 0006R0 --vehicles 1
+    --condition car-01=fog:3
+
+    OUT_FOLDER then holds the encoder's bundle, the cloud network's weights, a sample of labelled features for
+    --source-replay, and start.json. Fleets that start from it are also tested on test frames of this domain,
+    before and after, which shows what they forget.
+    """
+    try:
+        pretraining.pretrain(scenario, out_folder, resume=resume, console=Console())
+    except KeyboardInterrupt:
+        print(f"blackfleet: stopped; go on with: blackfleet pretrain {out_folder} --resume", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+@app.command()
+@with_scenario_options(without={"algorithm", "seed"})
+def compare(
+    *,
+    scenario: Scenario,
+    algorithms: Annotated[
+        str, typer.Option(help=f"Some of {', '.join(launching.RUNNERS)}, comma-separated.")
+    ],
+    compare_dir: Annotated[Path, typer.Option(help="Folder for all runs and the comparison.")],
+    seeds: Annotated[str, typer.Option(help="Comma-separated; each algorithm runs with each.")] = "0",
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            help="Whose validation mIoU the others are to reach; default: blackfed-v2, else the first."
+        ),
+    ] = None,
+) -> None:
+    """Run algorithms side by side, on the same frames, into one table and one report.
+
+    Ctrl-C stops cleanly; the same command goes on: finished runs are kept, an interrupted one is resumed.
+    """
+    try:
+        comparing.compare(
+            scenario,
+            comparing.parse_algorithms(algorithms),
+            comparing.parse_seeds(seeds),
+            compare_dir,
+            reference=reference,
+            console=Console(),
+        )
+    except KeyboardInterrupt:
+        print("blackfleet: stopped; go on with the same command", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+@app.command()
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(help="A run folder, or a folder of predicted label images.")],
+    ground_truth: Annotated[Path, typer.Argument(help="The data set's folder.")],
+    dataset: Annotated[
+        str | None, typer.Option(help="cityscapes or camvid; default: as the folder looks.")
+    ] = None,
+    official: Annotated[
+        bool, typer.Option("--official", help="Also run the cityscapesscripts and compare.")
+    ] = False,
+    output: Annotated[Path | None, typer.Option(help="File for the scores (JSON).")] = None,
+) -> None:
+    """Score predictions as the Cityscapes benchmark does: class IoU, category IoU, iIoU where possible.
+
+    With --official, exit code 1 says that the cityscapesscripts come to other scores.
+    """
+    raise typer.Exit(run_evaluate(predictions, ground_truth, dataset, official, output))
+
+
+@app.command()
+def report(
+    folder: Annotated[
+        Path, typer.Argument(metavar="RUN_OR_COMPARE", help="The folder of a run or of a comparison.")
+    ],
+) -> None:
+    """Put a run or a comparison on one page: report.html, with tables, curves and pictures."""
+    print(write_report(folder))
+
+
+@dataset_app.command("generate")
+def dataset_generate(
+    folder: Annotated[Path, typer.Argument(help="Where to write the data set, in the Cityscapes layout.")],
+    cities: Annotated[int, typer.Option(help="Cities, each with its own look.")] = 4,
+    sequences: Annotated[int, typer.Option(help="Drives in each city.")] = 1,
+    frames: Annotated[int, typer.Option(help="Frames of each drive.")] = 60,
+    image_size: Annotated[str, typer.Option(help="WxH in pixels.")] = "512x384",
+    seed: Annotated[int, typer.Option(help="Decides every scene.")] = 0,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "train",
+    workers: Annotated[int, typer.Option(help="Processes that render.")] = 1,
+) -> None:
+    """Render driving scenes with exact labels and instances, as every Cityscapes tool reads them."""
+    settings = GeneratorSettings(
+        cities=cities,
+        sequences_per_city=sequences,
+        frames_per_sequence=frames,
+        image_size=parse_image_size(image_size),
+        seed=seed,
+    )
+    console = Console()
+    with console.status("rendering") as status:
+        generate_dataset(
+            folder,
+            settings,
+            split=split,
+            workers=workers,
+            progress=lambda done, total: status.update(f"rendering {done}/{total}"),
+        )
+    console.print(f"{cities * sequences * frames} frames in {folder}")
+
+
+@encoder_app.command("export")
+def encoder_export(
+    folder: Annotated[Path, typer.Argument(help="Where to write the bundle.")],
+    encoder: Annotated[str, typer.Option(help=f"{', '.join(ENCODERS)}.")] = DEFAULT_ENCODER,
+    image_size: Annotated[str, typer.Option(help="What the encoder sees, WxH in pixels.")] = "256x192",
+    seed: Annotated[int, typer.Option(help="Of the initial weights.")] = 0,
+) -> None:
+    """Export an encoder as the bundle that a vehicle runs: ONNX graphs and their description."""
+    bundle = export_bundle(encoder, folder, image_size=parse_image_size(image_size), seed=seed)
+    shape = "x".join(map(str, bundle.spec.feature_shape))
+    print(f"{encoder}: {len(bundle.theta0)} parameters, features {shape}, in {folder}")
+
+
+def main() -> NoReturn:
+    """Run the command; a mistake ends in one line and exit code 2."""
+    try:
+        app(standalone_mode=True)
+    except (ValueError, OSError) as error:
+        logging.getLogger(__name__).debug("", exc_info=True)
+        print(f"blackfleet: {error}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""What an evaluation found, for programs and for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from evaluation.official import OfficialComparison
+from evaluation.scores import Summary
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationReport:
+    """The scores of one folder of predictions."""
+
+    dataset: str
+    """cityscapes or camvid: whose classes were scored."""
+    frames: int
+    """Predictions scored, each with its ground truth."""
+    ground_truth_frames: int
+    """Frames that have a ground truth, whether predicted or not."""
+    summary: Summary
+    vehicles: dict[str, float | None] = field(default_factory=dict)
+    """For a run folder: mIoU of each vehicle's own test frames, None where undefined."""
+    official: OfficialComparison | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of evaluation.json: strict JSON, None for undefined scores."""
+        content: dict[str, Any] = {
+            "dataset": self.dataset,
+            "frames": self.frames,
+            "ground_truth_frames": self.ground_truth_frames,
+            **self.summary,
+        }
+        if self.vehicles:
+            content["vehicles"] = self.vehicles
+        if self.official is not None:
+            content["official"] = self.official.to_dict()
+        return content
+
+
+def print_report(report: EvaluationReport, console: Console) -> None:
+    """Print the scores as tables for people, in percent."""
+    summary, official = report.summary, report.official
+    has_instances = bool(summary["instance_classes"])
+    console.print(
+        _table(
+            "class",
+            summary["classes"],
+            summary["instance_classes"],
+            summary["mean_iou"],
+            summary["mean_iiou"],
+        )
+    )
+    console.print(
+        _table(
+            "category",
+            summary["categories"],
+            summary["instance_categories"],
+            summary["mean_category_iou"],
+            summary["mean_category_iiou"],
+        )
+    )
+    if report.vehicles:
+        table = _scores_table("vehicle", "local mIoU %")
+        for vehicle, score in report.vehicles.items():
+            table.add_row(vehicle, _percent(score))
+        console.print(table)
+    unpredicted = report.ground_truth_frames - report.frames
+    console.print(f"{report.frames} {report.dataset} frames, {summary['pixels']:,} labelled pixels")
+    if unpredicted:
+        console.print(f"without a prediction and not counted: {unpredicted} labelled frames")
+    if not has_instances and report.dataset == "cityscapes":
+        console.print("no iIoU: not every frame has instance ids")
+    if official is not None:
+        means = f"mIoU {_percent(official.scores['mean_iou'])} %"
+        if has_instances:
+            means += f", iIoU {_percent(official.scores['mean_iiou'])} %"
+        console.print(
+            f"official evaluation: {means}; largest difference of a score {official.largest_difference:.1e}",
+            style="green" if official.agrees else "bold red",
+            soft_wrap=True,
+        )
+
+
+def _table(
+    what: str,
+    scores: Mapping[str, float | None],
+    instance_scores: Mapping[str, float | None],
+    mean: float | None,
+    instance_mean: float | None,
+) -> Table:
+    table = _scores_table(what, "IoU %", *(["iIoU %"] if instance_scores else []))
+    for name, score in scores.items():
+        cells = [_percent(instance_scores.get(name))] if name in instance_scores else []
+        table.add_row(name, _percent(score), *cells)
+    table.add_section()
+    table.add_row(
+        "mean", _percent(mean), *([_percent(instance_mean)] if instance_scores else []), style="bold"
+    )
+    return table
+
+
+def _scores_table(what: str, *columns: str) -> Table:
+    table = Table(what)
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _percent(score: float | None) -> str:
+    return "-" if score is None else f"{100 * score:.1f}"

@@ -1,0 +1,306 @@
+"""The command line's options that override a scenario: one table for every command that takes a scenario."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cloud_server.learner_config import SERVINGS
+from datasets.conditions import CONDITIONS
+from fleet.errors import OperatorError
+from fleet.export.encoders import ENCODERS
+from fleet.run.launch import RUNNERS
+from fleet.scenario import DATASET_NAMES, Scenario, load_scenario
+
+
+@dataclass(frozen=True)
+class ScenarioOption:
+    """One option and the scenario key that it overrides."""
+
+    name: str
+    """As a parameter; the option is `--` and this with hyphens."""
+    key: str
+    """Dotted, as in a scenario file."""
+    type: Any
+    help: str
+    by_vehicle: bool = True
+    """Of an option that is repeated: whether it takes VEHICLE=VALUE, rather than one value each."""
+
+
+SCENARIO_OPTIONS = (
+    ScenarioOption("dataset", "dataset.name", str, f"One of {', '.join(DATASET_NAMES)}."),
+    ScenarioOption(
+        "data_root", "dataset.root", Path, "Folder of the data set; where to write generated frames."
+    ),
+    ScenarioOption(
+        "city",
+        "dataset.cities",
+        list[str],
+        "Use only the frames of this city (CamVid: a sequence, such as 0006R0); repeat for more.",
+        by_vehicle=False,
+    ),
+    ScenarioOption(
+        "generated_cities",
+        "dataset.generated_cities",
+        int,
+        "Cities rendered of --dataset generated; default: one a vehicle, 8 at most.",
+    ),
+    ScenarioOption(
+        "partition",
+        "dataset.partition",
+        str,
+        "Frames to vehicles: city, sequence, uniform, dirichlet, class-imbalance.",
+    ),
+    ScenarioOption(
+        "alpha", "dataset.alpha", float, "Of --partition dirichlet: the smaller, the more vehicles differ."
+    ),
+    ScenarioOption(
+        "frames_per_vehicle", "dataset.frames_per_vehicle", int, "At most so many frames of each vehicle."
+    ),
+    ScenarioOption("vehicles", "vehicles", int, "Number of vehicles: car-01, car-02, …"),
+    ScenarioOption(
+        "condition",
+        "conditions",
+        list[str],
+        "What a vehicle sees through, and how strong from 1 to 5, such as car-01=fog:3; repeat for more. "
+        f"One of {', '.join(CONDITIONS)}.",
+    ),
+    ScenarioOption(
+        "start", "start", Path, "Start from what `blackfleet pretrain` has written to this folder."
+    ),
+    ScenarioOption("algorithm", "algorithm", str, f"One of {', '.join(RUNNERS)}."),
+    ScenarioOption("rounds", "rounds", int, "Rounds; in each, every vehicle has a turn."),
+    ScenarioOption("image_size", "image_size", str, "What the encoders see, WxH in pixels."),
+    ScenarioOption("encoder", "encoder.name", str, f"One of {', '.join(ENCODERS)}."),
+    ScenarioOption(
+        "vehicle_encoder",
+        "encoders",
+        list[str],
+        "Another encoder of one vehicle, such as car-02=stride8-c16; repeat for more.",
+    ),
+    ScenarioOption(
+        "encoder_mode", "encoder.mode", str, "How changed weights run: bind, rebuild, or auto: the faster."
+    ),
+    ScenarioOption("network", "network.name", str, "The cloud's network: compact, segformer-b0 to -b3."),
+    ScenarioOption("bits", "bits", int, "Bits of a feature element: 32, 8, 6, 4, 3 or 2."),
+    ScenarioOption(
+        "frame_bytes",
+        "frame_bytes",
+        int,
+        "Most bytes of a frame's features: each channel gets as many bits as fit, --bits at most.",
+    ),
+    ScenarioOption(
+        "foo_epochs",
+        "first_order.epochs",
+        int,
+        "Passes over the train frames in a turn, by first-order steps.",
+    ),
+    ScenarioOption(
+        "upload_frames",
+        "uploads.train_frames",
+        int,
+        "blackfleet, BlackFed, frozen: at most so many train frames uploaded in a turn, others in the next.",
+    ),
+    ScenarioOption(
+        "upload_val_frames",
+        "uploads.val_frames",
+        int,
+        "Not fedavg: at most so many validation frames uploaded in a turn.",
+    ),
+    ScenarioOption(
+        "train_labels",
+        "uploads.train_labels",
+        str,
+        "Not fedavg: size of the train labels that are sent: input, or logits: the same run in fewer bytes.",
+    ),
+    ScenarioOption(
+        "replay_steps",
+        "first_order.replay_steps",
+        int,
+        "Steps on features uploaded earlier that follow each first-order step.",
+    ),
+    ScenarioOption(
+        "cache_frames", "first_order.cache_frames", int, "Most frames whose features are kept for them."
+    ),
+    ScenarioOption(
+        "zoo_epochs",
+        "zeroth_order.epochs",
+        int,
+        "BlackFed: passes over the train frames in a turn, by queries.",
+    ),
+    ScenarioOption(
+        "zoo_batches",
+        "zeroth_order.batches",
+        int,
+        "BlackFed: at most so many batches in such a pass; 0 = all.",
+    ),
+    ScenarioOption(
+        "queries", "zeroth_order.queries", int, "BlackFed: two-sided SPSA queries averaged for one update."
+    ),
+    ScenarioOption(
+        "warm_up_epochs",
+        "local_loss.warm_up_epochs",
+        int,
+        "blackfleet: passes over the train frames on the vehicle before its first upload.",
+    ),
+    ScenarioOption(
+        "local_epochs",
+        "local_loss.epochs",
+        int,
+        "blackfleet: passes over the train frames on the vehicle in each round.",
+    ),
+    ScenarioOption(
+        "weight_power",
+        "local_loss.weight_power",
+        float,
+        "blackfleet: how much the cloud's loss maps weight a vehicle's own loss; 0 = not at all.",
+    ),
+    ScenarioOption(
+        "serving",
+        "blackfleet.serving",
+        str,
+        f"blackfleet: which weights predict for a vehicle: {', '.join(SERVINGS)}.",
+    ),
+    ScenarioOption(
+        "estimator", "zeroth_order.estimator", str, "BlackFed: from losses to gradients: spsa-gc, activation."
+    ),
+    ScenarioOption(
+        "subspace",
+        "subspace",
+        str,
+        "What of an encoder learns: all, or film: scale and bias of each channel.",
+    ),
+    ScenarioOption(
+        "objective",
+        "objective",
+        str,
+        "What vehicles learn from: labels, or the entropy of the cloud's predictions, without train labels.",
+    ),
+    ScenarioOption(
+        "network_learns", "network.learns", bool, "Whether the cloud's network learns, or stays as it starts."
+    ),
+    ScenarioOption(
+        "anchor",
+        "anchor",
+        float,
+        "Hold encoders back: weight of the penalty on their distance to where they started.",
+    ),
+    ScenarioOption(
+        "source_replay",
+        "network.source_replay",
+        float,
+        "With --start: probability that the cloud follows a training step with one on source features.",
+    ),
+    ScenarioOption(
+        "client_fraction",
+        "federated.client_fraction",
+        float,
+        "fedavg: share of the vehicles that is drawn for each round.",
+    ),
+    ScenarioOption("seed", "seed", int, "Decides every random draw."),
+    ScenarioOption(
+        "broker",
+        "broker",
+        str,
+        "auto, mosquitto, amqtt, the URL of your own broker, or memory: no broker, all in one process.",
+    ),
+    ScenarioOption("broker_port", "broker_port", int, "Port of a broker that is started here."),
+)
+
+SCENARIO_KEYS = frozenset(option.key for option in SCENARIO_OPTIONS)
+PRETRAIN_KEYS = frozenset(
+    {
+        "dataset.name",
+        "dataset.root",
+        "dataset.cities",
+        "dataset.generated_cities",
+        "rounds",
+        "image_size",
+        "encoder.name",
+        "network.name",
+        "bits",
+        "first_order.epochs",
+        "seed",
+    }
+)
+"""Those that decide what `blackfleet pretrain` does."""
+
+_SCENARIO_FILE = Annotated[
+    Path | None, typer.Option("--scenario", help="Scenario file (YAML); the other options override it.")
+]
+
+
+def with_scenario_options(
+    *, without: Collection[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command `--scenario` and the options of the table, but for the keys in `without`.
+
+    The command has a parameter `scenario`, and gets the `Scenario` that all of them make; an OperatorError
+    of the file or of a value goes through.
+    """
+    options = [option for option in SCENARIO_OPTIONS if option.key not in without]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def run(*, scenario_file: Path | None, **given: Any) -> None:
+            overrides = {option.key: _plain(option, given.pop(option.name)) for option in options}
+            command(scenario=load_scenario(scenario_file, overrides), **given)
+
+        own = inspect.signature(command, eval_str=True).parameters.values()
+        parameters = [_parameter("scenario_file", _SCENARIO_FILE)]
+        parameters += [
+            _parameter(
+                option.name,
+                Annotated[
+                    option.type | None, typer.Option(help=option.help, show_default=_default(option) or False)
+                ],
+            )
+            for option in options
+        ]
+        parameters += [
+            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for parameter in own
+            if parameter.name != "scenario"
+        ]
+        # What Typer reads in place of the function's own signature.
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return run
+
+    return decorate
+
+
+def _parameter(name: str, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _default(option: ScenarioOption) -> str:
+    """What holds where neither a file nor an option says otherwise; empty where that is nothing."""
+    value: Any = Scenario()
+    for name in option.key.split("."):
+        value = getattr(value, name)
+    return "" if value is None or value == {} else str(value)
+
+
+def _plain(option: ScenarioOption, value: Any) -> Any:
+    """As it would stand in a scenario file; None = not given."""
+    if isinstance(value, list) and not option.by_vehicle:
+        return value or None
+    if isinstance(value, list):
+        return dict(_by_vehicle(option, text) for text in value) or None
+    return str(value) if isinstance(value, Path) else value
+
+
+def _by_vehicle(option: ScenarioOption, text: str) -> tuple[str, str]:
+    vehicle, equals, value = text.partition("=")
+    if not (vehicle and equals and value):
+        raise OperatorError(
+            f"--{option.name.replace('_', '-')} must be VEHICLE=VALUE such as car-01=…, got {text!r}"
+        )
+    return vehicle, value

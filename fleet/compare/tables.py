@@ -1,0 +1,170 @@
+"""What a comparison shows: means and deviations over seeds, as data, as Markdown and as a table on screen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from fleet.compare import milestones
+from fleet.compare.spread import sample_deviation
+from fleet.run.progress import format_bytes
+
+COMPARISON_NAME = "compare.json"
+_COLUMNS = ("algorithm", "local mIoU", "OOD mIoU", "up", "down", "frames seen", "queries", "time")
+
+_SOURCE_COLUMNS = ("source before", "source after")
+_SOURCE_SCORES = ("initial_source_miou", "source_miou")
+
+
+def summarise(algorithms: Sequence[str], runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One entry an algorithm, over the seeds of its runs (`algorithm` and `result` of each).
+
+    mIoU: mean and sample standard deviation, which is 0 for a single seed; both None where no run has a
+    value. Bytes, frames, queries and seconds: means.
+    """
+    return [
+        _summary(algorithm, [run["result"] for run in runs if run["algorithm"] == algorithm])
+        for algorithm in algorithms
+    ]
+
+
+def markdown(content: Mapping[str, Any]) -> str:
+    """`compare.json`'s content as two Markdown tables: all algorithms, then vehicle by vehicle."""
+    first = content["runs"][0]["result"]
+    seeds = ", ".join(map(str, content["seeds"]))
+    spread = ", mean ± standard deviation over them" if len(content["seeds"]) > 1 else ""
+    source = _has_source(content)
+    lines = [
+        "# Comparison",
+        "",
+        f"{first['dataset']}, {len(first['vehicles'])} vehicles, {first['rounds']} rounds, seeds: {seeds}. "
+        f"mIoU on test frames{spread}: local = a vehicle's own, OOD = other vehicles'"
+        + (", source = those of the domain that was pretrained on" if source else "")
+        + ". Bytes, frames seen, queries and time are those of one run.",
+        "",
+        *_markdown_rows(_columns(source), (_row(entry, source) for entry in content["summary"])),
+        "",
+        f"## Up to the quality of {content['milestones']['reference']}",
+        "",
+        milestones.caption(content["milestones"]),
+        "",
+        *_markdown_rows(milestones.COLUMNS, milestones.rows(content["milestones"])),
+        "",
+        "## Vehicle by vehicle",
+        "",
+        *_markdown_rows(
+            ("vehicle", *(f"{name} {part}" for name in content["algorithms"] for part in ("local", "OOD"))),
+            (
+                [
+                    vehicle,
+                    *(cell for entry in content["summary"] for cell in _cells(entry["vehicles"][vehicle])),
+                ]
+                for vehicle in first["vehicles"]
+            ),
+        ),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def comparison_tables(content: Mapping[str, Any]) -> tuple[Table, Table]:
+    """The tables that a comparison ends with: the summary, and the milestones."""
+    first, source = content["runs"][0]["result"], _has_source(content)
+    summary = _table(
+        f"{first['dataset']}, {len(first['vehicles'])} vehicles, {first['rounds']} rounds, "
+        f"seeds: {', '.join(map(str, content['seeds']))}; mIoU on test frames",
+        _columns(source),
+        (_row(entry, source) for entry in content["summary"]),
+    )
+    reference = content["milestones"]["reference"]
+    return summary, _table(
+        f"training alone, up to the final mean validation mIoU of {reference}",
+        milestones.COLUMNS,
+        milestones.rows(content["milestones"]),
+    )
+
+
+def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(
+            column, justify="left" if column == "algorithm" else "right", no_wrap=column == "algorithm"
+        )
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _summary(algorithm: str, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {
+        "algorithm": algorithm,
+        **_statistics("local_miou", [result["mean_local_miou"] for result in results]),
+        **_statistics("ood_miou", [result["mean_ood_miou"] for result in results]),
+        **_statistics("source_miou", [result.get("mean_source_miou") for result in results]),
+        **_statistics("initial_source_miou", [result.get("initial_source_miou") for result in results]),
+        **{
+            key: round(float(np.mean([result[key] for result in results])))
+            for key in ("uplink_bytes", "downlink_bytes", "frames_seen")
+        },
+        "queries": round(
+            float(np.mean([sum(v["queries"] for v in result["vehicles"].values()) for result in results]))
+        ),
+        "wall_s": round(float(np.mean([result["wall_s"] for result in results])), 3),
+        "vehicles": {
+            vehicle: {
+                **_statistics(
+                    "local_miou", [result["vehicles"][vehicle]["local_miou"] for result in results]
+                ),
+                **_statistics("ood_miou", [result["vehicles"][vehicle]["ood_miou"] for result in results]),
+            }
+            for vehicle in results[0]["vehicles"]
+        },
+    }
+
+
+def _statistics(name: str, values: Sequence[float | None]) -> dict[str, float | None]:
+    known = [value for value in values if value is not None]
+    if not known:
+        return {f"{name}_mean": None, f"{name}_std": None}
+    return {f"{name}_mean": float(np.mean(known)), f"{name}_std": sample_deviation(known)}
+
+
+def _has_source(content: Mapping[str, Any]) -> bool:
+    """Whether forgetting was measured: the runs began from a pretrained start."""
+    return any(entry.get("source_miou_mean") is not None for entry in content["summary"])
+
+
+def _columns(source: bool) -> tuple[str, ...]:
+    return (*_COLUMNS[:3], *(_SOURCE_COLUMNS if source else ()), *_COLUMNS[3:])
+
+
+def _row(entry: Mapping[str, Any], source: bool) -> list[str]:
+    seconds = round(entry["wall_s"])
+    return [
+        entry["algorithm"],
+        *_cells(entry),
+        *(_spread(entry[f"{name}_mean"], entry[f"{name}_std"]) for name in _SOURCE_SCORES if source),
+        format_bytes(entry["uplink_bytes"]),
+        format_bytes(entry["downlink_bytes"]),
+        f"{entry['frames_seen']:,}",
+        f"{entry['queries']:,}",
+        f"{seconds // 60}:{seconds % 60:02d}",
+    ]
+
+
+def _cells(entry: Mapping[str, Any]) -> list[str]:
+    return [_spread(entry[f"{name}_mean"], entry[f"{name}_std"]) for name in ("local_miou", "ood_miou")]
+
+
+def _spread(mean: float | None, deviation: float | None) -> str:
+    if mean is None:
+        return "–"
+    return f"{mean:.3f} ± {deviation:.3f}" if deviation else f"{mean:.3f}"
+
+
+def _markdown_rows(columns: Sequence[str], rows: Any) -> list[str]:
+    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" + " ---: |" * (len(columns) - 1)]
+    return lines + ["| " + " | ".join(row) + " |" for row in rows]

@@ -1,0 +1,1 @@
+"""Architectures of what vehicles run, and their ONNX graphs."""

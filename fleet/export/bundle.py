@@ -1,0 +1,176 @@
+"""Writes encoder bundles: ONNX graphs, initial weights and a description, all checked against torch."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import shutil
+import tempfile
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edge_client.encoder.bundle import (
+    FORMAT_VERSION,
+    PATCHED,
+    EncoderBundle,
+    EncoderSpec,
+    GraphName,
+    GraphSpec,
+)
+from edge_client.encoder.runtime import Encoder
+from fleet.export.encoders import PIXEL_MEAN, PIXEL_STD, ConvolutionEncoder, build_encoder, check_image_size
+from fleet.export.graphs import OPSET, byte_offsets, forward_graph, parameter_specs
+from fleet.export.vjp import vjp_graph
+
+TOLERANCE = 1e-5
+"""Largest difference to torch, relative to the largest element."""
+KINK_DRAWS = 3
+"""Draws for the check of the VJP, of which the best counts: where a ReLU's input is zero to rounding, ONNX
+and torch may rightly disagree by its whole slope, but hardly in every draw."""
+
+
+class ExportError(RuntimeError):
+    """The exported graphs don't compute what the torch module computes."""
+
+
+def export_bundle(name: str, out_dir: Path | str, *, image_size: tuple[int, int], seed: int) -> EncoderBundle:
+    """Export a freshly initialised encoder.
+
+    Args:
+        name: a key of `fleet.export.encoders.ENCODERS`.
+        out_dir: the folder to write; an existing bundle there is replaced, anything else is refused.
+        image_size: width and height in pixels, multiples of the encoder's stride.
+        seed: of the initial weights; the same seed gives the same files.
+
+    Returns:
+        The bundle as a vehicle reads it.
+
+    Raises:
+        ValueError: unknown encoder, negative seed, image size that does not fit.
+        OSError: the folder can't be written, or holds something else.
+        ExportError: the graphs disagree with torch.
+    """
+    return export_encoder(build_encoder(name, seed), name, out_dir, image_size=image_size)
+
+
+def export_encoder(
+    encoder: ConvolutionEncoder, name: str, out_dir: Path | str, *, image_size: tuple[int, int]
+) -> EncoderBundle:
+    """Export an encoder as it is, trained or not; arguments and errors as for `export_bundle`."""
+    plain = encoder.folded()
+    check_image_size(image_size, name, plain.stride)
+    folder = Path(out_dir)
+    if folder.exists() and not (folder / "encoder.json").exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} holds something else than an encoder bundle; choose another folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # mkdtemp makes it private; a bundle is to be read by the vehicles' user
+    written = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    written.chmod(0o755)
+    try:
+        _write(plain, name, image_size, written)
+        bundle = EncoderBundle.load(written)
+        _check_against_torch(plain, bundle)
+        _move_into_place(written, folder)
+    finally:
+        shutil.rmtree(written, ignore_errors=True)
+    return bundle
+
+
+def _write(encoder: ConvolutionEncoder, name: str, image_size: tuple[int, int], folder: Path) -> None:
+    parameters = parameter_specs(encoder)
+    theta = torch.nn.utils.parameters_to_vector(encoder.parameters()).detach().numpy()
+    forward, tape = (forward_graph(encoder, image_size, tape=tape) for tape in (False, True))
+    models: dict[GraphName, bytes] = {
+        "forward": forward.serialise(parameters, theta),
+        "forward_bound": forward.serialise(parameters, None),
+        "tape": tape.serialise(parameters, theta),
+        "tape_bound": tape.serialise(parameters, None),
+        "vjp": vjp_graph(encoder, image_size).serialise(parameters, None),
+    }
+    graphs: dict[GraphName, GraphSpec] = {}
+    for graph, model in models.items():
+        (folder / f"{graph}.onnx").write_bytes(model)
+        offsets = byte_offsets(model, parameters) if graph in PATCHED else ()
+        graphs[graph] = GraphSpec(sha256=hashlib.sha256(model).hexdigest(), byte_offsets=offsets)
+    spec = EncoderSpec(
+        format_version=FORMAT_VERSION,
+        name=name,
+        image_size=image_size,
+        pixel_mean=PIXEL_MEAN,
+        pixel_std=PIXEL_STD,
+        feature_shape=(encoder.channels, image_size[1] // encoder.stride, image_size[0] // encoder.stride),
+        parameters=parameters,
+        opset=OPSET,
+        theta_sha256=hashlib.sha256(theta.astype("<f4").tobytes()).hexdigest(),
+        graphs=graphs,
+    )
+    (folder / "encoder.json").write_bytes(msgspec.json.format(msgspec.json.encode(spec), indent=2) + b"\n")
+
+
+def _check_against_torch(encoder: ConvolutionEncoder, bundle: EncoderBundle) -> None:
+    """At a θ of its own, whose every element differs from the initial one, so that no offset can be wrong."""
+    random = np.random.default_rng(0)
+    spread = float(np.abs(bundle.theta0).mean())
+    theta = bundle.theta0 + random.uniform(0, spread, bundle.theta0.shape).astype(np.float32)
+    moved = copy.deepcopy(encoder)
+    torch.nn.utils.vector_to_parameters(torch.from_numpy(theta), moved.parameters())
+    worst = dict.fromkeys(("features", "gradient"), 0.0)
+    for mode in ("bind", "rebuild"):
+        onnx_encoder = Encoder(bundle, mode=mode, providers=["CPUExecutionProvider"])
+        draws = [_differences(moved, onnx_encoder, theta, random) for _ in range(KINK_DRAWS)]
+        worst["features"] = max(worst["features"], *(features for features, _ in draws))
+        worst["gradient"] = max(worst["gradient"], min(gradient for _, gradient in draws))
+    for what, difference in worst.items():
+        if not difference <= TOLERANCE:
+            raise ExportError(
+                f"encoder {bundle.spec.name}: the {what} of ONNX and torch differ by {difference:g} of the "
+                f"largest element, more than {TOLERANCE:g}; nothing was written"
+            )
+
+
+def _differences(
+    module: ConvolutionEncoder,
+    onnx_encoder: Encoder,
+    theta: NDArray[np.float32],
+    random: np.random.Generator,
+) -> tuple[float, float]:
+    """Largest difference of the features and of the VJP, relative to their largest element, for one draw."""
+    width, height = onnx_encoder.spec.image_size
+    image_BHWC = random.integers(0, 256, (1, height, width, 3), dtype=np.uint8)
+    expected_BCHW = module(torch.from_numpy(image_BHWC))
+    v_BCHW = random.standard_normal(tuple(expected_BCHW.shape)).astype(np.float32)
+    gradients = torch.autograd.grad(expected_BCHW, list(module.parameters()), torch.from_numpy(v_BCHW))
+    gradient = torch.cat([part.ravel() for part in gradients]).numpy()
+    features_BCHW = expected_BCHW.detach().numpy()
+    linearised = onnx_encoder.linearise(theta, image_BHWC)
+    return (
+        max(
+            relative_difference(onnx_encoder.forward(theta, image_BHWC), features_BCHW),
+            relative_difference(linearised.features_BCHW, features_BCHW),
+        ),
+        relative_difference(linearised.pull_back(v_BCHW), gradient),
+    )
+
+
+def relative_difference(value: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    """NaN where either has one."""
+    return float(np.abs(value - expected).max() / np.abs(expected).max())
+
+
+def _move_into_place(written: Path, folder: Path) -> None:
+    """Rename `written` to `folder`, whose former content goes away."""
+    if folder.exists():
+        former = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+        folder.replace(former)
+        try:
+            written.replace(folder)
+        except OSError:
+            former.replace(folder)
+            raise
+        shutil.rmtree(former, ignore_errors=True)
+    else:
+        written.replace(folder)

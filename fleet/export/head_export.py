@@ -1,0 +1,101 @@
+"""Writes local heads: ONNX graphs, initial parameters and a description, checked against torch."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+
+from datasets.labels import label_space
+from edge_client.encoder.bundle import EncoderSpec
+from edge_client.local.head import (
+    FORMAT_VERSION,
+    FORWARD_NAME,
+    INITIAL_NAME,
+    SPEC_NAME,
+    VJP_NAME,
+    HeadFolder,
+    HeadSpec,
+)
+from edge_client.local.head import LocalHead as OnnxHead
+from fleet.export.bundle import KINK_DRAWS, TOLERANCE, ExportError, relative_difference
+from fleet.export.head_graphs import head_graphs, head_parameter_specs
+from fleet.export.heads import LocalHead, build_head
+from protocol.atomic import write_bytes_atomic
+
+_CHECKED_FRAMES = 2
+
+
+def export_head(
+    encoder: EncoderSpec, folder: Path, *, label_space_name: str, width: int, depth: int, seed: int
+) -> HeadFolder:
+    """Write a freshly initialised head for an encoder's features; the same arguments give the same files.
+
+    Args:
+        encoder: of the bundle that the head stands behind.
+        width: channels inside, 1 at least.
+        depth: residual blocks, 0 at least.
+
+    Raises:
+        ValueError: an unknown label space, or sizes that do not fit.
+        OSError: the folder can't be written.
+        ExportError: the graphs disagree with torch.
+    """
+    channels, height, columns = encoder.feature_shape
+    classes = label_space(label_space_name).num_classes
+    stride = encoder.image_size[1] // height
+    head = build_head(channels, classes, stride=stride, width=width, depth=depth, seed=seed)
+    specs = head_parameter_specs(head)
+    forward, vjp = (graph.serialise(specs, None) for graph in head_graphs(head, (height, columns)))
+    initial = torch.nn.utils.parameters_to_vector(head.parameters()).detach().numpy()
+    files = {FORWARD_NAME: forward, VJP_NAME: vjp, INITIAL_NAME: initial.astype("<f4").tobytes()}
+    spec = HeadSpec(
+        format_version=FORMAT_VERSION,
+        feature_shape=encoder.feature_shape,
+        logit_shape=(classes, height * head.enlargement, columns * head.enlargement),
+        label_space=label_space_name,
+        parameter_count=initial.size,
+        sha256={name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+    )
+    _check_against_torch(head, HeadFolder(spec=spec, forward=forward, vjp=vjp, initial=initial))
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        write_bytes_atomic(folder / name, content)
+    write_bytes_atomic(folder / SPEC_NAME, msgspec.json.format(msgspec.json.encode(spec), indent=2) + b"\n")
+    return HeadFolder.load(folder)
+
+
+def _check_against_torch(head: LocalHead, folder: HeadFolder) -> None:
+    """Value and both gradients at other parameters than the initial ones."""
+    random = np.random.default_rng(0)
+    parameters = folder.initial + random.uniform(0.01, 0.1, folder.initial.shape).astype(np.float32)
+    moved = copy.deepcopy(head)
+    torch.nn.utils.vector_to_parameters(torch.from_numpy(parameters), moved.parameters())
+    onnx_head = OnnxHead(folder)
+    draws = []
+    for _ in range(KINK_DRAWS):
+        shape = (_CHECKED_FRAMES, *folder.spec.feature_shape)
+        features_BCHW = torch.from_numpy(random.standard_normal(shape).astype(np.float32)).requires_grad_()
+        logits_BKhw = moved(features_BCHW)
+        v_BKhw = random.standard_normal(tuple(logits_BKhw.shape)).astype(np.float32)
+        sources = [*moved.parameters(), features_BCHW]
+        *parts, features_gradient = torch.autograd.grad(logits_BKhw, sources, torch.from_numpy(v_BKhw))
+        linearised = onnx_head.linearise(parameters, features_BCHW.detach().numpy())
+        gradient, features_gradient_BCHW = linearised.pull_back(v_BKhw)
+        expected = torch.cat([part.ravel() for part in parts]).numpy()
+        draws.append(
+            max(
+                relative_difference(linearised.logits_BKhw, logits_BKhw.detach().numpy()),
+                relative_difference(gradient, expected),
+                relative_difference(features_gradient_BCHW, features_gradient.numpy()),
+            )
+        )
+    if not min(draws) <= TOLERANCE:
+        raise ExportError(
+            f"local head: ONNX and torch differ by {min(draws):g} of the largest element, more than "
+            f"{TOLERANCE:g}; nothing was written"
+        )

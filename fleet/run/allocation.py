@@ -1,0 +1,226 @@
+"""Which frames a run uses: opens or renders the data set, gives frames to vehicles, writes that down."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from datasets.catalog import open_dataset
+from datasets.conditions import Condition
+from datasets.frame import DatasetError, FrameSource
+from datasets.generated import GeneratorSettings, generate_dataset
+from datasets.partition import VehicleFrames, describe_partition, partition_frames
+from datasets.subset import CitySubset
+from edge_client.host import SightConfig
+from fleet.run.start import StartSpec
+from fleet.scenario import Scenario, parse_image_size
+from protocol.atomic import write_json_atomic
+from protocol.codec.labels import content_hash
+from protocol.noise import derive_seed
+
+PARTITION_NAME = "partition.json"
+_MOST_CITIES = 8
+"""Cities of the embedded default; larger fleets share them."""
+_MOST_LABELS_READ = 2000
+"""Frames up to which every label is read to report class pixels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """One vehicle's frames, by key, and what it sees them through."""
+
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    test: tuple[str, ...]
+    ood: tuple[str, ...]
+    """Test frames of other vehicles that this one is tested on."""
+    encoder: str
+    """Name of its encoder."""
+    sight: SightConfig | None
+    """What it sees its frames through; None = clear."""
+    source: tuple[str, ...] = ()
+    """Frames of the domain that it was pretrained on, which it is tested on, seen clearly."""
+
+    def splits(self) -> dict[str, tuple[str, ...]]:
+        """Frame keys by split, as a vehicle's settings hold them."""
+        splits = {"train": self.train, "val": self.val, "test": self.test, "ood": self.ood}
+        return {**splits, "source": self.source} if self.source else splits
+
+
+def data_folder(scenario: Scenario, run_folder: Path) -> Path:
+    """Where the data set of a run lies."""
+    return Path(scenario.dataset.root) if scenario.dataset.root else run_folder / "data"
+
+
+def layout(scenario: Scenario) -> str:
+    """Name of the data set's layout in `datasets.catalog.DATASETS`; generated ones lie as Cityscapes does."""
+    return "camvid" if scenario.dataset.name == "camvid" else "cityscapes"
+
+
+def open_data(scenario: Scenario, run_folder: Path, console: Console) -> FrameSource:
+    """Open the data set of a run; a generated one is rendered, or completed, first.
+
+    Raises:
+        DatasetError, ValueError, OSError: it is missing, malformed or can't be written.
+    """
+    root = data_folder(scenario, run_folder)
+    if scenario.dataset.name == "generated":
+        settings = GeneratorSettings(
+            cities=rendered_cities(scenario),
+            frames_per_sequence=scenario.dataset.frames_per_sequence,
+            image_size=parse_image_size(scenario.image_size),
+            seed=scenario.seed,
+        )
+        with console.status("rendering driving frames") as status:
+            generate_dataset(
+                root,
+                settings,
+                workers=scenario.core_count,
+                progress=lambda done, total: status.update(f"rendering driving frames {done}/{total}"),
+            )
+    return open_dataset(layout(scenario), root)
+
+
+def rendered_cities(scenario: Scenario) -> int:
+    """Cities of a generated data set."""
+    return scenario.dataset.generated_cities or min(scenario.vehicles, _MOST_CITIES)
+
+
+def source_test_frames(scenario: Scenario, start: StartSpec, source: FrameSource) -> tuple[str, ...]:
+    """The frames on which forgetting is measured, looked up in the whole data set.
+
+    Raises:
+        DatasetError: the data set lacks one of them, or has another one of the same name.
+    """
+    refs = {ref.key: ref for ref in source.refs}
+    digests = dict(zip(start.test, start.test_label_digests, strict=True))
+    keys = evenly_spaced(start.test, scenario.evaluation.source_frames)
+    for key in keys:
+        if key not in refs or content_hash(source.load_label(refs[key])).hex() != digests[key]:
+            raise DatasetError(
+                f"frame {key}, on which forgetting is to be measured, "
+                f"{'is not in this data set' if key not in refs else 'has another label here'}; give the "
+                f"data set that the start was pretrained on (--data-root), or set evaluation.source_frames "
+                f"to 0"
+            )
+    return keys
+
+
+def allocate(
+    scenario: Scenario, source: FrameSource, *, source_keys: tuple[str, ...] = ()
+) -> dict[str, Share]:
+    """Each vehicle's share of the frames, a function of the scenario and the data set alone.
+
+    `source_keys` are those of `source_test_frames`.
+
+    Raises:
+        ValueError, DatasetError: see `partition_frames` and `CitySubset`.
+    """
+    cities = scenario.dataset.cities
+    partition = partition_frames(
+        source if cities is None else CitySubset(source, cities),
+        scenario.vehicle_ids,
+        method=scenario.dataset.partition,
+        seed=scenario.dataset.partition_seed,
+        alpha=scenario.dataset.alpha,
+    )
+    most = scenario.dataset.frames_per_vehicle
+    if most is not None:
+        partition = {vehicle: _thin(frames, most) for vehicle, frames in partition.items()}
+    return {
+        vehicle: Share(
+            train=frames.train,
+            val=frames.val,
+            test=frames.test,
+            ood=_others(vehicle, partition, scenario.evaluation.ood_frames),
+            encoder=scenario.encoders.get(vehicle, scenario.encoder.name),
+            sight=vehicle_sight(scenario, vehicle),
+            source=source_keys,
+        )
+        for vehicle, frames in partition.items()
+    }
+
+
+def sights(shares: Mapping[str, Share]) -> dict[str, SightConfig]:
+    """By frame key, what the owner of the frame sees it through; clear frames are left out."""
+    return {
+        key: share.sight
+        for share in shares.values()
+        if share.sight is not None
+        for key in share.train + share.val + share.test
+    }
+
+
+def write_partition(run_folder: Path, source: FrameSource, shares: Mapping[str, Share]) -> None:
+    """Write `partition.json`: frames, condition, encoder and class pixels of each vehicle.
+
+    Class pixels are those of all its train, val and test labels, void left out; null for each vehicle of a
+    data set so large that reading them would hold up the launch. A file that is there stays.
+
+    Raises:
+        DatasetError: a label can't be read.
+        OSError: the folder can't be written.
+    """
+    path = run_folder / PARTITION_NAME
+    if not path.exists():
+        pixels = _class_pixels(source, shares)
+        vehicles = {
+            vehicle: {
+                **share.splits(),
+                "condition": share.sight.condition if share.sight else None,
+                "encoder": share.encoder,
+                "frames": {split: len(keys) for split, keys in share.splits().items()},
+                "class_pixels": pixels[vehicle],
+            }
+            for vehicle, share in shares.items()
+        }
+        write_json_atomic(path, {"vehicles": vehicles})
+
+
+def evenly_spaced(keys: Sequence[str], count: int) -> tuple[str, ...]:
+    """`count` of `keys` in their order, as far apart as can be; all of them if there are no more."""
+    if count >= len(keys):
+        return tuple(keys)
+    return tuple(keys[position * len(keys) // count] for position in range(count))
+
+
+def vehicle_sight(scenario: Scenario, vehicle: str) -> SightConfig | None:
+    """What a vehicle of the scenario sees its frames through; None = clear."""
+    text = scenario.conditions.get(vehicle)
+    if text is None:
+        return None
+    seed = derive_seed(scenario.seed, "condition", vehicle)
+    return SightConfig(condition=str(Condition.parse(text)), seed=seed)
+
+
+def _class_pixels(source: FrameSource, shares: Mapping[str, Share]) -> dict[str, dict[str, int] | None]:
+    owned = {vehicle: VehicleFrames(share.train, share.val, share.test) for vehicle, share in shares.items()}
+    if sum(len(share.train + share.val + share.test) for share in shares.values()) > _MOST_LABELS_READ:
+        return dict.fromkeys(shares)
+    return {
+        vehicle: {name: sum(part[name] for part in parts) for name in source.label_space.train_names}
+        for vehicle, summary in describe_partition(source, owned).items()
+        for parts in [summary.pixels.values()]
+    }
+
+
+def _thin(frames: VehicleFrames, most: int) -> VehicleFrames:
+    """At most `most` frames, each split in proportion and with at least one."""
+    total = len(frames.train) + len(frames.val) + len(frames.test)
+    if total <= most:
+        return frames
+    val = max(1, most * len(frames.val) // total)
+    test = max(1, most * len(frames.test) // total)
+    return VehicleFrames(
+        train=evenly_spaced(frames.train, most - val - test),
+        val=evenly_spaced(frames.val, val),
+        test=evenly_spaced(frames.test, test),
+    )
+
+
+def _others(vehicle: str, partition: Mapping[str, VehicleFrames], count: int) -> tuple[str, ...]:
+    keys = [key for other, frames in partition.items() if other != vehicle for key in frames.test]
+    return evenly_spaced(keys, count)

@@ -1,0 +1,86 @@
+"""Names and sizes in a scenario that only other parts can judge, looked at before anything is done."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from cloud_server.combinations import check_combination
+from cloud_server.networks.build import NETWORKS
+from cloud_server.training.losses import LOSSES
+from cloud_server.training.rates import SCHEDULES
+from datasets.partition import METHODS
+from fleet import broker
+from fleet.errors import OperatorError
+from fleet.export.encoders import ENCODERS, check_image_size
+from fleet.run.start import StartSpec
+from fleet.scenario import Scenario, parse_image_size
+from protocol.session.broker_url import parse_broker_url
+
+OWN_BROKERS = ("auto", *broker.KINDS)
+"""What `broker` in a scenario may name to have one started."""
+MEMORY_BUS = "memory"
+"""What `broker` in a scenario names to have the whole fleet in the launcher's process, without a network."""
+
+
+def check_runnable(scenario: Scenario) -> None:
+    """Refuse a scenario whose names nobody knows, whose frames no encoder takes, or whose broker can't be.
+
+    Raises:
+        OperatorError, ValueError: the message names the value and what was expected.
+    """
+    first = scenario.first_order
+    check_combination(scenario.cloud_config())
+    _check_name("network", scenario.network.name, NETWORKS)
+    _check_name("first_order.loss", first.loss, LOSSES)
+    _check_name("first_order.schedule", first.schedule, SCHEDULES)
+    _check_name("dataset.partition", scenario.dataset.partition, METHODS)
+    _check_name("encoder.mode", scenario.encoder.mode, ("auto", "bind", "rebuild"))
+    for name in {scenario.encoder.name, *scenario.encoders.values()}:
+        check_image_size(parse_image_size(scenario.image_size), name, ENCODERS[name]().stride)
+        _check_loss_maps(scenario, name)
+    if scenario.broker in OWN_BROKERS:
+        broker.choose_kind(scenario.broker)
+    elif scenario.broker != MEMORY_BUS:
+        parse_broker_url(scenario.broker)
+    if scenario.broker_port is not None:
+        broker.check_port_number(scenario.broker_port)
+
+
+def _check_loss_maps(scenario: Scenario, encoder: str) -> None:
+    local, stride = scenario.local_loss, ENCODERS[encoder]().stride
+    width, height = (size // stride for size in parse_image_size(scenario.image_size))
+    if scenario.algorithm != "blackfleet" or local.weight_power == 0:
+        return
+    if width % local.weight_map_stride or height % local.weight_map_stride:
+        raise OperatorError(
+            f"local_loss.weight_map_stride must divide the features of encoder {encoder}, {width}x{height} "
+            f"cells, got {local.weight_map_stride}"
+        )
+
+
+def check_start(scenario: Scenario, start: StartSpec) -> None:
+    """Refuse a start that is of other architectures, images or labels than the scenario.
+
+    Raises:
+        OperatorError: the message names what differs, and what to do.
+    """
+    width, height = start.image_size
+    encoders = sorted(
+        {scenario.encoders.get(vehicle, scenario.encoder.name) for vehicle in scenario.vehicle_ids}
+    )
+    for what, wanted, given in (
+        ("images of", f"{width}x{height}", scenario.image_size),
+        ("encoder", start.encoder, " and ".join(encoders)),
+        ("network", start.network, scenario.network.name),
+        ("labels of", start.label_space, scenario.cloud_config().label_space),
+    ):
+        if given != wanted:
+            raise OperatorError(
+                f"the start {scenario.start} was pretrained with {what} {wanted}, this run has {given}; give "
+                f"the same, or pretrain again"
+            )
+
+
+def _check_name(key: str, name: str, known: Collection[str]) -> None:
+    if name not in known:
+        raise OperatorError(f"unknown {key} {name!r}, expected one of: {', '.join(known)}")

@@ -1,0 +1,258 @@
+"""Runs an algorithm that needs a fleet: broker, cloud and vehicle hosts as processes, or all in this one."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import msgspec
+
+from cloud_server.config import network_seed, read_config
+from edge_client.encoder.bundle import EncoderBundle
+from edge_client.encoder.runtime import Encoder
+from edge_client.host import HostConfig, VehicleConfig, read_host_config
+from fleet import broker
+from fleet.errors import OperatorError
+from fleet.export.bundle import export_bundle
+from fleet.export.head_export import export_head
+from fleet.export.local_model import export_local_model
+from fleet.run.allocation import data_folder, layout, sights
+from fleet.run.checks import MEMORY_BUS, OWN_BROKERS
+from fleet.run.in_process import run_in_process
+from fleet.run.job import Job
+from fleet.run.processes import ProcessSpec, ProcessTable
+from fleet.run.progress import Progress
+from fleet.scenario import Scenario, parse_image_size
+from protocol.atomic import write_json_atomic
+from protocol.local_model import FOLDER_NAME
+from protocol.session.transport import BrokerUnreachable
+
+_LOCAL_TRAINING = frozenset({"fedavg"})
+"""Algorithms whose vehicles train the whole network themselves."""
+_LOCAL_HEADS = frozenset({"blackfleet"})
+"""Algorithms whose vehicles learn from their own labels."""
+CLOUD_SETTINGS_NAME = "cloud.json"
+_POLL_S = 0.2
+_LEAVE_S = 15.0
+
+
+def run_fleet(job: Job) -> None:
+    """Write every process's settings, start the processes, and follow the run to its end.
+
+    Raises:
+        OperatorError, ValueError, OSError: a setting doesn't fit, or a process failed; one readable line.
+        KeyboardInterrupt: the user stopped the run; it can be resumed.
+    """
+    hosts = _write_settings(job)
+    if job.scenario.broker == MEMORY_BUS:
+        _run_in_memory(job, hosts)
+        return
+    table = _process_table(job.scenario, job.run_folder, hosts, resume=job.has_begun)
+    with ProcessTable(table, job.run_folder / "processes") as processes:
+        with Progress(job.scenario, job.run_folder, job.console) as progress:
+            while processes.check():
+                progress.update()
+                time.sleep(_POLL_S)
+            progress.update()
+        processes.wait_all_but_first(_LEAVE_S)
+
+
+def _run_in_memory(job: Job, hosts: Sequence[Path]) -> None:
+    """The same run without processes and broker; the fleet works in a thread, this one shows it."""
+    stop = threading.Event()
+    failures: list[Exception] = []
+
+    def work() -> None:
+        try:
+            run_in_process(
+                read_config(job.run_folder / CLOUD_SETTINGS_NAME),
+                [read_host_config(path) for path in hosts],
+                job.run_folder,
+                resume=job.has_begun,
+                stop=stop,
+            )
+        except Exception as error:  # whatever ended the fleet is raised in the launcher's own thread
+            failures.append(error)
+
+    fleet = threading.Thread(target=work, name="fleet")
+    fleet.start()
+    try:
+        with Progress(job.scenario, job.run_folder, job.console) as progress:
+            while fleet.is_alive():
+                progress.update()
+                fleet.join(_POLL_S)
+            progress.update()
+    finally:
+        stop.set()
+        fleet.join()
+    if failures:
+        raise failures[0]
+
+
+def _write_settings(job: Job) -> list[Path]:
+    """Bundles, cloud and host settings into the run folder; returns the hosts' files."""
+    scenario, run_folder = job.scenario, job.run_folder
+    folders = _write_bundles(job)
+    bundles = {name: EncoderBundle.load(folder) for name, folder in folders.items()}
+    write_json_atomic(run_folder / CLOUD_SETTINGS_NAME, msgspec.to_builtins(scenario.cloud_config()))
+    hosts_folder = run_folder / "hosts"
+    hosts_folder.mkdir(exist_ok=True)
+    mode = _encoder_mode(scenario, hosts_folder, next(iter(bundles.values())))
+    seen_through = sights(job.shares)
+    heads = _write_local_heads(job, bundles) if scenario.algorithm in _LOCAL_HEADS else {}
+    trains = scenario.algorithm in _LOCAL_TRAINING
+    if trains:
+        _write_local_model(job)
+    vehicles = [
+        VehicleConfig(
+            id=vehicle,
+            bundle=str(folders[share.encoder]),
+            state=str(run_folder / "vehicles" / vehicle),
+            local_model=str(run_folder / FOLDER_NAME) if trains else None,
+            local_head=heads.get(share.encoder),
+            predictions=str(run_folder / "predictions" / vehicle) if trains else None,
+            frames=share.splits(),
+            sight=share.sight,
+            ood_sights={key: seen_through[key] for key in share.ood if key in seen_through},
+        )
+        for vehicle, share in job.shares.items()
+    ]
+    paths: list[Path] = []
+    for first in range(0, len(vehicles), scenario.per_host):
+        host = HostConfig(
+            fleet=scenario.fleet,
+            dataset=layout(scenario),
+            data_root=str(data_folder(scenario, run_folder)),
+            vehicles=tuple(vehicles[first : first + scenario.per_host]),
+            threads=scenario.encoder.threads,
+            encoder_mode=mode,
+            payload_limit_bytes=scenario.payload_limit_bytes,
+            heartbeat_s=scenario.patience.heartbeat_s,
+            connect_timeout_s=scenario.patience.join_s,
+            retry_s=scenario.patience.retry_s,
+            give_up_s=scenario.patience.give_up_s,
+        )
+        paths.append(hosts_folder / f"host-{len(paths) + 1:02d}.json")
+        write_json_atomic(paths[-1], msgspec.to_builtins(host))
+    return paths
+
+
+def _write_bundles(job: Job) -> dict[str, Path]:
+    """The folder of a bundle by encoder."""
+    if job.start is not None:
+        return {job.start.spec.encoder: job.start.encoder_folder}
+    names = dict.fromkeys(share.encoder for share in job.shares.values())
+    folders = {name: job.run_folder / "bundles" / name for name in names}
+    for name, folder in folders.items():
+        export_bundle(
+            name, folder, image_size=parse_image_size(job.scenario.image_size), seed=job.scenario.seed
+        )
+    return folders
+
+
+def _write_local_heads(job: Job, bundles: Mapping[str, EncoderBundle]) -> dict[str, str]:
+    """The folder of a local head by encoder."""
+    scenario = job.scenario
+    folders = {name: job.run_folder / "local_heads" / name for name in bundles}
+    for name, bundle in bundles.items():
+        export_head(
+            bundle.spec,
+            folders[name],
+            label_space_name=scenario.cloud_config().label_space,
+            width=scenario.local_head.width,
+            depth=scenario.local_head.depth,
+            seed=scenario.seed,
+        )
+    return {name: str(folder) for name, folder in folders.items()}
+
+
+def _write_local_model(job: Job) -> None:
+    """The whole network, with the very weights that its two halves start from in the other algorithms."""
+    scenario = job.scenario
+    encoders = sorted({share.encoder for share in job.shares.values()})
+    if len(encoders) > 1:
+        raise OperatorError(
+            f"{scenario.algorithm} averages one network, but the vehicles have the encoders "
+            f"{', '.join(encoders)}; give all of them the same"
+        )
+    cloud = scenario.cloud_config()
+    export_local_model(
+        job.run_folder / FOLDER_NAME,
+        encoder=encoders[0],
+        network=cloud.network.name,
+        loss=cloud.first_order.loss,
+        label_space_name=cloud.label_space,
+        image_size=parse_image_size(scenario.image_size),
+        encoder_seed=scenario.seed,
+        network_seed=network_seed(cloud.seed),
+        network_weights=Path(cloud.network.weights) if cloud.network.weights else None,
+        begin=job.start.begin if job.start else None,
+    )
+
+
+def _encoder_mode(scenario: Scenario, hosts_folder: Path, bundle: EncoderBundle) -> str:
+    """The mode that all hosts use for the whole run: measured once, because modes differ in the last bits."""
+    if scenario.encoder.mode != "auto":
+        return scenario.encoder.mode
+    for path in sorted(hosts_folder.glob("host-*.json")):
+        return str(json.loads(path.read_text())["encoder_mode"])
+    return Encoder(bundle, threads=scenario.encoder.threads).mode
+
+
+def _process_table(
+    scenario: Scenario, run_folder: Path, hosts: Sequence[Path], *, resume: bool
+) -> list[ProcessSpec]:
+    """Every process of the run; the launcher loops over it."""
+    table: list[ProcessSpec] = []
+    url = scenario.broker
+    if scenario.broker in OWN_BROKERS:
+        port = scenario.broker_port or broker.free_port()
+        url = broker.broker_url(port)
+        table.append(
+            ProcessSpec(
+                name="broker",
+                command=broker.broker_command(
+                    broker.choose_kind(scenario.broker), port, run_folder / "processes" / "broker"
+                ),
+                is_ready=partial(_answers, port),
+            )
+        )
+    python = (sys.executable, "-m")
+    table.append(
+        ProcessSpec(
+            name="cloud",
+            command=[
+                *python,
+                "cloud_server",
+                f"--broker={url}",
+                f"--config={run_folder / CLOUD_SETTINGS_NAME}",
+                f"--run-dir={run_folder}",
+                *(["--resume"] if resume else []),
+            ],
+            restart_arguments=[] if resume else ["--resume"],
+            threads=scenario.core_count,
+            leads=True,
+        )
+    )
+    table += [
+        ProcessSpec(
+            name=path.stem,
+            command=[*python, "edge_client", f"--broker={url}", f"--config={path}"],
+            threads=scenario.encoder.threads,
+        )
+        for path in hosts
+    ]
+    return table
+
+
+def _answers(port: int) -> bool:
+    try:
+        broker.wait_ready(broker.HOST, port, 0.2)
+    except BrokerUnreachable:
+        return False
+    return True

@@ -1,0 +1,158 @@
+"""`blackfleet pretrain`: encoder and network trained together on one domain, for fleets to start from.
+
+The training is a run of `centralized` with one vehicle that has all frames; its folder becomes the start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from rich.console import Console
+from torch import Tensor
+
+from cloud_server.storage.checkpoint import CheckpointError, load_checkpoint, unflatten_state, write_tensors
+from cloud_server.training.source_features import write_source_features
+from datasets.catalog import open_dataset
+from edge_client.encoder.bundle import EncoderBundle
+from edge_client.encoder.runtime import Encoder
+from edge_client.frames import FrameCache
+from fleet.errors import OperatorError
+from fleet.export.bundle import export_encoder
+from fleet.export.encoders import ConvolutionEncoder, build_encoder
+from fleet.run.allocation import (
+    Share,
+    allocate,
+    data_folder,
+    evenly_spaced,
+    layout,
+    rendered_cities,
+)
+from fleet.run.launch import SCENARIO_NAME, held, launch
+from fleet.run.start import ENCODER_NAME, FEATURES_NAME, NETWORK_NAME, SPEC_NAME, Start, write_spec
+from fleet.scenario import Scenario, load_scenario, parse_image_size
+from protocol.batches import batch_bounds
+from protocol.codec.labels import content_hash
+
+SOURCE_FEATURES_KEPT = 256
+"""Train frames, evenly spaced, whose features are kept for the cloud to rehearse."""
+_BATCH_FRAMES = 8
+
+
+def pretrain(scenario: Scenario, folder: Path, *, resume: bool, console: Console) -> Start:
+    """Train to the end and write the start; a complete one is left as it is.
+
+    Of the scenario count: data set and cities, image size, encoder, network, `first_order`, `white_box.rate`
+    (the encoder's), rounds, bits and seed. Frames are seen clearly, and divided into train, validation and
+    test as those of one vehicle.
+
+    Raises:
+        OperatorError, ValueError, OSError: see `fleet.run.launch.launch`; one readable line.
+        KeyboardInterrupt: the user stopped it; `resume` goes on.
+    """
+    if scenario.start is not None:
+        raise OperatorError(
+            f"pretraining begins with random weights; remove start ({scenario.start}) from the scenario"
+        )
+    if resume and (folder / SPEC_NAME).exists():
+        return Start.load(folder)
+    result = launch(_alone(scenario), folder, resume=resume, console=console)
+    with held(folder):
+        start = _write_start(load_scenario(folder / SCENARIO_NAME, {}), folder, result["mean_local_miou"])
+    console.print(
+        f"start in {folder}, pretrained on {', '.join(start.spec.cities)}; begin a fleet from it "
+        f"with --start {folder}",
+        soft_wrap=True,
+    )
+    return start
+
+
+def _alone(scenario: Scenario) -> Scenario:
+    """The run that trains on all frames of the scenario's data in one place."""
+    cities = rendered_cities(scenario) if scenario.dataset.name == "generated" else None
+    return msgspec.structs.replace(
+        scenario,
+        algorithm="centralized",
+        vehicles=1,
+        conditions={},
+        encoders={},
+        anchor=0.0,
+        subspace="all",
+        objective="labels",
+        network=msgspec.structs.replace(scenario.network, learns=True),
+        dataset=msgspec.structs.replace(scenario.dataset, generated_cities=cities),
+    )
+
+
+def _write_start(scenario: Scenario, folder: Path, test_miou: float | None) -> Start:
+    try:
+        tensors, meta = load_checkpoint(folder / "cloud" / "checkpoints")
+    except CheckpointError as error:
+        raise OperatorError(str(error)) from error
+    algorithm = meta["algorithm"]
+    weights: dict[str, Tensor] = unflatten_state(tensors, algorithm["trainer"])["network"]
+    encoder = build_encoder(scenario.encoder.name, scenario.seed).folded()
+    encoder.load_state_dict(_part(weights, "encoder."))
+    [val_miou] = algorithm["progress"]["val_miou"].values()
+    return write_start(
+        scenario, folder, encoder, _part(weights, "network."), val_miou=val_miou, test_miou=test_miou
+    )
+
+
+def write_start(
+    scenario: Scenario,
+    folder: Path,
+    encoder: ConvolutionEncoder,
+    network_weights: Mapping[str, Tensor],
+    *,
+    val_miou: float,
+    test_miou: float | None,
+) -> Start:
+    """Write a start of these weights, which were reached on the frames of the scenario's one vehicle.
+
+    Raises:
+        ExportError, DatasetError, ValueError, OSError: see `export_encoder` and `allocate`.
+    """
+    image_size = parse_image_size(scenario.image_size)
+    bundle = export_encoder(encoder, scenario.encoder.name, folder / ENCODER_NAME, image_size=image_size)
+    cloud = scenario.cloud_config()
+    write_tensors(folder / NETWORK_NAME, dict(network_weights), {"network": cloud.network.name})
+    source = open_dataset(layout(scenario), data_folder(scenario, folder))
+    [share] = allocate(scenario, source).values()
+    cache = FrameCache(source, image_size)
+    _write_features(folder / FEATURES_NAME, bundle, cache, share, bits=scenario.bits)
+    return write_spec(
+        folder,
+        encoder=scenario.encoder.name,
+        network=cloud.network.name,
+        image_size=image_size,
+        label_space=cloud.label_space,
+        feature_shape=bundle.spec.feature_shape,
+        seed=scenario.seed,
+        dataset=scenario.dataset.name,
+        cities=tuple(sorted({cache.ref(key).city for key in share.train + share.val + share.test})),
+        val=share.val,
+        test=share.test,
+        test_label_digests=tuple(content_hash(cache.full_label(key)).hex() for key in share.test),
+        val_miou=val_miou,
+        test_miou=test_miou,
+    )
+
+
+def _write_features(path: Path, bundle: EncoderBundle, cache: FrameCache, share: Share, *, bits: int) -> None:
+    """As a vehicle would upload them: by ONNX Runtime, quantised."""
+    encoder = Encoder(bundle, mode="rebuild", providers=["CPUExecutionProvider"])
+    frames = [cache.resized(key) for key in evenly_spaced(share.train, SOURCE_FEATURES_KEPT)]
+    features = [
+        encoder.forward(bundle.theta0, np.stack([image_HWC for image_HWC, _ in frames[start:stop]]))
+        for start, stop in batch_bounds(len(frames), _BATCH_FRAMES)
+    ]
+    label_nHW = np.stack([label_HW for _, label_HW in frames])
+    write_source_features(path, np.concatenate(features), label_nHW, bits)
+
+
+def _part(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Those whose names begin with `prefix`, by the rest of their names."""
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}

@@ -1,0 +1,253 @@
+"""A run as it goes: what its log says, drawn as a live table or, without a terminal, as lines."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+from rich.text import Text
+
+from cloud_server.storage.run_log import LOG_NAME
+from fleet.scenario import Scenario
+
+_REFRESH_PER_S = 4
+
+
+@dataclass
+class _VehicleView:
+    state: str = "starting"
+    loss: float | None = None
+    miou: float | None = None
+    queries: int = 0
+    uplink_bytes: int = 0
+    downlink_bytes: int = 0
+
+
+class Progress:
+    """Follows `log.jsonl` of a run folder."""
+
+    def __init__(self, scenario: Scenario, run_folder: Path, console: Console) -> None:
+        self._path = run_folder / LOG_NAME
+        self._offset = self._path.stat().st_size if self._path.exists() else 0
+        self._console = console
+        self._vehicles = {vehicle: _VehicleView() for vehicle in scenario.vehicle_ids}
+        self._round = 0
+        self._rounds = scenario.rounds
+        self._kind = ""
+        self._clock = _Clock()
+        self._live: Live | None = None
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+        )
+        self._task: TaskID = self._bar.add_task(
+            f"{scenario.algorithm} on {scenario.dataset.name}", total=None, left=""
+        )
+
+    def __enter__(self) -> Progress:
+        if self._console.is_terminal:
+            self._live = Live(
+                self._render(), console=self._console, refresh_per_second=_REFRESH_PER_S, transient=True
+            )
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def update(self) -> None:
+        """Take in what has been logged since the last call."""
+        for event in self._new_events():
+            self._note(event)
+        self._bar.update(self._task, left=self._clock.left())
+        if self._live is not None:
+            self._live.update(self._render())
+
+    def _new_events(self) -> Iterator[dict[str, Any]]:
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        return  # still being written
+                    self._offset += len(line)
+                    try:
+                        yield json.loads(line)
+                    except json.JSONDecodeError:
+                        continue  # the torn line of a killed process
+        except FileNotFoundError:
+            return
+
+    def _note(self, event: dict[str, Any]) -> None:
+        view = self._vehicles.get(event.get("vehicle", ""), _VehicleView())
+        match event["event"]:
+            case "run":
+                self._clock.start(event["stages"], event["first"])
+                self._bar.update(self._task, total=event["stages"], completed=event["first"])
+            case "joined":
+                view.state = "joined"
+            case "turn":
+                self._round, self._kind = event["round"], event["kind"]
+                view.state = "learning" if event["kind"] == "train" else "being tested"
+            case "traffic":
+                view.queries = event["queries"]
+                view.uplink_bytes, view.downlink_bytes = event["uplink_bytes"], event["downlink_bytes"]
+            case "learning":
+                # from one vehicle's uploads, or from everyone's
+                for learning in [view] if "vehicle" in event else self._vehicles.values():
+                    learning.state = f"cloud trains {event['done']}/{event['total']}"
+                    learning.loss = event["loss"]
+            case "validation":
+                view.miou = event["best"]
+                self._say(
+                    f"round {event['round']}/{self._rounds}  {event['vehicle']}  loss {_number(view.loss)}  "
+                    f"val mIoU {_number(event['miou'])} (best {_number(event['best'])})"
+                    f"  {self._clock.left()}"
+                )
+            case "evaluation":
+                view.miou = event["miou"]
+                self._say(
+                    f"{event['kind']} {event['split']}  {event['vehicle']}  mIoU {_number(event['miou'])} "
+                    f"on {event['frames']} frames"
+                )
+            case "turn_done":
+                view.state = "waiting"
+                view.queries = event["queries"]
+                view.uplink_bytes, view.downlink_bytes = event["uplink_bytes"], event["downlink_bytes"]
+            case "restarted":
+                self._say(f"{event['vehicle']} came back: its turn starts over")
+            case "reject":
+                self._say(f"rejected a message of {event['vehicle']}: {event['reason']}")
+            case "committed":
+                self._clock.committed(event["stage"])
+                self._bar.update(self._task, completed=event["stage"] + 1)
+
+    def _say(self, line: str) -> None:
+        if self._live is None:
+            self._console.print(line, highlight=False, soft_wrap=True)
+
+    def _render(self) -> RenderableType:
+        table = Table(box=None, pad_edge=False)
+        for column in ("vehicle", "state", "loss", "mIoU", "queries", "up", "down"):
+            table.add_column(column, justify="left" if column in ("vehicle", "state") else "right")
+        shown = sorted(self._vehicles.items(), key=lambda item: item[1].state == "waiting")[:16]
+        for vehicle, view in sorted(shown):
+            table.add_row(
+                vehicle,
+                view.state,
+                _number(view.loss),
+                _number(view.miou),
+                str(view.queries),
+                format_bytes(view.uplink_bytes),
+                format_bytes(view.downlink_bytes),
+            )
+        hidden = len(self._vehicles) - len(shown)
+        up = sum(view.uplink_bytes for view in self._vehicles.values())
+        down = sum(view.downlink_bytes for view in self._vehicles.values())
+        line = (
+            f"{self._kind or 'starting'}, round {min(self._round, self._rounds)} of {self._rounds}, "
+            f"{format_bytes(up)} up, {format_bytes(down)} down"
+            + (f", {hidden} more vehicles waiting" if hidden else "")
+        )
+        return Group(self._bar, Text(line), table)
+
+
+class _Clock:
+    """Time left, from the pace of the stages committed so far."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._stages = 0
+        self._first = 0
+        self._done = 0
+
+    def start(self, stages: int, first: int) -> None:
+        self._began, self._stages, self._first, self._done = time.monotonic(), stages, first, 0
+
+    def committed(self, stage: int) -> None:
+        self._done = stage + 1 - self._first
+
+    def left(self) -> str:
+        """For instance `1:20 left`; empty before the pace is known."""
+        if self._done < 1 or not self._stages:
+            return ""
+        pace_s = (time.monotonic() - self._began) / self._done
+        left_s = round(pace_s * (self._stages - self._first - self._done))
+        return f"{left_s // 60}:{left_s % 60:02d} left"
+
+
+def result_table(result: Mapping[str, Any]) -> Table:
+    """The table that a run ends with."""
+    table = Table(
+        title=f"{result['algorithm']} on {result['dataset']}, seed {result['seed']}, "
+        f"{result['rounds']} rounds, {result['wall_s']:.0f} s; mIoU on test frames",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 0) if result.get("mean_source_miou") is not None else (0, 1),
+    )
+    # Of a run that began from a pretrained start: on frames of its source, before and after.
+    source = ("source\nstart", "source\nend") if result.get("mean_source_miou") is not None else ()
+    for column in ("vehicle", "frames", "start", "local", "OOD", *source, "queries", "up", "down"):
+        table.add_column(column, justify="left" if column == "vehicle" else "right", no_wrap=True)
+    vehicles = result["vehicles"]
+    for vehicle, entry in list(vehicles.items())[:40]:
+        table.add_row(
+            vehicle,
+            str(entry["frames_train"]),
+            _number(entry["initial_local_miou"]),
+            _number(entry["local_miou"]),
+            _number(entry["ood_miou"]),
+            *(_number(entry[key]) for key in ("initial_source_miou", "source_miou") if source),
+            str(entry["queries"]),
+            format_bytes(entry["uplink_bytes"]),
+            format_bytes(entry["downlink_bytes"]),
+        )
+    if len(vehicles) > 40:
+        table.add_row(f"… and {len(vehicles) - 40} more")
+    table.add_section()
+    table.add_row(
+        "fleet (mean)",
+        str(sum(entry["frames_train"] for entry in vehicles.values())),
+        _number(result["initial_local_miou"]),
+        _number(result["mean_local_miou"]),
+        _number(result["mean_ood_miou"]),
+        *(_number(result[key]) for key in ("initial_source_miou", "mean_source_miou") if source),
+        str(sum(entry["queries"] for entry in vehicles.values())),
+        format_bytes(result["uplink_bytes"]),
+        format_bytes(result["downlink_bytes"]),
+        style="bold",
+    )
+    return table
+
+
+def format_bytes(count: float) -> str:
+    """With a unit, decimal: `1.5 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError("the loop ends with GB")
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

@@ -1,0 +1,1 @@
+"""How features, labels and weights are coded for the wire."""

@@ -1,0 +1,1 @@
+"""Conversations over an unreliable network: topics, transports, parts, links."""

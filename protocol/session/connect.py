@@ -1,0 +1,25 @@
+"""From a broker's URL to the transports of a process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from protocol.noise import derive_seed
+from protocol.session.link import Connect
+from protocol.session.mqtt import MqttTransport, NetworkLoop
+from protocol.session.transport import Transport, Will
+
+
+def connector(url: str, loop: NetworkLoop) -> Connect:
+    """A factory of MQTT transports to the broker at `url`, all driven by `loop`.
+
+    Raises:
+        ValueError: `url` is no broker URL.
+    """
+
+    def connect(client_id: str, will: Will, on_connect: Callable[[], None]) -> Transport:
+        # Reconnect times differ between clients, so that a fleet doesn't storm a broker that has come back.
+        seed = derive_seed("reconnect", client_id) % 2**32
+        return MqttTransport(url, client_id, loop=loop, will=will, on_connect=on_connect, reconnect_seed=seed)
+
+    return connect

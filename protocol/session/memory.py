@@ -1,0 +1,249 @@
+"""The broker's twin inside one process: whole rounds run on it without a network, with faults on demand."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from protocol.session.transport import (
+    BrokerUnreachable,
+    Delivery,
+    Handler,
+    Traffic,
+    Transport,
+    Will,
+    check_topic,
+    publish_packet_bytes,
+    topic_matches,
+)
+
+log = logging.getLogger(__name__)
+
+Predicate = Callable[[str, bytes], bool]
+"""Says of (topic, payload) whether a fault befalls the message."""
+Recorder = Callable[[str, bytes, int], None]
+"""Sees (topic, payload, qos) of what is published, before any fault."""
+
+
+@dataclass(frozen=True)
+class _Message:
+    topic: str
+    payload: bytes
+    qos: int
+    retain: bool
+
+    @property
+    def packet_bytes(self) -> int:
+        return publish_packet_bytes(self.topic, len(self.payload), self.qos)
+
+
+class MemoryBus:
+    """Carries messages between its clients, in the publisher's thread, in order of publishing.
+
+    What a handler publishes is delivered after the message being delivered, as a broker would; other threads
+    wait meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        """Held through every change and delivery, by the bus and by its clients."""
+        self._clients: dict[str, MemoryTransport] = {}
+        self._retained: dict[str, _Message] = {}
+        self._recorders: list[Recorder] = []
+        self._queue: deque[Callable[[], None]] = deque()
+        self._delivering = False
+        self._drop: Predicate | None = None
+        self._duplicate: Predicate | None = None
+        self._delay: Predicate | None = None
+        self._delayed: list[_Message] = []
+
+    def client(
+        self, client_id: str, *, will: Will | None = None, on_connect: Callable[[], None] | None = None
+    ) -> MemoryTransport:
+        """A client of this bus; a second one of the same id takes over when it connects, as with MQTT."""
+        return MemoryTransport(self, client_id, will, on_connect)
+
+    def record(self, recorder: Recorder) -> None:
+        """Show every published message to `recorder` (wills included), in order."""
+        with self.lock:
+            self._recorders.append(recorder)
+
+    def set_faults(
+        self,
+        *,
+        drop: Predicate | None = None,
+        duplicate: Predicate | None = None,
+        delay: Predicate | None = None,
+    ) -> None:
+        """From now on lose, repeat, or hold back behind the next message those that a predicate chooses."""
+        with self.lock:
+            self._drop, self._duplicate, self._delay = drop, duplicate, delay
+
+    def publish(self, message: _Message) -> None:
+        """Take a message from a client, or from the will of one."""
+        with self.lock:
+            for recorder in self._recorders:
+                recorder(message.topic, message.payload, message.qos)
+            if self._drop and self._drop(message.topic, message.payload):
+                return
+            if message.retain and message.payload:
+                self._retained[message.topic] = message
+            elif message.retain:
+                self._retained.pop(message.topic, None)
+            if self._delay and self._delay(message.topic, message.payload):
+                self._delayed.append(message)
+                return
+            copies = 2 if self._duplicate and self._duplicate(message.topic, message.payload) else 1
+            outgoing = [message] * copies + self._delayed
+            self._delayed = []
+            self.run_in_order([partial(self._deliver, item) for item in outgoing])
+
+    def join(self, client: MemoryTransport) -> None:
+        """Open a client's session; an older one of the same id is dropped."""
+        with self.lock:
+            older = self._clients.get(client.client_id)
+            if older is not None and older is not client:
+                older.drop()
+            self._clients[client.client_id] = client
+
+    def leave(self, client: MemoryTransport, will: Will | None) -> None:
+        """End a client's session; `will` is what it leaves behind."""
+        with self.lock:
+            if self._clients.get(client.client_id) is client:
+                del self._clients[client.client_id]
+            if will is not None:
+                self.publish(_Message(will.topic, will.payload, will.qos, will.retain))
+
+    def send_retained(self, client: MemoryTransport, topic_filter: str) -> None:
+        """Deliver the retained messages that a new subscription asks for."""
+        with self.lock:
+            found = [m for topic, m in self._retained.items() if topic_matches(topic_filter, topic)]
+            self.run_in_order([partial(client.receive, item, retained=True) for item in found])
+
+    def run_in_order(self, deliveries: list[Callable[[], None]]) -> None:
+        """Run `deliveries` after those under way."""
+        with self.lock:
+            self._queue.extend(deliveries)
+            if self._delivering:
+                return
+            self._delivering = True
+            try:
+                while self._queue:
+                    self._queue.popleft()()
+            finally:
+                self._delivering = False
+
+    def _deliver(self, message: _Message) -> None:
+        for client in list(self._clients.values()):
+            client.receive(message, retained=False)
+
+
+class MemoryTransport(Transport):
+    """One client of a `MemoryBus`; made by `MemoryBus.client`."""
+
+    def __init__(
+        self, bus: MemoryBus, client_id: str, will: Will | None, on_connect: Callable[[], None] | None
+    ) -> None:
+        self.client_id = client_id
+        self._bus = bus
+        self._will = will
+        self._on_connect = on_connect
+        self._subscriptions: dict[str, Handler] = {}
+        self._offline: deque[_Message] = deque()
+        self._traffic = Traffic()
+        self._connected = False
+        self._had_session = False
+        self._closed = False
+        self._lost_at: float | None = None
+
+    @property
+    def connected(self) -> bool:
+        return self._connected
+
+    @property
+    def traffic(self) -> Traffic:
+        return self._traffic
+
+    def connect(self, timeout_s: float, stop: threading.Event | None = None) -> None:
+        """Open the session, also again after `drop`; what was published meanwhile is sent now."""
+        del timeout_s, stop  # nothing to wait for
+        with self._bus.lock:
+            if self._closed:
+                raise BrokerUnreachable(f"memory bus: client {self.client_id!r} was closed")
+            self._bus.join(self)
+            self._connected = True
+            self._lost_at = None
+            self._traffic.reconnects += self._had_session
+            self._had_session = True
+            for topic_filter in list(self._subscriptions):
+                self._bus.send_retained(self, topic_filter)
+        if self._on_connect is not None:
+            self._call(self._on_connect)  # outside the lock: it may take locks of its own
+        with self._bus.lock:
+            while self._connected and self._offline:
+                self._send(self._offline.popleft())
+
+    def drop(self) -> None:
+        """Lose the session as by a cut cable: the bus publishes the will."""
+        with self._bus.lock:
+            if self._connected:
+                self._connected = False
+                self._lost_at = time.monotonic()
+                self._bus.leave(self, self._will)
+
+    def subscribe(self, topic_filter: str, handler: Handler, qos: int = 1) -> None:
+        del qos  # deliveries are never lost here, except by `MemoryBus.set_faults`
+        with self._bus.lock:
+            self._subscriptions = {**self._subscriptions, topic_filter: handler}
+            if self._connected:
+                self._bus.send_retained(self, topic_filter)
+
+    def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> None:
+        check_topic(topic)
+        with self._bus.lock:
+            message = _Message(topic, bytes(payload), qos, retain)
+            if self._connected:
+                self._send(message)
+            elif qos == 0 or self._closed:
+                self._traffic.dropped += 1
+            else:
+                self._offline.append(message)
+
+    def seconds_disconnected(self) -> float:
+        return 0.0 if self._lost_at is None else time.monotonic() - self._lost_at
+
+    def close(self) -> None:
+        with self._bus.lock:
+            self._closed = True
+            if self._connected:
+                self._connected = False
+                self._lost_at = time.monotonic()
+                self._bus.leave(self, None)
+
+    def receive(self, message: _Message, *, retained: bool) -> None:
+        """Called by the bus: hand a message to the handlers whose filter it matches."""
+        if not self._connected:
+            return
+        for topic_filter, handler in self._subscriptions.items():
+            if topic_matches(topic_filter, message.topic):
+                self._traffic.received_packets += 1
+                self._traffic.received_bytes += message.packet_bytes
+                delivery = Delivery(message.topic, message.payload, retained)
+                self._call(partial(handler, delivery))
+
+    def _send(self, message: _Message) -> None:
+        self._traffic.sent_packets += 1
+        self._traffic.sent_bytes += message.packet_bytes
+        self._bus.publish(message)
+
+    def _call(self, callback: Callable[[], None]) -> None:
+        try:
+            callback()
+        except Exception:
+            self._traffic.handler_errors += 1
+            log.exception("client %s: exception in a callback", self.client_id)

@@ -1,0 +1,443 @@
+"""MQTT sessions by paho-mqtt; the only file that knows the library.
+
+A paho client belongs to a helper thread while it connects (names, TLS and handshakes block) and to the
+network loop otherwise. From other threads only `publish` reaches it, and only while the session is up.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from enum import Enum, auto
+from functools import partial
+
+import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.reasoncodes import ReasonCode
+
+from protocol import noise
+from protocol.session.broker_url import BrokerUrl, parse_broker_url
+from protocol.session.network_loop import NetworkLoop as NetworkLoop
+from protocol.session.outbox import Outbox
+from protocol.session.sockets import cut, describe_problem, prepare_socket
+from protocol.session.transport import (
+    BrokerUnreachable,
+    Delivery,
+    Handler,
+    Traffic,
+    Transport,
+    Will,
+    check_topic,
+    publish_packet_bytes,
+    topic_matches,
+)
+
+log = logging.getLogger(__name__)
+
+_CONNECTION_TIMEOUT_S = 4.0
+_HANDSHAKE_TIMEOUT_S = 6.0
+_STOP_POLL_S = 0.2
+_DRAIN_TIMEOUT_S = 3.0
+_GOODBYE_TIMEOUT_S = 1.0
+_HOUSEKEEPING_S = 1.0
+_FIRST_RETRY_S = 0.1
+_LONGEST_RETRY_S = 8.0
+_MOST_DOUBLINGS = 10
+_STABLE_SESSION_S = 5.0
+
+_MQTT_5_IN_FLIGHT = 20  # paho ignores the broker's receive maximum; this is mosquitto's
+_TRANSIENT_REFUSALS = {0x88, 0x89, 0x97, 0x9F}  # server unavailable, busy, quota or connection rate exceeded
+
+
+class _State(Enum):
+    IDLE = auto()
+    CONNECTING = auto()
+    OPEN = auto()
+    WAITING = auto()
+
+
+class MqttTransport(Transport):
+    """One client's MQTT session, made anew whenever it is lost, until `close`."""
+
+    def __init__(
+        self,
+        url: str,
+        client_id: str,
+        *,
+        loop: NetworkLoop,
+        will: Will | None = None,
+        on_connect: Callable[[], None] | None = None,
+        keepalive_s: int = 15,
+        reconnect_seed: int = 0,
+        max_queued: int = 2000,
+        max_in_flight: int = 100,
+    ) -> None:
+        """`on_connect` runs on the network thread after each (re)connect, when subscriptions are answered.
+
+        `max_queued` QoS 1 messages may be unacknowledged, `max_in_flight` of them sent; more are dropped.
+        Raises ValueError for a bad `url` (see `protocol.session.broker_url`).
+        """
+        self._url = parse_broker_url(url)
+        self._client_id = client_id
+        self._loop = loop
+        self._on_connect = on_connect
+        self._jitter = random.Random(noise.derive_seed("reconnect", client_id, reconnect_seed))
+        self._max_in_flight = _MQTT_5_IN_FLIGHT if self._url.version == "5" else max_in_flight
+        self._traffic = Traffic()
+        self._outbox = Outbox(client_id, self._traffic, max_queued)
+        self._subscriptions: dict[str, tuple[Handler, int]] = {}
+        self._closed = False
+        self._over = threading.Event()
+        """Set when the client is closed and no connection is left."""
+
+        # Changed under the lock, as is the outbox; it also covers calls of paho's publish. `_on_paho_publish`
+        # must not take it: paho calls that with a lock of its own held, for which publish waits.
+        self._changed = threading.Condition()
+        self._ready = False
+        self._refusal: str | None = None
+        self._problem = "no answer yet"
+        self._lost_at: float | None = None
+
+        # Belong to the loop's thread.
+        self._state = _State.IDLE
+        self._wanted = False
+        self._session = 0
+        self._ready_since = 0.0
+        self._attempts = 0
+        self._cause: str | None = None
+        self._awaited_subacks: dict[int, list[str]] = {}
+        self._fd: int | None = None
+        self._write_registered = False
+        self._flush_due = False
+
+        self._client = _make_client(self._url, client_id, will, keepalive_s, self._max_in_flight)
+        self._client.on_connect = self._on_paho_connect
+        self._client.on_subscribe = self._on_paho_subscribe
+        self._client.on_disconnect = self._on_paho_disconnect
+        self._client.on_message = self._on_paho_message
+        self._client.on_publish = self._on_paho_publish
+        self._client.on_socket_close = self._on_paho_socket_close
+
+    # Any thread -------------------------------------------------------------------------------------------
+
+    @property
+    def connected(self) -> bool:
+        return self._ready
+
+    @property
+    def traffic(self) -> Traffic:
+        return self._traffic
+
+    def seconds_disconnected(self) -> float:
+        with self._changed:
+            return 0.0 if self._lost_at is None else time.monotonic() - self._lost_at
+
+    def connect(self, timeout_s: float, stop: threading.Event | None = None) -> None:
+        assert not self._closed, f"client {self._client_id} was closed"
+        assert not self._loop.in_thread, "connect waits for the loop's thread and can't run on it"
+        with self._changed:
+            self._refusal = None
+            if not self._ready:
+                self._lost_at = time.monotonic()
+        assert self._loop.call(self._start), "the network loop was closed"
+        deadline = time.monotonic() + timeout_s
+        with self._changed:
+            while not (self._ready or self._refusal or (stop is not None and stop.is_set())):
+                left_s = deadline - time.monotonic()
+                if left_s <= 0:
+                    break
+                self._changed.wait(min(left_s, _STOP_POLL_S))
+            if self._ready:
+                return
+            reason = self._refusal or f"none within {timeout_s:g} s ({self._problem})"
+        self._loop.call(self._give_up)
+        raise BrokerUnreachable(
+            f"no MQTT session with {self._url}: {reason}; start a broker there or give another broker URL"
+        )
+
+    def subscribe(self, topic_filter: str, handler: Handler, qos: int = 1) -> None:
+        with self._changed:
+            self._subscriptions = {**self._subscriptions, topic_filter: (handler, qos)}
+        self._loop.call(partial(self._send_subscribe, topic_filter))
+
+    def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> None:
+        check_topic(topic)
+        with self._changed:
+            if self._closed or (qos == 0 and not self._ready):
+                self._outbox.drop("not connected")
+            elif qos and self._outbox.full:
+                self._outbox.drop("queue full")
+            elif self._ready:
+                self._hand_over(topic, payload, qos, retain)
+            else:
+                # paho would take it, but might then send it before its CONNECT packet.
+                self._outbox.waiting.append((topic, payload, retain))
+
+    def close(self) -> None:
+        if self._ready and not self._loop.in_thread:
+            deadline = time.monotonic() + _DRAIN_TIMEOUT_S
+            while self._awaits_acknowledgement() and time.monotonic() < deadline:
+                time.sleep(0.002)
+        with self._changed:
+            self._closed = True
+        if not self._loop.call(self._finish):
+            self._over.set()
+        elif not self._loop.in_thread:
+            self._over.wait(2 * _GOODBYE_TIMEOUT_S)
+
+    def _awaits_acknowledgement(self) -> bool:
+        with self._changed:
+            return self._ready and self._outbox.unacknowledged > 0
+
+    def _hand_over(self, topic: str, payload: bytes, qos: int, retain: bool) -> None:
+        """Give a message to paho. Call with the lock held."""
+        info = self._client.publish(topic, payload, qos, retain)
+        self._outbox.sent(info.mid if qos else None, self._packet_bytes(topic, payload, qos))
+        if not self._flush_due:
+            self._flush_due = True
+            self._loop.call(self._flush)
+
+    def _packet_bytes(self, topic: str, payload: bytes, qos: int) -> int:
+        # An MQTT 5 packet has one more byte: the length of its properties, which are empty.
+        return publish_packet_bytes(topic, len(payload) + (self._url.version == "5"), qos)
+
+    # The loop's thread: connections -----------------------------------------------------------------------
+
+    def _start(self) -> None:
+        self._wanted = True
+        if self._state is _State.IDLE:
+            self._open()
+
+    def _give_up(self) -> None:
+        if not self._ready:
+            self._wanted = False
+            self._hang_up()
+
+    def _finish(self) -> None:
+        self._wanted = False
+        if self._state is _State.OPEN:
+            self._client.disconnect()
+            self._loop.events.call_later(_GOODBYE_TIMEOUT_S, self._hang_up)
+            self._flush()
+        else:
+            self._over.set()
+
+    def _open(self) -> None:
+        if not self._wanted:
+            self._state = _State.IDLE
+        elif self._state in (_State.IDLE, _State.WAITING):
+            self._state = _State.CONNECTING
+            self._loop.call_blocking(self._client.reconnect, self._opened)
+
+    def _opened(self, problem: BaseException | None) -> None:
+        sock = self._client.socket()
+        if problem is not None or sock is None:
+            self._lost(describe_problem(problem))
+            if isinstance(problem, ssl.SSLCertVerificationError):
+                self._refuse(f"{problem.verify_message} (?ca=FILE in the URL names the authority to trust)")
+            return
+        self._state = _State.OPEN
+        self._session += 1
+        self._fd = sock.fileno()
+        self._loop.events.add_reader(self._fd, self._read)
+        self._loop.events.call_later(_HANDSHAKE_TIMEOUT_S, self._check_handshake, self._session)
+        self._loop.events.call_later(_HOUSEKEEPING_S, self._keep_house, self._session)
+        if not self._wanted:
+            self._hang_up()
+        self._flush()
+
+    def _check_handshake(self, session: int) -> None:
+        if session == self._session and self._state is _State.OPEN and not self._ready:
+            self._cause = f"connected, but no MQTT answer within {_HANDSHAKE_TIMEOUT_S:g} s"
+            self._hang_up()
+
+    def _keep_house(self, session: int) -> None:
+        if session == self._session and self._state is _State.OPEN:
+            self._client.loop_misc()
+            self._flush()
+            self._loop.events.call_later(_HOUSEKEEPING_S, self._keep_house, session)
+
+    def _hang_up(self) -> None:
+        sock = self._client.socket() if self._state is _State.OPEN else None
+        if sock is not None:
+            cut(sock)
+
+    def _lost(self, problem: str) -> None:
+        """There is no connection, any more or at all: try again later if that is wanted."""
+        problem, self._cause = self._cause or problem, None
+        self._awaited_subacks.clear()
+        self._state = _State.WAITING if self._wanted else _State.IDLE
+        with self._changed:
+            was_ready, self._ready = self._ready, False
+            self._problem = problem
+            if was_ready:
+                self._lost_at = time.monotonic()
+        if self._closed:
+            self._over.set()
+        if not self._wanted:
+            return
+        if was_ready and time.monotonic() - self._ready_since > _STABLE_SESSION_S:
+            self._attempts = 0
+        delay_s = min(_LONGEST_RETRY_S, _FIRST_RETRY_S * 2**self._attempts) * self._jitter.uniform(0.5, 1.5)
+        self._attempts = min(self._attempts + 1, _MOST_DOUBLINGS)
+        level = logging.WARNING if was_ready else logging.DEBUG
+        log.log(level, "%s: session with %s lost: %s", self._client_id, self._url, problem)
+        self._loop.events.call_later(delay_s, self._open)
+
+    def _refuse(self, reason: str) -> None:
+        """End a waiting `connect`: trying again would not help."""
+        with self._changed:
+            self._refusal = reason
+            self._changed.notify_all()
+
+    # The loop's thread: bytes -----------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        self._pump(self._client.loop_read)
+        # TLS may hold decrypted bytes that the selector can't see.
+        while (sock := self._client.socket()) is not None and getattr(sock, "pending", int)() > 0:
+            self._pump(self._client.loop_read)
+        self._flush()
+
+    def _pump(self, move_bytes: Callable[[], object]) -> None:
+        try:
+            move_bytes()
+        except Exception:  # paho's answer to some malformed packets
+            log.exception("%s: unexpected bytes from %s, connecting anew", self._client_id, self._url)
+            self._hang_up()
+
+    def _flush(self) -> None:
+        self._flush_due = False
+        if self._state is not _State.OPEN:
+            return
+        if self._client.want_write():
+            self._pump(self._client.loop_write)
+        if self._fd is None:
+            return
+        blocked = self._client.want_write()
+        if blocked and not self._write_registered:
+            self._loop.events.add_writer(self._fd, self._flush)
+        elif self._write_registered and not blocked:
+            self._loop.events.remove_writer(self._fd)
+        self._write_registered = blocked
+
+    def _send_subscribe(self, *topic_filters: str) -> None:
+        if self._state is not _State.OPEN or not (self._ready or self._awaited_subacks):
+            return  # it will be part of the first SUBSCRIBE of the session
+        self._subscribe_to(list(topic_filters))
+        self._flush()
+
+    def _subscribe_to(self, topic_filters: list[str]) -> None:
+        wanted = [(topic_filter, self._subscriptions[topic_filter][1]) for topic_filter in topic_filters]
+        _, mid = self._client.subscribe(wanted)
+        if mid is not None:
+            self._awaited_subacks[mid] = topic_filters
+
+    def _session_up(self) -> None:
+        now = time.monotonic()
+        if self._ready_since and self._lost_at is not None:
+            outage_s = now - self._lost_at
+            log.info("%s: session with %s is back after %.1f s", self._client_id, self._url, outage_s)
+        self._ready_since = now
+        with self._changed:
+            self._ready = True
+            self._lost_at = None
+            while self._outbox.waiting:
+                topic, payload, retain = self._outbox.waiting.popleft()
+                self._hand_over(topic, payload, 1, retain)
+        # Later, outside paho's callback: it may take locks that others hold while they publish.
+        self._loop.events.call_soon(self._announce)
+
+    def _announce(self) -> None:
+        if self._on_connect is not None:
+            self._call(self._on_connect)
+        with self._changed:
+            self._changed.notify_all()
+
+    def _call(self, callback: Callable[[], None]) -> None:
+        try:
+            callback()
+        except Exception:
+            self._traffic.handler_errors += 1
+            log.exception("%s: exception in a callback", self._client_id)
+
+    # paho's callbacks, on the loop's thread ---------------------------------------------------------------
+
+    def _on_paho_connect(self, _c: object, _d: object, _f: object, code: ReasonCode, _p: object) -> None:
+        if code.is_failure:
+            self._cause = f"refused: {str(code).lower()}"
+            if code.value not in _TRANSIENT_REFUSALS:
+                self._refuse(self._cause)
+            return
+        with self._changed:
+            self._outbox.resent(self._max_in_flight)  # which paho does by itself
+            self._traffic.reconnects += self._ready_since > 0
+        if self._subscriptions:
+            self._subscribe_to(list(self._subscriptions))
+        else:
+            self._session_up()
+
+    def _on_paho_subscribe(
+        self, _c: object, _d: object, mid: int, codes: list[ReasonCode], _p: object
+    ) -> None:
+        topic_filters = self._awaited_subacks.pop(mid, [])
+        for topic_filter, code in zip(topic_filters, codes, strict=False):
+            if code.is_failure:
+                log.error("%s: %s refuses the subscription to %s", self._client_id, self._url, topic_filter)
+        if not self._awaited_subacks and not self._ready:
+            self._session_up()
+
+    def _on_paho_disconnect(self, _c: object, _d: object, _f: object, code: ReasonCode, _p: object) -> None:
+        self._lost("connection closed" if code == "Unspecified error" else str(code).lower())
+
+    def _on_paho_message(self, _c: object, _d: object, message: paho.MQTTMessage) -> None:
+        payload = bytes(message.payload)
+        self._traffic.received_packets += 1
+        self._traffic.received_bytes += self._packet_bytes(message.topic, payload, message.qos)
+        delivery = Delivery(message.topic, payload, message.retain)
+        for topic_filter, (handler, _) in self._subscriptions.items():
+            if topic_matches(topic_filter, delivery.topic):
+                self._call(partial(handler, delivery))
+
+    def _on_paho_publish(self, _c: object, _d: object, mid: int, *_: object) -> None:
+        self._outbox.acknowledge(mid)
+
+    def _on_paho_socket_close(self, _c: object, _d: object, _sock: object) -> None:
+        if self._fd is not None:
+            self._loop.events.remove_reader(self._fd)
+            self._loop.events.remove_writer(self._fd)
+            self._fd, self._write_registered = None, False
+
+
+def _make_client(
+    url: BrokerUrl, client_id: str, will: Will | None, keepalive_s: int, max_in_flight: int
+) -> paho.Client:
+    mqtt_5 = url.version == "5"
+    client = paho.Client(
+        CallbackAPIVersion.VERSION2,
+        client_id=client_id,
+        clean_session=None if mqtt_5 else True,
+        protocol=MQTTProtocolVersion.MQTTv5 if mqtt_5 else MQTTProtocolVersion.MQTTv311,
+        transport="websockets" if url.websocket else "tcp",
+        reconnect_on_failure=False,  # when a broker refuses 3.1.1, paho would reconnect and block the loop
+    )
+    if url.websocket:
+        client.ws_set_options(path=url.path)
+    if url.tls:
+        client.tls_set_context(url.ssl_context())
+    if url.username is not None:
+        client.username_pw_set(url.username, url.password)
+    if will is not None:
+        client.will_set(will.topic, will.payload, will.qos, will.retain)
+    client.max_inflight_messages_set(max_in_flight)
+    client.connect_timeout = _CONNECTION_TIMEOUT_S
+    client.on_socket_open = lambda _client, _data, sock: prepare_socket(sock)
+    # Without it, paho writes in whatever thread publishes.
+    client.on_socket_register_write = lambda *_: None
+    clean_start = True if mqtt_5 else paho.MQTT_CLEAN_START_FIRST_ONLY  # the only value 3.1.1 takes
+    client.connect_async(url.host, url.port, keepalive_s, clean_start=clean_start)
+    return client

@@ -1,0 +1,144 @@
+"""The networks: shapes for every feature stride, seeds, and clear errors."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from cloud_server.networks.build import FEATURE_STRIDES, NETWORKS, build_network
+from cloud_server.training.trainer import Trainer, TrainerConfig
+
+needs_transformers = pytest.mark.skipif(
+    importlib.util.find_spec("transformers") is None, reason="the optional package transformers is missing"
+)
+
+
+def make(name: str = "compact", *, stride: int = 8, size: tuple[int, int] = (96, 128)) -> nn.Module:
+    shape = (8, -(-size[0] // stride), -(-size[1] // stride))
+    return build_network(name, feature_shape=shape, feature_stride=stride, num_classes=11, seed=3)
+
+
+@pytest.mark.parametrize("stride", FEATURE_STRIDES)
+def test_compact_logits_are_a_quarter_of_the_image(stride: int) -> None:
+    network = make(stride=stride)
+    features_BCHW = torch.randn(2, 8, 96 // stride, 128 // stride)
+    assert network(features_BCHW).shape == (2, 11, 24, 32)
+
+
+@pytest.mark.parametrize(("stride", "size"), [(8, (90, 123)), (4, (90, 123)), (2, (90, 123)), (1, (30, 45))])
+def test_compact_logits_cover_images_of_odd_sizes(stride: int, size: tuple[int, int]) -> None:
+    network = make(stride=stride, size=size)
+    shape = [-(-side // stride) for side in size]
+    rows, columns = network(torch.randn(2, 8, *shape)).shape[2:]
+    assert rows == -(-shape[0] * stride // 4) and columns == -(-shape[1] * stride // 4)
+
+
+@pytest.mark.parametrize("stride", [8, 4])
+def test_compact_has_the_intended_size(stride: int) -> None:
+    parameters = sum(parameter.numel() for parameter in make(stride=stride).parameters())
+    assert 250_000 < parameters < 700_000
+
+
+@pytest.mark.parametrize("cells", [1, 2, 4])
+def test_compact_trains_on_a_single_frame_of_few_cells(cells: int) -> None:
+    network = build_network(
+        "compact", feature_shape=(8, cells, 2 * cells), feature_stride=8, num_classes=3, seed=0
+    )
+    assert network.train()(torch.randn(1, 8, cells, 2 * cells)).shape == (1, 3, 2 * cells, 4 * cells)
+
+
+def test_the_seed_alone_decides_the_initial_weights() -> None:
+    torch.manual_seed(1)
+    state = torch.random.get_rng_state()
+    first = make().state_dict()
+    assert torch.equal(torch.random.get_rng_state(), state)
+    torch.manual_seed(2)
+    assert all(torch.equal(value, first[name]) for name, value in make().state_dict().items())
+    other = build_network("compact", feature_shape=(8, 12, 16), feature_stride=8, num_classes=11, seed=4)
+    assert not torch.equal(other.state_dict()["head.0.weight"], first["head.0.weight"])
+
+
+def test_compact_output_does_not_depend_on_the_scale_of_the_features_in_training() -> None:
+    network = make().train()
+    features_BCHW = torch.randn(4, 8, 12, 16)
+    scaled = network(100 * features_BCHW + 7)
+    torch.testing.assert_close(network(features_BCHW), scaled, atol=1e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "unet"}, "unknown network 'unet', expected one of: compact, segformer-b0"),
+        ({"feature_stride": 3}, r"feature stride must be one of \(1, 2, 4, 8, 16, 32\), got 3"),
+        ({"feature_shape": (0, 4, 4)}, "three positive numbers C, H, W"),
+        ({"num_classes": 1}, "number of classes must be 2 to 255, got 1"),
+        ({"weights": Path("somewhere")}, "takes no pretrained weights, got somewhere"),
+    ],
+)
+def test_a_wrong_argument_is_named(arguments: dict[str, object], message: str) -> None:
+    usual = {
+        "name": "compact", "feature_shape": (8, 4, 4), "feature_stride": 8, "num_classes": 11, "seed": 0
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+        build_network(**{**usual, **arguments})  # type: ignore[arg-type]
+
+
+def test_segformer_without_transformers_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ValueError, match=r"pip install 'blackfleet\[segformer\]'"):
+        make("segformer-b0")
+
+
+@needs_transformers
+@pytest.mark.parametrize("stride", FEATURE_STRIDES)
+def test_segformer_logits_are_a_quarter_of_the_image(stride: int) -> None:
+    network = make("segformer-b0", stride=stride).eval()
+    assert network(torch.randn(1, 8, 96 // stride, 128 // stride)).shape == (1, 11, 24, 32)
+
+
+@needs_transformers
+def test_segformer_is_reproducible_and_trains() -> None:
+    first, second = (make("segformer-b0", size=(32, 32)) for _ in range(2))
+    weights = second.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in first.state_dict().items())
+    features_BCHW = torch.randn(2, 8, 4, 4)
+    label_BHW = torch.randint(0, 11, (2, 8, 8), dtype=torch.uint8)
+    losses = []
+    for network in (first, second):
+        trainer = Trainer(network, TrainerConfig(rate=1e-3))
+        losses.append([trainer.train_step(features_BCHW, label_BHW) for _ in range(6)])
+    assert losses[0] == losses[1]
+    assert losses[0][-1] < losses[0][0]
+
+
+@needs_transformers
+def test_segformer_starts_from_local_weights(tmp_path: Path) -> None:
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+    pretrained = SegformerForSemanticSegmentation(SegformerConfig(num_labels=19))
+    pretrained.save_pretrained(tmp_path)
+    network = build_network(
+        "segformer-b0",
+        feature_shape=(8, 4, 4), feature_stride=8, num_classes=11, seed=0, weights=tmp_path,
+    )  # fmt: skip
+    loaded = network.state_dict()
+    equal = [
+        name
+        for name, value in pretrained.state_dict().items()
+        if value.shape == loaded[f"model.{name}"].shape and torch.equal(value, loaded[f"model.{name}"])
+    ]
+    assert len(equal) >= len(pretrained.state_dict()) - 4
+    with pytest.raises(OSError, match="no SegFormer weights in"):
+        build_network(
+            "segformer-b0",
+            feature_shape=(8, 4, 4), feature_stride=8, num_classes=11, seed=0, weights=tmp_path / "x",
+        )  # fmt: skip
+
+
+def test_every_row_of_the_table_is_a_name_and_a_builder() -> None:
+    assert "compact" in NETWORKS and "segformer-b0" in NETWORKS

@@ -1,0 +1,135 @@
+"""Who is in the fleet, and what its vehicles have to agree on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from cloud_server.desk.registry import Registry
+from cloud_server.errors import CloudError, RequestError
+from protocol.messages import PROTOCOL_VERSION, Hello, Status
+
+_HELLO = Hello(
+    vehicle="car-1",
+    session="a" * 16,
+    protocol=PROTOCOL_VERSION,
+    encoder="stride8-c4",
+    bundle_digest="0123",
+    feature_shape=(4, 6, 8),
+    image_size=(64, 48),
+    label_space="camvid",
+    frames={"train": 5, "val": 2, "test": 3, "ood": 4},
+)
+
+
+def _registry(*feature_shapes: tuple[int, int, int]) -> Registry:
+    return Registry(("car-1", "car-2"), label_space="camvid", feature_shapes=feature_shapes or None)
+
+
+def _hello(**changes: Any) -> Hello:
+    return msgspec.structs.replace(_HELLO, **changes)
+
+
+def _status(session: str, *, online: bool) -> Status:
+    return Status(vehicle="car-1", session=session, online=online, beat=0)
+
+
+def test_first_vehicle_says_what_the_others_must_have() -> None:
+    registry = _registry()
+    assert registry.missing() == ["car-1", "car-2"]
+    assert registry.admit(_hello())
+    assert registry.missing() == ["car-2"]
+    assert (registry.feature_shape("car-1"), registry.image_size) == ((4, 6, 8), (64, 48))
+    with pytest.raises(RequestError, match="features of shape 4x9x8, the cloud's network takes 4x6x8"):
+        registry.admit(_hello(vehicle="car-2", feature_shape=(4, 9, 8)))
+    assert registry.admit(_hello(vehicle="car-2", bundle_digest="another", encoder="another"))
+    assert registry.missing() == []
+
+
+def test_repeated_hello_is_not_new_and_that_of_a_new_process_is() -> None:
+    registry = _registry()
+    assert registry.admit(_hello())
+    assert not registry.admit(_hello())
+    assert registry.admit(_hello(session="b" * 16))
+    assert registry.vehicles["car-1"].session == "b" * 16
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"protocol": 0}, f"protocol version 0, this cloud speaks {PROTOCOL_VERSION}"),
+        ({"label_space": "cityscapes"}, "labels of 'cityscapes', this run is about 'camvid'"),
+        ({"feature_shape": (0, 6, 8)}, "impossible feature shape"),
+        ({"image_size": (64, -1)}, "impossible feature shape"),
+        ({"feature_shape": (8, 6, 8)}, "the cloud's network takes 4x6x8; export the bundle for this run"),
+        ({"frames": {"train": 0, "val": 2, "test": 3}}, "no train frames"),
+        ({"frames": {"train": 5, "val": 2}}, "no test frames"),
+        ({"vehicle": "car-9"}, r"'car-9' is not in this fleet \(2 vehicles: car-1, car-2\); add it"),
+    ],
+)
+def test_hello_that_does_not_fit_is_refused_and_changes_nothing(change: dict[str, Any], reason: str) -> None:
+    registry = _registry((4, 6, 8))
+    with pytest.raises(RequestError, match=reason):
+        registry.admit(_hello(**change))
+    assert registry.missing() == ["car-1", "car-2"]
+    assert registry.image_size is None
+
+
+@pytest.mark.parametrize(
+    "change", [{"bundle_digest": "other"}, {"frames": {"train": 6, "val": 2, "test": 3}}]
+)
+def test_vehicle_may_not_come_back_as_another(change: dict[str, Any]) -> None:
+    registry = _registry()
+    registry.admit(_hello())
+    with pytest.raises(RequestError, match="came back with another bundle or other frames"):
+        registry.admit(_hello(session="b" * 16, **change))
+    assert registry.vehicles["car-1"].hello == _hello()
+
+
+def test_late_will_of_an_earlier_session_is_ignored() -> None:
+    registry = _registry()
+    registry.admit(_hello())
+    registry.note_status(_status("a" * 16, online=True))
+    registry.note_status(_status("b" * 16, online=True))
+    registry.note_status(_status("a" * 16, online=False))
+    assert registry.vehicles["car-1"].online
+    registry.note_status(_status("b" * 16, online=False))
+    assert not registry.vehicles["car-1"].online
+
+
+def test_status_of_a_stranger_is_refused() -> None:
+    with pytest.raises(RequestError, match="not in this fleet"):
+        _registry().note_status(msgspec.structs.replace(_status("a" * 16, online=True), vehicle="car-3"))
+
+
+def test_frames_are_numbered_through_the_splits() -> None:
+    registry = _registry()
+    with pytest.raises(CloudError, match="has not introduced itself"):
+        registry.frames("car-1", "train")
+    registry.admit(_hello())
+    ranges = {split: registry.frames("car-1", split) for split in ("train", "val", "test", "ood")}
+    assert ranges == {"train": range(5), "val": range(5, 7), "test": range(7, 10), "ood": range(10, 14)}
+    registry.admit(_hello(vehicle="car-2", frames={"train": 1, "val": 1, "test": 1}))
+    assert list(registry.frames("car-2", "ood")) == []
+
+
+def test_rejects_are_counted_by_vehicle_and_for_all_strangers_together() -> None:
+    registry = _registry()
+    assert [registry.count_reject(name) for name in ("car-1", "car-1", "car-2")] == [1, 2, 1]
+    assert [registry.count_reject(name) for name in ("x", "y", "")] == [1, 2, 3]
+    assert (registry.vehicles["car-1"].rejects, registry.vehicles["car-2"].rejects) == (2, 1)
+    assert registry.strangers == 3
+    assert list(registry.vehicles) == ["car-1", "car-2"]
+
+
+def test_bound_that_a_vehicle_s_features_may_not_keep_is_refused() -> None:
+    registry = Registry(("car-1",), label_space="camvid", feature_shapes=None, frame_bytes=50)
+    with pytest.raises(
+        RequestError, match=r"frame_bytes must be at least \d+ for features of 4x6x8, .*, got 50"
+    ):
+        registry.admit(_hello())
+    assert registry.missing() == ["car-1"]
+    registry = Registry(("car-1",), label_space="camvid", feature_shapes=None, frame_bytes=100)
+    assert registry.admit(_hello())

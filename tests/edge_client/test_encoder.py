@@ -1,0 +1,177 @@
+"""The vehicle's encoder on ONNX Runtime, against torch."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from edge_client.encoder.bundle import EncoderBundle
+from edge_client.encoder.runtime import Encoder
+from fleet.export.bundle import export_bundle, export_encoder
+from fleet.export.encoders import ENCODERS, ConvolutionEncoder, Layer, build_encoder
+
+SIZE = (64, 48)
+
+
+def frames(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, SIZE[1], SIZE[0], 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> EncoderBundle:
+    return export_bundle("stride8-c8", tmp_path_factory.mktemp("bundle") / "e", image_size=SIZE, seed=3)
+
+
+@pytest.mark.parametrize("mode", ["bind", "rebuild"])
+@pytest.mark.parametrize("name", ENCODERS)
+def test_features_equal_torch_at_several_thetas(tmp_path: Path, name: str, mode: str) -> None:
+    bundle = export_bundle(name, tmp_path / "e", image_size=SIZE, seed=3)
+    encoder = Encoder(bundle, mode=mode)
+    module = build_encoder(name, seed=3).folded()
+    random = np.random.default_rng(5)
+    for theta in (bundle.theta0, bundle.theta0 + 0.02 * random.standard_normal(bundle.theta0.size)):
+        theta = theta.astype(np.float32)
+        torch.nn.utils.vector_to_parameters(torch.from_numpy(theta), module.parameters())
+        with torch.no_grad():
+            expected = module(torch.from_numpy(frames(3))).numpy()
+        features = encoder.forward(theta, frames(3))
+        assert features.dtype == np.float32
+        assert features.shape[1:] == bundle.spec.feature_shape
+        np.testing.assert_allclose(features, expected, atol=1e-5 * max(1.0, np.abs(expected).max()))
+
+
+def test_parameters_of_default_encoder_count_7400(bundle: EncoderBundle) -> None:
+    assert bundle.spec.parameter_count == 7400
+    assert bundle.spec.feature_shape == (8, 6, 8)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_initial_weights_keep_the_variance(name: str) -> None:
+    """White noise of unit variance leaves every convolution with a variance near 1 (before ReLU)."""
+    encoder = build_encoder(name, seed=0)
+    pixels = 127.5 + 58 * torch.randn(2, 96, 128, 3, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert 0.5 < float(encoder(pixels).var()) < 2.0
+
+
+def test_folded_norms_keep_the_function() -> None:
+    encoder = ConvolutionEncoder([Layer(channels=6, norm=True), Layer(channels=4, stride=2, norm=True)])
+    encoder.initialise(1)
+    encoder.train()
+    encoder(torch.from_numpy(frames(4)))  # moves the running statistics away from 0 and 1
+    encoder.eval()
+    image = torch.from_numpy(frames(2, seed=1))
+    with torch.no_grad():
+        torch.testing.assert_close(encoder.folded()(image), encoder(image), atol=1e-5, rtol=1e-5)
+
+
+def test_trained_norms_are_exported(tmp_path: Path) -> None:
+    encoder = build_encoder("blackfed-double-conv", seed=0).train()
+    encoder(torch.from_numpy(frames(2)))
+    encoder.eval()
+    bundle = export_encoder(encoder, "trained", tmp_path / "e", image_size=SIZE)
+    with torch.no_grad():
+        expected = encoder(torch.from_numpy(frames(2))).numpy()
+    features = Encoder(bundle, mode="rebuild").forward(bundle.theta0, frames(2))
+    np.testing.assert_allclose(features, expected, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("mode", ["bind", "rebuild"])
+def test_features_of_a_frame_do_not_depend_on_its_batch(bundle: EncoderBundle, mode: str) -> None:
+    encoder = Encoder(bundle, mode=mode, providers=["CPUExecutionProvider"])
+    together = encoder.forward(bundle.theta0, frames(5))
+    alone = encoder.forward(bundle.theta0, frames(5)[3:4])
+    assert np.array_equal(together[3:4], alone)
+
+
+@pytest.mark.parametrize("mode", ["bind", "rebuild"])
+def test_features_are_bit_identical_between_sessions(bundle: EncoderBundle, mode: str) -> None:
+    first, second = Encoder(bundle, mode=mode), Encoder(bundle, mode=mode)
+    theta = bundle.theta0 * np.float32(1.01)
+    second.forward(bundle.theta0, frames(1))
+    assert np.array_equal(first.forward(theta, frames(2)), second.forward(theta, frames(2)))
+
+
+def test_theta_changed_in_place_is_noticed_when_rebuilding(bundle: EncoderBundle) -> None:
+    encoder = Encoder(bundle, mode="rebuild")
+    theta = bundle.theta0.copy()
+    before = encoder.forward(theta, frames(1))
+    theta[-1] += 1
+    after = encoder.forward(theta, frames(1))
+    np.testing.assert_allclose(after[0, -1] - before[0, -1], 1, atol=1e-5)
+
+
+def test_auto_mode_settles_on_one_of_the_two(bundle: EncoderBundle) -> None:
+    assert Encoder(bundle, mode="auto").mode in ("bind", "rebuild")
+
+
+def test_encoder_shared_by_threads_gives_each_its_own_result(bundle: EncoderBundle) -> None:
+    encoder = Encoder(bundle, mode="rebuild")
+    thetas = [bundle.theta0 * np.float32(1 + 0.1 * index) for index in range(4)]
+    expected = [encoder.forward(theta, frames(2)) for theta in thetas]
+    wrong: list[int] = []
+
+    def work(index: int) -> None:
+        for _ in range(5):
+            if not np.array_equal(encoder.forward(thetas[index], frames(2)), expected[index]):
+                wrong.append(index)
+
+    workers = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert wrong == []
+
+
+def test_missing_provider_falls_back_to_the_cpu(
+    bundle: EncoderBundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    encoder = Encoder(bundle, mode="bind", providers=["NoSuchExecutionProvider"])
+    assert encoder.provider == "CPUExecutionProvider"
+    assert "NoSuchExecutionProvider" in caplog.text
+    assert encoder.forward(bundle.theta0, frames(1)).shape == (1, 8, 6, 8)
+
+
+def test_provider_that_fails_on_inference_falls_back_to_the_cpu(
+    bundle: EncoderBundle, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A build that lists CUDA on a machine without it: here the provider can't even be loaded."""
+    monkeypatch.setattr(
+        "edge_client.encoder.runtime.ort.get_available_providers",
+        lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
+    )
+    if Encoder(bundle, mode="bind").provider == "CUDAExecutionProvider":
+        pytest.skip("this machine runs CUDA")
+    assert "CUDAExecutionProvider does not run here" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((1, 48, 64), np.uint8),
+        np.zeros((1, 48, 65, 3), np.uint8),
+        np.zeros((0, 48, 64, 3), np.uint8),
+        np.zeros((1, 48, 64, 3), np.float32),
+    ],
+)
+def test_wrong_image_is_rejected(bundle: EncoderBundle, image: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"takes uint8 images \(B, 48, 64, 3\), got"):
+        Encoder(bundle, mode="bind").forward(bundle.theta0, image)
+
+
+@pytest.mark.parametrize("theta", [np.zeros(7399, np.float32), np.zeros(7400, np.float64)])
+def test_wrong_theta_is_rejected(bundle: EncoderBundle, theta: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"θ must be float32 \(7400,\), got"):
+        Encoder(bundle, mode="bind").forward(theta, frames(1))
+
+
+def test_unknown_mode_and_thread_count_are_rejected(bundle: EncoderBundle) -> None:
+    with pytest.raises(ValueError, match="mode must be auto, bind or rebuild, got 'fast'"):
+        Encoder(bundle, mode="fast")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
+        Encoder(bundle, threads=0)

@@ -1,0 +1,91 @@
+"""The table of topics, and that nothing but its topics is understood."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol.messages import Down, Status, Up
+from protocol.session import topics
+from protocol.session.transport import topic_matches
+
+_ROOT = Path(__file__).resolve().parents[2]
+_ids = st.from_regex(re.compile(r"[A-Za-z0-9_-]{1,64}"), fullmatch=True)
+
+
+def test_table_is_what_the_design_says() -> None:
+    rows = {
+        channel.name: (channel.direction, channel.qos, channel.retained, channel.message_type)
+        for channel in topics.CHANNELS.values()
+    }
+    assert rows == {
+        "up": (topics.Direction.VEHICLE_TO_CLOUD, 1, False, Up),
+        "down": (topics.Direction.CLOUD_TO_VEHICLE, 1, False, Down),
+        "status": (topics.Direction.EVERYONE, 1, True, Status),
+    }
+
+
+def test_topic_of_a_vehicle() -> None:
+    assert topics.topic(topics.UP, "demo", "car-01") == "blackfleet/v1/demo/car-01/up"
+    assert topics.topic_filter(topics.STATUS, "demo") == "blackfleet/v1/demo/+/status"
+
+
+@given(fleet=_ids, vehicle=_ids, channel=st.sampled_from(list(topics.CHANNELS.values())))
+def test_parsing_undoes_building(fleet: str, vehicle: str, channel: topics.Channel) -> None:
+    name = topics.topic(channel, fleet, vehicle)
+    assert topics.parse(name) == topics.Address(fleet=fleet, vehicle=vehicle, channel=channel)
+    assert topic_matches(topics.topic_filter(channel, fleet), name)
+    assert not topic_matches(topics.topic_filter(channel, fleet + "x"), name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "up",
+        "blackfleet/v1/demo/car-01",
+        "blackfleet/v1/demo/car-01/up/more",
+        "blackfleet/v1/demo/car-01/UP",
+        "blackfleet/v1/demo//up",
+        "blackfleet/v1//car-01/up",
+        "blackfleet/v1/demo/car 01/up",
+        "blackfleet/v1/demo/car-01\n/up",
+        "blackfleet/v1/demo/" + 65 * "c" + "/up",
+        "blackfleet/v2/demo/car-01/up",
+        "/blackfleet/v1/demo/car-01/up",
+        "x/blackfleet/v1/demo/car-01/up",
+    ],
+)
+def test_other_topics_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"not a blackfleet topic|must be 1 to 64 letters"):
+        topics.parse(name)
+
+
+@given(st.text(max_size=80))
+def test_any_text_is_an_address_or_a_value_error(name: str) -> None:
+    try:
+        address = topics.parse(name)
+    except ValueError:
+        return
+    assert topics.topic(address.channel, address.fleet, address.vehicle) == name
+
+
+@pytest.mark.parametrize("value", ["", "a/b", "+", "#", "a b", "ä", "a" * 65, "car\n", "..", "a.b"])
+def test_ids_that_have_no_place_in_a_topic_are_refused(value: str) -> None:
+    with pytest.raises(ValueError, match="vehicle id must be 1 to 64 letters, digits, '_' or '-', got"):
+        topics.check_id(value, "vehicle id")
+
+
+def test_nobody_else_writes_a_topic() -> None:
+    packages = ("protocol", "datasets", "edge_client", "cloud_server", "fleet")
+    sources = [path for package in packages for path in (_ROOT / package).rglob("*.py")]
+    writers = [
+        path.relative_to(_ROOT).as_posix()
+        for path in sources
+        if re.search(r"blackfleet/v\d|f\"[^\"]*/(up|down|status)\"", path.read_text())
+    ]
+    assert writers == ["protocol/session/topics.py"]

@@ -1,0 +1,66 @@
+"""The `blackfleet` command: what it offers, and how it speaks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+import typer
+from process_fixtures import ROOT, module, run
+from typer.testing import CliRunner
+
+from fleet.cli.app import app as cli
+
+
+def _commands(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    yield path
+    for name, child in getattr(command, "commands", {}).items():
+        yield from _commands(child, (*path, name))
+
+
+COMMANDS = list(_commands(typer.main.get_command(cli.app)))
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: " ".join(path) or "blackfleet")
+def test_help_of_every_command_says_what_it_does(path: tuple[str, ...]) -> None:
+    outcome = CliRunner().invoke(cli.app, [*path, "--help"])
+    assert outcome.exit_code == 0, outcome.output
+    assert "Usage" in outcome.output
+    command = typer.main.get_command(cli.app)
+    for name in path:
+        command = command.commands[name]  # type: ignore[attr-defined]
+    assert command.help, f"{path} has no description"
+    for parameter in command.params:
+        if isinstance(parameter, click.Option) and parameter.name != "help":
+            assert parameter.help, f"{' '.join(path)} {parameter.opts[0]} is not explained"
+
+
+def test_the_commands_that_the_documents_name_are_there() -> None:
+    assert {
+        ("launch",),
+        ("evaluate",),
+        ("dataset", "generate"),
+        ("encoder", "export"),
+    } <= set(COMMANDS)
+    assert 'blackfleet = "fleet.cli.app:main"' in (ROOT / "pyproject.toml").read_text().splitlines()
+
+
+def test_a_command_without_arguments_shows_its_help() -> None:
+    done = run(module("fleet.cli"))
+    assert done.returncode == 2
+    assert "launch" in done.stdout + done.stderr
+
+
+def test_an_option_of_the_wrong_type_is_refused_without_traceback() -> None:
+    outcome = CliRunner().invoke(cli.app, ["launch", "--vehicles", "many"])
+    assert outcome.exit_code == 2
+    assert "--vehicles" in outcome.output
+
+
+def test_a_mistake_in_encoder_export_ends_in_one_line(tmp_path: Path) -> None:
+    done = run(module("fleet.cli", "encoder", "export", tmp_path / "bundle", "--encoder", "resnet"))
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert line.startswith("blackfleet: unknown encoder 'resnet'; choose one of ")
