@@ -37,7 +37,7 @@ from edge_client.frames import FrameCache
 from evaluation.scores import ConfusionMatrix
 from fleet.export.encoders import DEFAULT_ENCODER, build_encoder
 from fleet.run.allocation import allocate, open_data
-from fleet.run.centralized import WholeNetwork
+from fleet.run.centralized import JointNetwork
 from fleet.scenario import DatasetPart, Scenario, parse_image_size
 from protocol.batches import batch_bounds
 from protocol.codec.bits import encode_within
@@ -75,7 +75,7 @@ CODINGS = (
 )
 
 
-class CodedNetwork(WholeNetwork):
+class CodedNetwork(JointNetwork):
     """An encoder and a network with the codec between them; gradients pass it as if it were not there."""
 
     def __init__(self, encoder: nn.Module, network: nn.Module, coding: Coding) -> None:

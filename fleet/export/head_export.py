@@ -20,11 +20,11 @@ from edge_client.local.head import (
     VJP_NAME,
     HeadFolder,
     HeadSpec,
+    LocalHead,
 )
-from edge_client.local.head import LocalHead as OnnxHead
 from fleet.export.bundle import KINK_DRAWS, TOLERANCE, ExportError, relative_difference
 from fleet.export.head_graphs import head_graphs, head_parameter_specs
-from fleet.export.heads import LocalHead, build_head
+from fleet.export.heads import HeadModule, build_head
 from protocol.atomic import write_bytes_atomic
 
 _CHECKED_FRAMES = 2
@@ -69,13 +69,13 @@ def export_head(
     return HeadFolder.load(folder)
 
 
-def _check_against_torch(head: LocalHead, folder: HeadFolder) -> None:
+def _check_against_torch(head: HeadModule, folder: HeadFolder) -> None:
     """Value and both gradients at other parameters than the initial ones."""
     random = np.random.default_rng(0)
     parameters = folder.initial + random.uniform(0.01, 0.1, folder.initial.shape).astype(np.float32)
     moved = copy.deepcopy(head)
     torch.nn.utils.vector_to_parameters(torch.from_numpy(parameters), moved.parameters())
-    onnx_head = OnnxHead(folder)
+    onnx_head = LocalHead(folder)
     draws = []
     for _ in range(KINK_DRAWS):
         shape = (_CHECKED_FRAMES, *folder.spec.feature_shape)

@@ -15,13 +15,13 @@ from torch import nn
 
 from edge_client.encoder.bundle import ParameterSpec
 from fleet.export.graphs import Graph
-from fleet.export.heads import LocalHead
+from fleet.export.heads import HeadModule
 
 _WayBack = Callable[[str], str]
 """Appends to the graph of the way back: the gradient at a part's output → that at its input."""
 
 
-def head_graphs(head: LocalHead, size_HW: tuple[int, int]) -> tuple[Graph, Graph]:
+def head_graphs(head: HeadModule, size_HW: tuple[int, int]) -> tuple[Graph, Graph]:
     """The graphs `forward` and `vjp` of a head for features of `size_HW` rows and columns.
 
     forward: `features_BCHW` → `logits_BKhw`, then what `vjp` needs. vjp: that and `v_BKhw` → `gradient` (n,)
@@ -33,7 +33,7 @@ def head_graphs(head: LocalHead, size_HW: tuple[int, int]) -> tuple[Graph, Graph
     return writer.forward, writer.vjp
 
 
-def head_parameter_specs(head: LocalHead) -> tuple[ParameterSpec, ...]:
+def head_parameter_specs(head: HeadModule) -> tuple[ParameterSpec, ...]:
     """What the flat parameter vector consists of, in the order of `head.parameters()`."""
     specs: list[ParameterSpec] = []
     offset = 0
@@ -55,7 +55,7 @@ def head_parameter_specs(head: LocalHead) -> tuple[ParameterSpec, ...]:
 class _Writer:
     """Writes each part into the forward graph, then, last part first, into the way back."""
 
-    def __init__(self, head: LocalHead, size_HW: tuple[int, int]) -> None:
+    def __init__(self, head: HeadModule, size_HW: tuple[int, int]) -> None:
         self._head = head
         self._height, self._width = size_HW
         self.forward = Graph([("features_BCHW", TensorProto.FLOAT, self._shape(head.channels))])

@@ -17,7 +17,7 @@ _LOGIT_STRIDE = 4
 """Image pixels per logit along each side, as of the cloud's networks."""
 
 
-class LocalHead(nn.Module):
+class HeadModule(nn.Module):
     """features_BCHW → logits_BKhw at a quarter of the image.
 
     Normalisation, a 3x3 convolution, depthwise-separable residual blocks of growing dilation, a 1x1
@@ -102,12 +102,12 @@ def _norm(channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, track_running_stats=False)
 
 
-def build_head(channels: int, classes: int, *, stride: int, width: int, depth: int, seed: int) -> LocalHead:
+def build_head(channels: int, classes: int, *, stride: int, width: int, depth: int, seed: int) -> HeadModule:
     """A freshly initialised head; the same seed gives the same weights on every machine.
 
     Raises:
-        ValueError: see `LocalHead`.
+        ValueError: see `HeadModule`.
     """
-    head = LocalHead(channels, classes, stride=stride, width=width, depth=depth)
+    head = HeadModule(channels, classes, stride=stride, width=width, depth=depth)
     head.initialise(seed)
     return head

@@ -43,8 +43,8 @@ from protocol.messages import PROTOCOL_VERSION, Hello
 from protocol.noise import derive_seed, permutation
 
 
-class WholeNetwork(nn.Module):
-    """An encoder and the cloud's network behind it: image_BCHW, RGB 0 to 255, to logits_BKhw."""
+class JointNetwork(nn.Module):
+    """Encoder and cloud network, trained in one place: image_BCHW, RGB 0 to 255, to logits_BKhw."""
 
     def __init__(self, encoder: nn.Module, network: nn.Module) -> None:
         super().__init__()
@@ -289,7 +289,7 @@ class _CentralRun:
         if self._job.start is not None:
             self._job.start.begin(encoder, network)
         return Trainer(
-            WholeNetwork(encoder, network),
+            JointNetwork(encoder, network),
             TrainerConfig(
                 loss=first.loss,
                 rate=first.rate,
