@@ -7,12 +7,14 @@ Stopped                 the process was asked to stop; the last commit is on dis
 
 from __future__ import annotations
 
+from protocol.errors import Mistake, WireError
 
-class CloudError(ValueError):
+
+class CloudError(Mistake, ValueError):
     """Ends the cloud with one readable line."""
 
 
-class RequestError(ValueError):
+class RequestError(WireError, ValueError):
     """A vehicle's request that does not fit."""
 
 

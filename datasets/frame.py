@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datasets.labels import LabelSpace
+from protocol.errors import Mistake
 
 
-class DatasetError(ValueError):
+class DatasetError(Mistake, ValueError):
     """A data set that is missing, incomplete or malformed; the message names the files."""
 
 

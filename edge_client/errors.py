@@ -7,8 +7,10 @@ VehicleError            a mistake or a fault to show in one line; the process en
 
 from __future__ import annotations
 
+from protocol.errors import Mistake
 
-class VehicleError(ValueError):
+
+class VehicleError(Mistake, ValueError):
     """Ends the vehicle with one readable line."""
 
 

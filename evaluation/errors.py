@@ -5,6 +5,8 @@ EvaluationError         a mistake or a fault to show in one line
 
 from __future__ import annotations
 
+from protocol.errors import Mistake
 
-class EvaluationError(ValueError):
+
+class EvaluationError(Mistake, ValueError):
     """Ends the evaluation with one readable line."""

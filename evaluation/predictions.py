@@ -16,13 +16,14 @@ from datasets.frame import DatasetError
 from datasets.labels import UNKNOWN_ID, VOID, LabelSpace
 from datasets.readers.folder import decode_png
 from protocol.atomic import write_bytes_atomic
+from protocol.errors import Mistake
 
 PREDICTION_SUFFIX = "_pred_labelIds.png"
 
 _KEY = re.compile(r"[A-Za-z0-9_.-]+")
 
 
-class PredictionError(ValueError):
+class PredictionError(Mistake, ValueError):
     """A predicted label image that is unreadable or doesn't hold label ids; the message names the file."""
 
 

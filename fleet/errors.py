@@ -5,6 +5,8 @@ OperatorError           a mistake or a fault to show in one line; exit code 2
 
 from __future__ import annotations
 
+from protocol.errors import Mistake
 
-class OperatorError(ValueError):
+
+class OperatorError(Mistake, ValueError):
     """Ends the command with one readable line."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from protocol.codec.weights import WeightArrays, WeightTensor, unpack
+from protocol.errors import Mistake
 
 FORMAT_VERSION = 1
 SPEC_NAME = "model.json"
@@ -25,7 +26,7 @@ PROGRAM_NAMES = ("train", "predict", "loss")
 evaluation; `loss`: (logits_BKhw, label_BHW uint8) → a scalar."""
 
 
-class LocalModelError(ValueError):
+class LocalModelError(Mistake, ValueError):
     """The folder is missing, damaged or of another format; the message says which file."""
 
 

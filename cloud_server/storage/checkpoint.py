@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from protocol.atomic import write_bytes_atomic
+from protocol.errors import Mistake
 
 _NAME = re.compile(r"checkpoint-(\d{6,})\.safetensors")
 _LEFT_OVERS = ".checkpoint-*.tmp"
@@ -27,7 +28,7 @@ _KEPT = 2
 _LENGTH_BYTES = 8
 
 
-class CheckpointError(ValueError):
+class CheckpointError(Mistake, ValueError):
     """A checkpoint is missing or damaged."""
 
 

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocol.codec.labels import content_hash, decode_label
+from protocol.errors import Mistake
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ DEFAULT_MEMORY_BYTES = 512 * 1024 * 1024
 _Key = tuple[str, int]
 
 
-class LabelError(ValueError):
+class LabelError(Mistake, ValueError):
     """A label that is not there, or not what it claims to be."""
 
 

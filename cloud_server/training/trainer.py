@@ -29,6 +29,7 @@ from cloud_server.training.losses import downsample_labels, find_loss
 from cloud_server.training.rates import SCHEDULES
 from cloud_server.training.source_features import SourceReplay
 from protocol.batches import batch_bounds
+from protocol.errors import BlackfleetError
 from protocol.noise import derive_seed, permutation
 
 Progress = Callable[[int, int, float], None]
@@ -40,7 +41,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 _TORCH_SEED_LIMIT = 1 << 63
 
 
-class DivergedError(RuntimeError):
+class DivergedError(BlackfleetError):
     """A training step had a loss, or a gradient for its features, that is not finite.
 
     The network may be spoilt by it: restore a snapshot.

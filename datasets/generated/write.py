@@ -15,6 +15,7 @@ from typing import Any
 from datasets.generated.render import city_name, render_frame
 from datasets.generated.settings import GeneratorSettings
 from datasets.readers.cityscapes import IMAGES, LABELS, write_cityscapes_frame
+from protocol.errors import Mistake
 
 GENERATED_JSON = "generated.json"
 GENERATOR_VERSION = 1
@@ -24,7 +25,7 @@ _CHUNK = 8
 Index = tuple[int, int, int]
 
 
-class GeneratorFolderError(ValueError):
+class GeneratorFolderError(Mistake, ValueError):
     """The folder holds something else than this data set."""
 
 

@@ -17,6 +17,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from protocol.errors import Mistake
+
 FORMAT_VERSION: Literal[1] = 1
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -26,7 +28,7 @@ PATCHED: tuple[GraphName, ...] = ("forward", "tape")
 """The graphs that hold θ as initializers."""
 
 
-class BundleError(ValueError):
+class BundleError(Mistake, ValueError):
     """A bundle that is incomplete, damaged or of another format; the message says what to do."""
 
 

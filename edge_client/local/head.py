@@ -18,6 +18,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from edge_client.encoder.sessions import CPU, open_session
+from protocol.errors import Mistake
 
 FORMAT_VERSION: Literal[1] = 1
 SPEC_NAME = "head.json"
@@ -30,7 +31,7 @@ Positive = Annotated[int, msgspec.Meta(ge=1)]
 Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 
-class HeadError(ValueError):
+class HeadError(Mistake, ValueError):
     """A folder that holds no usable local head; the message says what to do."""
 
 

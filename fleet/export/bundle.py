@@ -22,6 +22,7 @@ from edge_client.encoder.bundle import (
     GraphSpec,
 )
 from edge_client.encoder.runtime import Encoder
+from fleet.errors import OperatorError
 from fleet.export.encoders import PIXEL_MEAN, PIXEL_STD, ConvolutionEncoder, build_encoder, check_image_size
 from fleet.export.graphs import OPSET, byte_offsets, forward_graph, parameter_specs
 from fleet.export.vjp import vjp_graph
@@ -33,7 +34,7 @@ KINK_DRAWS = 3
 and torch may rightly disagree by its whole slope, but hardly in every draw."""
 
 
-class ExportError(RuntimeError):
+class ExportError(OperatorError):
     """The exported graphs don't compute what the torch module computes."""
 
 

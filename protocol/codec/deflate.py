@@ -5,10 +5,12 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 
+from protocol.errors import WireError
+
 _RAW = -zlib.MAX_WBITS
 
 
-class CodecError(ValueError):
+class CodecError(WireError, ValueError):
     """Bytes from the network that do not decode to what was expected."""
 
 

@@ -11,6 +11,8 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
+from protocol.errors import WireError
+
 _WIRE_TYPE = np.dtype("<f4")
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -26,7 +28,7 @@ class WeightTensor(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_
     """float32, little endian, C order."""
 
 
-class WeightsError(ValueError):
+class WeightsError(WireError, ValueError):
     """Weights that are not those of the network at hand; the message names the first tensor that differs."""
 
 

@@ -11,13 +11,15 @@ import zlib
 from collections import Counter, OrderedDict
 from typing import NamedTuple
 
+from protocol.errors import WireError
+
 _WHOLE = b"\x00"
 _PART = 1
 _HEADER = struct.Struct(">BQIHH")
 _MAX_PARTS = 0xFFFF
 
 
-class PartsError(ValueError):
+class PartsError(WireError, ValueError):
     """A payload that is no message and no part of one."""
 
 

@@ -10,8 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from protocol.errors import Mistake
 
-class BrokerUnreachable(ConnectionError):
+
+class BrokerUnreachable(Mistake, ConnectionError):
     """No session with the broker: the message names its URL, what happened, and what to do."""
 
 
