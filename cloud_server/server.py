@@ -31,7 +31,8 @@ from datasets.labels import label_space
 from protocol.atomic import write_json_atomic
 from protocol.messages import Finish, Turn
 from protocol.noise import derive_seed
-from protocol.session.link import CloudLink, Presence
+from protocol.session.link import CloudLink
+from protocol.session.presence import Presence
 from protocol.session.transport import BrokerUnreachable
 
 log = logging.getLogger(__name__)

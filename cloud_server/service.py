@@ -10,7 +10,8 @@ from cloud_server.config import CloudConfig
 from cloud_server.server import Server
 from cloud_server.storage.run_log import RunLog
 from protocol.messages import Status
-from protocol.session.link import CloudLink, Connect, Heartbeat, Presence, encode_status
+from protocol.session.link import CloudLink, Connect, encode_status
+from protocol.session.presence import Heartbeat, Presence
 from protocol.session.topics import CLOUD_ID, STATUS, topic
 from protocol.session.transport import Will
 

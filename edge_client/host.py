@@ -33,11 +33,10 @@ from protocol.session.link import (
     DEFAULT_PAYLOAD_LIMIT_BYTES,
     SMALLEST_PAYLOAD_LIMIT_BYTES,
     Connect,
-    Heartbeat,
-    Presence,
     VehicleLink,
     encode_status,
 )
+from protocol.session.presence import Heartbeat, Presence
 from protocol.session.topics import STATUS, check_id, topic
 from protocol.session.transport import Will
 
