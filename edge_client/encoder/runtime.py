@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from edge_client.encoder.bundle import EncoderBundle, EncoderSpec, GraphName, write_theta
+from edge_client.encoder.onnx_runtime import ort
 from edge_client.encoder.sessions import CPU, open_session
 
 log = logging.getLogger(__name__)

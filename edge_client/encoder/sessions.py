@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import onnxruntime as ort
+from edge_client.encoder.onnx_runtime import ort
 
 CPU = "CPUExecutionProvider"
 

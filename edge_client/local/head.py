@@ -14,9 +14,9 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
+from edge_client.encoder.onnx_runtime import ort
 from edge_client.encoder.sessions import CPU, open_session
 from protocol.errors import Mistake
 

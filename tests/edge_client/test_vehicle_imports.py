@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+from fleet_fixtures import World
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,3 +31,55 @@ def test_vehicle_modules_load_neither_torch_nor_onnx() -> None:
     count, *loaded = done.stdout.split()
     assert loaded == []
     assert int(count) >= 5
+
+
+SESSION = """
+import sys
+from pathlib import Path
+{first}
+from edge_client.encoder.bundle import EncoderBundle
+from edge_client.encoder.runtime import Encoder
+Encoder(EncoderBundle.load(Path(sys.argv[1])))
+"""
+
+
+@pytest.mark.parametrize("first", ["", "import fleet.cli.app", "import edge_client.__main__"])
+def test_onnx_runtime_leaves_nothing_in_the_user_s_folders(
+    tiny_world: World, tmp_path: Path, first: str
+) -> None:
+    """In a clean interpreter of a user whose home is empty: no device id, no data base of events."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("XDG_", "ORT_"))}
+    environment |= {"HOME": str(tmp_path), "MPLCONFIGDIR": str(tmp_path / "charts"), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", SESSION.format(first=first), str(tiny_world.bundle)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    left = [path for path in tmp_path.rglob("*") if path.is_file() and "charts" not in path.parts]
+    assert left == []
+
+
+def test_no_file_but_one_imports_onnx_runtime() -> None:
+    """Tests and benchmarks included, which no import contract covers."""
+    folders = (
+        "protocol",
+        "datasets",
+        "evaluation",
+        "edge_client",
+        "cloud_server",
+        "fleet",
+        "tests",
+        "benchmarks",
+    )
+    importing = [
+        str(path.relative_to(ROOT))
+        for folder in folders
+        for path in (ROOT / folder).rglob("*.py")
+        if any(
+            line.split()[:2] in (["import", "onnxruntime"], ["from", "onnxruntime"])
+            for line in path.read_text().splitlines()
+        )
+    ]
+    assert importing == ["edge_client/encoder/onnx_runtime.py"]
