@@ -10,7 +10,6 @@ from pathlib import Path
 
 import msgspec
 
-from cloud_server.config_checks import Config, above, at_least, one_of
 from cloud_server.errors import CloudError
 from cloud_server.learner_config import (
     BlackFleetConfig,
@@ -23,6 +22,7 @@ from protocol.codec.bits import check_frame_bytes
 from protocol.codec.tensor import BITS
 from protocol.messages import EPOCHS_LIMIT
 from protocol.noise import derive_seed
+from protocol.plans.checks import Config, above, at_least, one_of
 from protocol.session import topics
 from protocol.session.link import DEFAULT_PAYLOAD_LIMIT_BYTES, SMALLEST_PAYLOAD_LIMIT_BYTES
 

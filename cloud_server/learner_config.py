@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
-from cloud_server.config_checks import Config, above, at_least, one_of
 from cloud_server.training.rates import SCHEDULES
 from protocol.codec.tensor import BITS
 from protocol.messages import EPOCHS_LIMIT, MOST_SEEDS, ActivationPlan, SpsaPlan
+from protocol.plans.checks import Config, above, at_least, one_of
 
 SERVINGS = ("best", "latest", "statistics")
 """What `blackfleet.serving` may name."""

@@ -1,4 +1,4 @@
-"""What all parts of the cloud's settings are made of, and how they say what is wrong."""
+"""What settings and plans are made of, and how they say what is wrong."""
 
 from __future__ import annotations
 

@@ -1,0 +1,52 @@
+"""What all that crosses the network is made of: identities, ranges, and the two kinds of struct."""
+
+from __future__ import annotations
+
+from typing import Annotated, TypedDict
+
+import msgspec
+from msgspec import Meta
+
+PROTOCOL_VERSION = 1
+EPOCHS_LIMIT = 10_000
+"""Of one turn."""
+
+Id = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+Token = Annotated[str, Meta(pattern=r"^[0-9a-f]{8,32}$")]
+Index = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Step = Annotated[int, Meta(ge=0, le=2**53)]
+Side = Annotated[int, Meta(ge=1, le=2**16)]
+Seed = Annotated[int, Meta(ge=0)]
+Text = Annotated[str, Meta(max_length=1024)]
+Split = Annotated[str, Meta(pattern=r"^(train|val|test|ood|source)$")]
+Subspace = Annotated[str, Meta(pattern=r"^(all|film)$")]
+"""Which part of θ learns: all of it, or a scale and a bias of each output channel."""
+Objective = Annotated[str, Meta(pattern=r"^(labels|entropy)$")]
+"""What is learnt to lower: the loss against the train frames' labels, or the entropy of the cloud's
+predictions, for which no train label is sent."""
+
+SPLITS = ("train", "val", "test", "ood", "source")
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, kw_only=True, forbid_unknown_fields=True):
+    """Encoded as a MessagePack array `[tag, fields…]`: no field names on the wire."""
+
+
+class Turned(Message, frozen=True, array_like=True, kw_only=True, forbid_unknown_fields=True):
+    """What belongs to one attempt at one turn."""
+
+    vehicle: Id
+    grant: Token
+    """Names the attempt; drawn by the cloud each time it (re)starts the turn."""
+    turn_id: Index
+    step: Step
+    """Counts the vehicle's requests within the turn from 0; an answer repeats the request's."""
+
+
+class RequestIdentity(TypedDict):
+    """The four fields of `Turned`, as a request hands them on to its answer."""
+
+    vehicle: str
+    grant: str
+    turn_id: int
+    step: int

@@ -1,0 +1,75 @@
+"""Vehicle → cloud, whatever the way of learning."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta
+
+from protocol.base import Id, Index, Message, Split, Text, Token, Turned
+from protocol.codec.tensor import EncodedTensor
+
+
+class Hello(Message, frozen=True, array_like=True, kw_only=True, tag="hello"):
+    """A vehicle process says that it is there and at no turn; answered by `Welcome` or `Reject`.
+
+    A turn of this vehicle that is under way starts over."""
+
+    vehicle: Id
+    session: Token
+    """Drawn anew by every vehicle process: a new session means the old process is gone."""
+    protocol: int
+    encoder: Annotated[str, Meta(max_length=128)]
+    bundle_digest: Annotated[str, Meta(max_length=128)]
+    feature_shape: tuple[int, int, int]
+    """C, H, W of one frame's features."""
+    image_size: tuple[int, int]
+    """Width, height in pixels of the frames that the encoder sees."""
+    label_space: Annotated[str, Meta(max_length=64)]
+    frames: dict[Split, Index]
+    """Number of frames of each split."""
+
+
+class OfferedLabel(Message, frozen=True, array_like=True, kw_only=True):
+    """A label that the vehicle can send, by what identifies it."""
+
+    index: Index
+    """The frame's number on this vehicle, used by queries and uploads from now on."""
+    key: Annotated[str, Meta(max_length=256)]
+    """The frame's name in its data set."""
+    digest: Annotated[bytes, Meta(max_length=32)]
+    height: Annotated[int, Meta(ge=1, le=16384)]
+    width: Annotated[int, Meta(ge=1, le=16384)]
+
+
+class LabelOffer(Turned, frozen=True, array_like=True, kw_only=True, tag="offer"):
+    """Which labels the coming requests refer to; answered by `LabelWant`."""
+
+    labels: tuple[OfferedLabel, ...]
+
+
+class Labels(Turned, frozen=True, array_like=True, kw_only=True, tag="labels"):
+    """Labels that the cloud asked for, losslessly coded, once; answered by `Ack`."""
+
+    labels: tuple[tuple[OfferedLabel, bytes], ...]
+
+
+class Upload(Turned, frozen=True, array_like=True, kw_only=True, tag="upload"):
+    """Features of some frames of a split, sent once and kept for the turn; answered by `Ack`."""
+
+    split: Split
+    frames: tuple[Index, ...]
+    features: EncodedTensor
+
+
+class TurnDone(Turned, frozen=True, array_like=True, kw_only=True, tag="done"):
+    """The vehicle has saved its new state; answered by `Ack`, then the cloud learns and commits."""
+
+    loss: float | None
+    """Mean loss while learning; None where nothing was learnt."""
+
+
+class TurnFailed(Turned, frozen=True, array_like=True, kw_only=True, tag="failed"):
+    """The vehicle can't do this turn and says why in one line; answered by `Ack`, then the run stops."""
+
+    reason: Text
