@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import yaml
 
 from cloud_server.config import CloudConfig, FirstOrderConfig, NetworkConfig, PatienceConfig, UploadConfig
 from cloud_server.learner_config import (
@@ -25,6 +24,7 @@ from fleet.errors import OperatorError
 from fleet.export.encoders import ENCODERS
 from fleet.run.start import FEATURES_NAME, NETWORK_NAME
 from fleet.run.start import FOLDER_NAME as START_FOLDER
+from fleet.scenario_file import read_table, write_table
 from protocol.codec.bits import check_frame_bytes
 from protocol.session.link import DEFAULT_PAYLOAD_LIMIT_BYTES
 
@@ -294,17 +294,7 @@ def load_scenario(path: Path | None, overrides: Mapping[str, Any]) -> Scenario:
     Raises:
         OperatorError: the file can't be read, or a key or value doesn't fit; the message names it.
     """
-    content: dict[str, Any] = {}
-    if path is not None:
-        try:
-            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise OperatorError(f"can't read scenario {path}: {error.strerror}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise OperatorError(f"scenario {path} is not YAML: {' '.join(str(error).split())}") from error
-        if loaded is not None and not isinstance(loaded, dict):
-            raise OperatorError(f"scenario {path} must be a table of keys, got {type(loaded).__name__}")
-        content = loaded or {}
+    content = read_table(path) if path is not None else {}
     for key, value in overrides.items():
         if value is not None:
             _put(content, key, value)
@@ -316,7 +306,7 @@ def load_scenario(path: Path | None, overrides: Mapping[str, Any]) -> Scenario:
 
 def save_scenario(scenario: Scenario) -> str:
     """The scenario as YAML that `load_scenario` reads back to the same."""
-    return yaml.safe_dump(msgspec.to_builtins(scenario), sort_keys=False, allow_unicode=True)
+    return write_table(msgspec.to_builtins(scenario))
 
 
 def _put(content: dict[str, Any], dotted: str, value: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -293,14 +293,21 @@ def _plain(option: ScenarioOption, value: Any) -> Any:
     if isinstance(value, list) and not option.by_vehicle:
         return value or None
     if isinstance(value, list):
-        return dict(_by_vehicle(option, text) for text in value) or None
+        return _by_vehicle(option, value) or None
     return str(value) if isinstance(value, Path) else value
 
 
-def _by_vehicle(option: ScenarioOption, text: str) -> tuple[str, str]:
-    vehicle, equals, value = text.partition("=")
-    if not (vehicle and equals and value):
-        raise OperatorError(
-            f"--{option.name.replace('_', '-')} must be VEHICLE=VALUE such as car-01=…, got {text!r}"
-        )
-    return vehicle, value
+def _by_vehicle(option: ScenarioOption, texts: Sequence[str]) -> dict[str, str]:
+    """Values by vehicle of `car-01=…`, `car-02=…`."""
+    name = f"--{option.name.replace('_', '-')}"
+    values: dict[str, str] = {}
+    for text in texts:
+        vehicle, equals, value = text.partition("=")
+        if not (vehicle and equals and value):
+            raise OperatorError(f"{name} must be VEHICLE=VALUE such as car-01=…, got {text!r}")
+        if vehicle in values:
+            raise OperatorError(
+                f"{name} names vehicle {vehicle} twice, with {values[vehicle]} and {value}; keep one of them"
+            )
+        values[vehicle] = value
+    return values
