@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from cloud_server.learner_config import (
 from datasets.conditions import Condition
 from fleet.errors import OperatorError
 from fleet.export.encoders import ENCODERS
+from fleet.run.cores import usable_cores
 from fleet.run.start import FEATURES_NAME, NETWORK_NAME
 from fleet.run.start import FOLDER_NAME as START_FOLDER
 from fleet.scenario_file import read_table, write_table
@@ -152,7 +152,7 @@ class Scenario(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
     feedback_network: str = "latest"
     """blackfed-v2: which weights answer queries, `latest` or the vehicle's `best`."""
     cores: int | None = None
-    """Cores to plan for; None = those this machine has."""
+    """Cores to plan for; None = those that the launcher may use here."""
     start: str | None = None
     """Folder that `blackfleet pretrain` has written: what all vehicles and the cloud start from; None = from
     the seed."""
@@ -214,7 +214,7 @@ class Scenario(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def core_count(self) -> int:
         """Cores to plan for."""
-        return self.cores or os.cpu_count() or 1
+        return self.cores or usable_cores()
 
     @property
     def per_host(self) -> int:
