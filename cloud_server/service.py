@@ -36,7 +36,12 @@ def serve(
 
     with RunLog(run_folder) as run_log:
         transport = connect(f"{config.fleet}-{CLOUD_ID}", will, announce_again)
-        link = CloudLink(transport, config.fleet, payload_limit_bytes=config.payload_limit_bytes)
+        link = CloudLink(
+            transport,
+            config.fleet,
+            vehicles=config.vehicles,
+            payload_limit_bytes=config.payload_limit_bytes,
+        )
         presence = Presence(link.announce, CLOUD_ID, session)
         try:
             server = Server(

@@ -11,7 +11,7 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 import msgspec
@@ -31,6 +31,8 @@ DEFAULT_PAYLOAD_LIMIT_BYTES = 128 * 1024 - 256
 SMALLEST_PAYLOAD_LIMIT_BYTES = 1024
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+MAX_UNFINISHED = 8
+"""Messages of one sender that may have arrived in part; a vehicle has at most four requests under way."""
 _INBOX_SIZE = 20_000
 
 _DECODERS: dict[str, msgspec.msgpack.Decoder[messages.Up | messages.Down | messages.Status]] = {
@@ -77,7 +79,7 @@ class _Link:
         self.dropped = 0
         self._payload_limit_bytes = payload_limit_bytes
         self._inbox: queue.Queue[Delivery] = queue.Queue(_INBOX_SIZE)
-        self._reassembler = parts.Reassembler(max_message_bytes=MAX_MESSAGE_BYTES, max_pending=64)
+        self._reassembler = parts.Reassembler(MAX_MESSAGE_BYTES, MAX_UNFINISHED)
         self._pending_bytes: Counter[str] = Counter()
         self._send_lock = threading.Lock()
         self._next_message_id = 0
@@ -126,6 +128,8 @@ class _Link:
             delivery.topic, len(delivery.payload), channel.qos
         )
         try:
+            if not self._may_send_parts(vehicle) and parts.is_part(delivery.payload):
+                raise ValueError(f"a part of a message, and {vehicle!r} is not in this fleet")
             payload = self._reassembler.feed(delivery.topic, delivery.payload)
             if payload is None:
                 return None
@@ -138,6 +142,11 @@ class _Link:
         return Received(
             vehicle=vehicle, message=message, packet_bytes=self._pending_bytes.pop(delivery.topic)
         )
+
+    def _may_send_parts(self, vehicle: str) -> bool:
+        """Whether room is kept for unfinished messages of this sender."""
+        del vehicle
+        return True
 
     def announce(self, status: messages.Status) -> int:
         """Publish a retained status of the sender; returns its packet bytes."""
@@ -180,9 +189,19 @@ class CloudLink(_Link):
     """The cloud's end: receives all vehicles' messages and statuses, sends to one vehicle at a time."""
 
     def __init__(
-        self, transport: Transport, fleet: str, *, payload_limit_bytes: int = DEFAULT_PAYLOAD_LIMIT_BYTES
+        self,
+        transport: Transport,
+        fleet: str,
+        *,
+        vehicles: Collection[str] | None = None,
+        payload_limit_bytes: int = DEFAULT_PAYLOAD_LIMIT_BYTES,
     ) -> None:
+        """`vehicles` alone may send messages in parts, so that no stranger fills the memory; None: anyone."""
         super().__init__(transport, fleet, payload_limit_bytes)
+        self._vehicles = None if vehicles is None else frozenset(vehicles)
+
+    def _may_send_parts(self, vehicle: str) -> bool:
+        return self._vehicles is None or vehicle in self._vehicles
 
     def open(self, timeout_s: float, stop: threading.Event | None = None) -> None:
         """Connect and subscribe to the fleet.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from typing import NamedTuple
 
 from protocol.errors import WireError
@@ -47,19 +47,32 @@ def split(payload: bytes, limit_bytes: int, message_id: int) -> list[bytes]:
     ]
 
 
+def is_part(payload: bytes) -> bool:
+    """Whether `payload` claims to be a part of a larger message."""
+    return payload[:1] == bytes([_PART])
+
+
 class _Key(NamedTuple):
-    sender: str
     message_id: int
     checksum: int
     parts: int
 
 
+class _Unfinished:
+    """What has arrived of one message."""
+
+    def __init__(self) -> None:
+        self.chunks: dict[int, bytes] = {}
+        self.bytes = 0
+
+
 class Reassembler:
     """Puts parts together, in whatever order and however often they arrive.
 
-    Holds at most `max_pending` unfinished messages, each of at most `max_message_bytes`; when there are more,
-    the oldest of the sender that has most of them is dropped. A message repeated as a whole is returned
-    again: what a repetition means is for the reader of the message to decide.
+    Every sender has a room of its own: at most `max_pending` unfinished messages and `max_message_bytes` of
+    them all together. Where it wants more, its oldest unfinished message is dropped; no sender can take the
+    room of another, and all of them hold at most `max_message_bytes` for each sender. A message repeated as a
+    whole is returned again: what a repetition means is for the reader of the message to decide.
     """
 
     def __init__(self, max_message_bytes: int, max_pending: int) -> None:
@@ -71,7 +84,12 @@ class Reassembler:
         """Unfinished messages given up to make room."""
         self._max_message_bytes = max_message_bytes
         self._max_pending = max_pending
-        self._pending: OrderedDict[_Key, dict[int, bytes]] = OrderedDict()
+        self._pending: dict[str, OrderedDict[_Key, _Unfinished]] = {}
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of all unfinished messages of all senders."""
+        return sum(entry.bytes for room in self._pending.values() for entry in room.values())
 
     def feed(self, sender: str, payload: bytes) -> bytes | None:
         """The whole message that `payload` is or completes, else None.
@@ -81,36 +99,41 @@ class Reassembler:
         if payload[:1] == _WHOLE:
             self._check_size(len(payload) - 1)
             return payload[1:]
-        if len(payload) <= _HEADER.size or payload[0] != _PART:
-            raise PartsError(
-                f"{len(payload)} bytes starting with {payload[:1].hex() or 'nothing'} are no message"
-            )
-        _, message_id, checksum, count, index = _HEADER.unpack_from(payload)
-        if index >= count:
-            raise PartsError(f"part {index} of {count} does not exist")
-        chunk = payload[_HEADER.size :]
-        key = _Key(sender, message_id, checksum, count)
-        chunks = self._pending.get(key, {})
-        if chunks.get(index, chunk) != chunk:
-            del self._pending[key]
-            raise PartsError(f"part {index} of message {message_id} arrived with two contents")
-        held_bytes = sum(map(len, chunks.values())) if chunks else 0
-        if index not in chunks:
-            try:
-                self._check_size(held_bytes + len(chunk))
-            except PartsError:
-                self._pending.pop(key, None)
-                raise
-        chunks[index] = chunk
-        if len(chunks) < count:
-            self._pending[key] = chunks
-            self._make_room()
+        key, index, chunk = _read_part(payload)
+        room = self._pending.setdefault(sender, OrderedDict())
+        entry = room.setdefault(key, _Unfinished())
+        if (known := entry.chunks.get(index)) is None:
+            self._add(room, key, index, chunk)
+        elif known != chunk:
+            self._forget(sender, key)
+            raise PartsError(f"part {index} of message {key.message_id} arrived with two contents")
+        if len(entry.chunks) < key.parts:
             return None
-        self._pending.pop(key, None)
-        message = b"".join(chunks[i] for i in range(count))
-        if zlib.crc32(message) != checksum:
-            raise PartsError(f"message {message_id} of {count} parts fails its checksum")
+        self._forget(sender, key)
+        message = b"".join(entry.chunks[i] for i in range(key.parts))
+        if zlib.crc32(message) != key.checksum:
+            raise PartsError(f"message {key.message_id} of {key.parts} parts fails its checksum")
         return message
+
+    def _add(self, room: OrderedDict[_Key, _Unfinished], key: _Key, index: int, chunk: bytes) -> None:
+        entry = room[key]
+        try:
+            self._check_size(entry.bytes + len(chunk))
+        except PartsError:
+            del room[key]
+            raise
+        entry.chunks[index] = chunk
+        entry.bytes += len(chunk)
+        held_bytes = sum(other.bytes for other in room.values())
+        while len(room) > self._max_pending or held_bytes > self._max_message_bytes:
+            oldest = next(other for other in room if other != key)
+            held_bytes -= room.pop(oldest).bytes
+            self.dropped += 1
+
+    def _forget(self, sender: str, key: _Key) -> None:
+        del self._pending[sender][key]
+        if not self._pending[sender]:
+            del self._pending[sender]
 
     def _check_size(self, message_bytes: int) -> None:
         if message_bytes > self._max_message_bytes:
@@ -118,10 +141,14 @@ class Reassembler:
                 f"message of at least {message_bytes} bytes, at most {self._max_message_bytes} allowed"
             )
 
-    def _make_room(self) -> None:
-        if len(self._pending) <= self._max_pending:
-            return
-        busiest = Counter(key.sender for key in self._pending).most_common(1)[0][0]
-        oldest = next(key for key in self._pending if key.sender == busiest)
-        del self._pending[oldest]
-        self.dropped += 1
+
+def _read_part(payload: bytes) -> tuple[_Key, int, bytes]:
+    """Which message a part belongs to, its place there, and its content."""
+    if len(payload) <= _HEADER.size or payload[0] != _PART:
+        raise PartsError(
+            f"{len(payload)} bytes starting with {payload[:1].hex() or 'nothing'} are no message"
+        )
+    _, message_id, checksum, count, index = _HEADER.unpack_from(payload)
+    if index >= count:
+        raise PartsError(f"part {index} of {count} does not exist")
+    return _Key(message_id, checksum, count), index, payload[_HEADER.size :]
