@@ -41,6 +41,8 @@ _POLL_S = 0.25
 _REPORT_S = 1.0
 _FAREWELL_S = 10.0
 _STAGE_ATTEMPTS = 3
+_MOST_MESSAGES = 64
+"""Handled before turns and deadlines are looked at again."""
 
 
 class Server:
@@ -389,9 +391,12 @@ class Server:
             raise Stopped
 
     def _serve(self) -> None:
-        """Handle what has arrived, waiting a moment for the first message."""
+        """Handle some of what has arrived, waiting a moment for the first message.
+
+        Not all of it: where messages come in faster than they are handled, turns and deadlines would wait.
+        """
         timeout_s = _POLL_S
-        while True:
+        for _ in range(_MOST_MESSAGES):
             self._check_stop()
             received = self._link.receive(timeout_s)
             if received is None:
