@@ -53,8 +53,9 @@ _STYLE = {
 }
 _MARKERS = "osD^vPX*<>"
 _DASHES = ("-", (0, (3, 1.2)), "-", (0, (1.2, 1)))
-_OTHER_COLOURS = ("#0c8599", "#a9792b", "#6741d9", "#d6336c", "#5c940d")
+_OTHER_COLOURS = ("#a9792b", "#6741d9", "#d6336c", "#5c940d")
 _COLOURS = {
+    "blackfleet": "#0c8599",
     "blackfed-v1": "#74b3f0",
     "blackfed-v2": "#2b6fe0",
     "fedavg": "#e8701a",

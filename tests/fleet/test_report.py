@@ -18,11 +18,12 @@ from datasets.labels import CITYSCAPES
 from evaluation.predictions import prediction_name
 from fleet.cli.app import app
 from fleet.errors import OperatorError
-from fleet.report.charts import mean_curve
+from fleet.report.charts import colours, mean_curve
 from fleet.report.data import collect, read_curve
 from fleet.report.gallery import gather_pictures
 from fleet.report.page import write_report
 from fleet.run.allocation import allocate, open_data
+from fleet.run.launch import RUNNERS
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,13 @@ def images_of(page: str) -> list[np.ndarray]:
         cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR)[:, :, ::-1]
         for data in re.findall(r'src="data:image/(?:png|jpeg);base64,([^"]+)"', page)
     ]
+
+
+@pytest.mark.parametrize("algorithm", RUNNERS)
+def test_colour_of_an_algorithm_is_the_same_whoever_stands_beside_it(algorithm: str) -> None:
+    beside = colours(["somebody's", "another", *reversed(RUNNERS)])
+    assert colours([algorithm])[algorithm] == beside[algorithm]
+    assert len(set(beside.values())) == len(beside)
 
 
 def test_summary_row_equals_the_comparison(comparison: Path, page: str) -> None:
