@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from cloud_server.algorithms import ALGORITHMS
+from cloud_server.algorithms.table import FLEET_ALGORITHMS
 from cloud_server.config import CloudConfig, read_config
 from cloud_server.errors import CloudError, Stopped
 from cloud_server.service import serve
@@ -75,7 +75,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--fleet", help="fleet id, the third level of every topic")
     parser.add_argument("--vehicles", help="comma-separated ids of the vehicles that take part")
     defaults = {field.name: field.default for field in msgspec.structs.fields(CloudConfig)}
-    parser.add_argument("--algorithm", choices=sorted(ALGORITHMS), help=f"default {defaults['algorithm']}")
+    parser.add_argument(
+        "--algorithm", choices=sorted(FLEET_ALGORITHMS), help=f"default {defaults['algorithm']}"
+    )
     parser.add_argument(
         "--rounds", type=int, help=f"in each, every vehicle has a turn (default {defaults['rounds']})"
     )

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
+from cloud_server.algorithms.table import algorithm_row
 from cloud_server.config import CloudConfig
-
-_IN_ONE_PIECE = frozenset({"fedavg", "centralized"})
-"""Algorithms that train encoder and network as one, on labels."""
 
 
 def check_combination(config: CloudConfig) -> None:
@@ -14,8 +12,8 @@ def check_combination(config: CloudConfig) -> None:
     Raises:
         ValueError: the message names the setting, its value and what to do.
     """
-    algorithm, entropy = config.algorithm, config.objective == "entropy"
-    if algorithm in _IN_ONE_PIECE:
+    row, entropy = algorithm_row(config.algorithm), config.objective == "entropy"
+    if row.in_one_piece:
         for name, value, needed in (
             ("network.learns", str(config.network.learns).lower(), "true"),
             ("subspace", config.subspace, "all"),
@@ -25,7 +23,7 @@ def check_combination(config: CloudConfig) -> None:
         ):
             if value != needed:
                 raise ValueError(
-                    f"{algorithm} trains encoder and network in one piece, on labels: {name} must be "
+                    f"{row.name} trains encoder and network in one piece, on labels: {name} must be "
                     f"{needed}, got {value}; choose another algorithm"
                 )
     for name, steps in (
@@ -37,10 +35,10 @@ def check_combination(config: CloudConfig) -> None:
                 f"a network that does not learn (network.learns is false) takes no steps: {name} must be 0, "
                 f"got {steps:g}"
             )
-    if entropy and algorithm == "blackfleet":
+    if entropy and row.needs.local_head:
         raise ValueError(
-            "blackfleet's vehicles learn with a local head, which needs labels: objective must be labels, "
-            "got entropy; choose another algorithm"
+            f"{row.name}'s vehicles learn with a local head, which needs labels: objective must be labels, "
+            f"got entropy; choose another algorithm"
         )
     if entropy and config.network.learns:
         raise ValueError(

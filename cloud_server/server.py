@@ -11,8 +11,8 @@ import threading
 import time
 from pathlib import Path
 
-from cloud_server.algorithms import ALGORITHMS
 from cloud_server.algorithms.base import Algorithm, Context, MayEndEarly
+from cloud_server.algorithms.table import FLEET_ALGORITHMS
 from cloud_server.combinations import check_combination
 from cloud_server.config import CloudConfig
 from cloud_server.desk.desk import Desk
@@ -65,10 +65,12 @@ class Server:
             CloudError: the algorithm or label space is unknown, settings contradict each other, or the folder
                 holds another run.
         """
-        if config.algorithm not in ALGORITHMS:
+        row = FLEET_ALGORITHMS.get(config.algorithm)
+        if row is None or row.build is None:
             raise CloudError(
-                f"unknown algorithm {config.algorithm!r}, expected one of: {', '.join(ALGORITHMS)}"
+                f"unknown algorithm {config.algorithm!r}, expected one of: {', '.join(FLEET_ALGORITHMS)}"
             )
+        self._build = row.build
         try:
             check_combination(config)
             self._label_space = label_space(config.label_space)
@@ -177,7 +179,7 @@ class Server:
                 vehicle: trainer.logit_size(self._registry.feature_shape(vehicle))
                 for vehicle in config.vehicles
             }
-        return ALGORITHMS[config.algorithm](
+        return self._build(
             Context(
                 config=config,
                 label_space=self._label_space,

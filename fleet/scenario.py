@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from cloud_server.algorithms.table import algorithm_row
 from cloud_server.config import CloudConfig, FirstOrderConfig, NetworkConfig, PatienceConfig, UploadConfig
 from cloud_server.learner_config import (
     BlackFleetConfig,
@@ -29,10 +30,6 @@ from protocol.codec.bits import check_frame_bytes
 from protocol.session.link import DEFAULT_PAYLOAD_LIMIT_BYTES
 
 DATASET_NAMES = ("generated", "cityscapes", "camvid")
-
-
-_CLOUD_RESTS = frozenset({"fedavg", "blackfleet"})
-"""Algorithms whose cloud does next to nothing during a turn: every core may be a vehicle's."""
 
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -243,7 +240,7 @@ class Scenario(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
             feedback_network=self.feedback_network,
             training_threads=max(1, self.core_count // 2),
             inference_threads=max(1, self.core_count // 2),
-            parallel_turns=max(1, self.core_count - (self.algorithm not in _CLOUD_RESTS)),
+            parallel_turns=max(1, self.core_count - (not algorithm_row(self.algorithm).cloud_rests)),
             network=self._started_network(),
             first_order=self.first_order,
             uploads=self.uploads,

@@ -20,6 +20,7 @@ import msgspec
 import numpy as np
 import torch
 
+from cloud_server.algorithms.table import algorithm_row
 from cloud_server.config import CloudConfig, FirstOrderConfig, PatienceConfig
 from cloud_server.errors import Stopped as CloudStopped
 from cloud_server.learner_config import ZerothOrderConfig
@@ -129,6 +130,7 @@ class TinyFleet:
 
     def host(self, *cars: str, give_up_s: float = 30.0) -> HostConfig:
         """Settings of a vehicle process with these vehicles; without any, with all."""
+        needs = algorithm_row(self.config.algorithm).needs
         return HostConfig(
             fleet=FLEET,
             dataset="camvid",
@@ -138,7 +140,7 @@ class TinyFleet:
                     id=car,
                     bundle=str(self.world.bundle),
                     state=str(self.state_folder(car)),
-                    local_head=str(self.world.local_head) if self.config.algorithm == "blackfleet" else None,
+                    local_head=str(self.world.local_head) if needs.local_head else None,
                     frames=self.frames[car],
                 )
                 for car in cars or CARS

@@ -13,6 +13,7 @@ from rich.console import Console
 import fleet.compare.sweep as comparing
 import fleet.run.launch as launching
 import fleet.run.pretrain as pretraining
+from cloud_server.algorithms.table import ALGORITHMS
 from datasets.generated import GeneratorSettings, generate_dataset
 from fleet.cli.evaluate import run_evaluate
 from fleet.cli.options import PRETRAIN_KEYS, SCENARIO_KEYS, with_scenario_options
@@ -107,9 +108,7 @@ def pretrain(
 def compare(
     *,
     scenario: Scenario,
-    algorithms: Annotated[
-        str, typer.Option(help=f"Some of {', '.join(launching.RUNNERS)}, comma-separated.")
-    ],
+    algorithms: Annotated[str, typer.Option(help=f"Some of {', '.join(ALGORITHMS)}, comma-separated.")],
     compare_dir: Annotated[Path, typer.Option(help="Folder for all runs and the comparison.")],
     seeds: Annotated[str, typer.Option(help="Comma-separated; each algorithm runs with each.")] = "0",
     reference: Annotated[

@@ -11,11 +11,11 @@ from typing import Annotated, Any
 
 import typer
 
+from cloud_server.algorithms.table import ALGORITHMS
 from cloud_server.learner_config import SERVINGS
 from datasets.conditions import CONDITIONS
 from fleet.errors import OperatorError
 from fleet.export.encoders import ENCODERS
-from fleet.run.launch import RUNNERS
 from fleet.scenario import DATASET_NAMES, Scenario, load_scenario
 
 
@@ -74,7 +74,12 @@ SCENARIO_OPTIONS = (
     ScenarioOption(
         "start", "start", Path, "Start from what `blackfleet pretrain` has written to this folder."
     ),
-    ScenarioOption("algorithm", "algorithm", str, f"One of {', '.join(RUNNERS)}."),
+    ScenarioOption(
+        "algorithm",
+        "algorithm",
+        str,
+        f"{'; '.join(f'{row.name}: {row.title}' for row in ALGORITHMS.values())}.",
+    ),
     ScenarioOption("rounds", "rounds", int, "Rounds; in each, every vehicle has a turn."),
     ScenarioOption("image_size", "image_size", str, "What the encoders see, WxH in pixels."),
     ScenarioOption("encoder", "encoder.name", str, f"One of {', '.join(ENCODERS)}."),

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 from rich.console import Console
 
+from cloud_server.algorithms.table import algorithm_row
 from cloud_server.storage.run_log import LOG_NAME
 from fleet.compare.milestones import DEFAULT_REFERENCE, find_milestones
 from fleet.compare.tables import COMPARISON_NAME, comparison_tables, markdown, summarise
@@ -20,9 +21,10 @@ from fleet.report.data import read_training
 from fleet.report.page import write_report
 from fleet.run.checks import check_runnable
 from fleet.run.job import RESULT_NAME
-from fleet.run.launch import SCENARIO_NAME, check_algorithm, launch
+from fleet.run.launch import SCENARIO_NAME, launch
 from fleet.scenario import Scenario, load_scenario, save_scenario
 from protocol.atomic import write_bytes_atomic, write_json_atomic
+from protocol.errors import SettingError
 
 MARKDOWN_NAME = "compare.md"
 _BROKER_KEYS = ("broker", "broker_port")
@@ -50,7 +52,10 @@ def parse_algorithms(text: str) -> tuple[str, ...]:
     """
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     for name in names:
-        check_algorithm(name)
+        try:
+            algorithm_row(name)
+        except SettingError as error:
+            raise OperatorError(f"--algorithms: {error}") from error
     return _checked(names, "--algorithms")
 
 

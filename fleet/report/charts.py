@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator
 from numpy.typing import NDArray
 
+from cloud_server.algorithms.table import ALGORITHMS
 from fleet.report.data import ReportData, Run, Summary
 
 # Drawn in these, then replaced by the page's variables.
@@ -54,16 +55,6 @@ _STYLE = {
 _MARKERS = "osD^vPX*<>"
 _DASHES = ("-", (0, (3, 1.2)), "-", (0, (1.2, 1)))
 _OTHER_COLOURS = ("#a9792b", "#6741d9", "#d6336c", "#5c940d")
-_COLOURS = {
-    "blackfleet": "#0c8599",
-    "blackfed-v1": "#74b3f0",
-    "blackfed-v2": "#2b6fe0",
-    "fedavg": "#e8701a",
-    "split": "#2f9e55",
-    "frozen": "#8a94a3",
-    "individual": "#d04a7a",
-    "centralized": "#9357c9",
-}
 _X_AXES = {
     "frames": ("train frames seen", lambda point: float(point.frames_seen)),
     "bytes": ("bytes sent, up and down", lambda point: float(point.sent_bytes)),
@@ -81,7 +72,7 @@ _numbers = count()
 def colours(algorithms: Sequence[str]) -> dict[str, str]:
     """A colour for each algorithm, the same in every report where the algorithm is a known one."""
     others = iter(_OTHER_COLOURS * len(algorithms))
-    return {name: _COLOURS.get(name) or next(others) for name in algorithms}
+    return {name: ALGORITHMS[name].colour if name in ALGORITHMS else next(others) for name in algorithms}
 
 
 def scores_chart(rows: Sequence[Summary]) -> str:

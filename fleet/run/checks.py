@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from cloud_server.algorithms.table import algorithm_row
 from cloud_server.combinations import check_combination
 from cloud_server.networks.build import NETWORKS
 from cloud_server.training.losses import LOSSES
@@ -49,7 +50,7 @@ def check_runnable(scenario: Scenario) -> None:
 def _check_loss_maps(scenario: Scenario, encoder: str) -> None:
     local, stride = scenario.local_loss, ENCODERS[encoder]().stride
     width, height = (size // stride for size in parse_image_size(scenario.image_size))
-    if scenario.algorithm != "blackfleet" or local.weight_power == 0:
+    if not algorithm_row(scenario.algorithm).needs.local_head or local.weight_power == 0:
         return
     if width % local.weight_map_stride or height % local.weight_map_stride:
         raise OperatorError(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from cloud_server.algorithms.table import algorithm_row
 from cloud_server.config import network_seed, read_config
 from edge_client.encoder.bundle import EncoderBundle
 from edge_client.encoder.runtime import Encoder
@@ -32,10 +33,6 @@ from protocol.atomic import write_json_atomic
 from protocol.local_model import FOLDER_NAME
 from protocol.session.transport import BrokerUnreachable
 
-_LOCAL_TRAINING = frozenset({"fedavg"})
-"""Algorithms whose vehicles train the whole network themselves."""
-_LOCAL_HEADS = frozenset({"blackfleet"})
-"""Algorithms whose vehicles learn from their own labels."""
 CLOUD_SETTINGS_NAME = "cloud.json"
 _POLL_S = 0.2
 _LEAVE_S = 15.0
@@ -104,8 +101,9 @@ def _write_settings(job: Job) -> list[Path]:
     hosts_folder.mkdir(exist_ok=True)
     mode = _encoder_mode(scenario, hosts_folder, next(iter(bundles.values())))
     seen_through = sights(job.shares)
-    heads = _write_local_heads(job, bundles) if scenario.algorithm in _LOCAL_HEADS else {}
-    trains = scenario.algorithm in _LOCAL_TRAINING
+    needs = algorithm_row(scenario.algorithm).needs
+    heads = _write_local_heads(job, bundles) if needs.local_head else {}
+    trains = needs.whole_network
     if trains:
         _write_local_model(job)
     vehicles = [

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 from rich.console import Console
 
-from cloud_server.algorithms import ALGORITHMS
+from cloud_server.algorithms.table import algorithm_row
 from fleet.errors import OperatorError
 from fleet.run.allocation import allocate, open_data, source_test_frames, write_partition
 from fleet.run.centralized import run_centralized
@@ -33,12 +33,6 @@ from protocol.atomic import write_bytes_atomic
 
 SCENARIO_NAME = "scenario.yaml"
 _LOCK_NAME = ".lock"
-
-RUNNERS: dict[str, Callable[[Job], None]] = {
-    **dict.fromkeys(ALGORITHMS, run_fleet),
-    "centralized": run_centralized,
-}
-"""What `algorithm` in a scenario may name: those of the cloud need a fleet, the others run here."""
 
 
 def default_run_folder(scenario: Scenario) -> Path:
@@ -91,7 +85,7 @@ def _launch(scenario: Scenario, run_folder: Path, *, resume: bool, console: Cons
             (run_folder / SCENARIO_NAME).unlink(missing_ok=True)
         raise
     if not (run_folder / RESULT_NAME).exists():
-        run = RUNNERS[scenario.algorithm]
+        run = run_fleet if algorithm_row(scenario.algorithm).build else run_centralized
         run(
             Job(
                 scenario=scenario,
@@ -123,12 +117,6 @@ def _settle_start(scenario: Scenario, run_folder: Path, *, resume: bool) -> Star
     return start
 
 
-def check_algorithm(name: str) -> None:
-    """Raise OperatorError where no algorithm has this name."""
-    if name not in RUNNERS:
-        raise OperatorError(f"unknown algorithm {name!r}, expected one of: {', '.join(RUNNERS)}")
-
-
 def _claim(scenario: Scenario, run_folder: Path, *, resume: bool) -> Scenario:
     """Make the folder this run's own, with its exact configuration; on resume take the one that is there."""
     path = run_folder / SCENARIO_NAME
@@ -136,10 +124,8 @@ def _claim(scenario: Scenario, run_folder: Path, *, resume: bool) -> Scenario:
         if not path.is_file():
             raise OperatorError(f"{run_folder} holds no run to resume ({SCENARIO_NAME} is missing)")
         kept = load_scenario(path, {})
-        check_algorithm(kept.algorithm)
         # Where the broker is does not belong to what the run computes.
         return msgspec.structs.replace(kept, broker=scenario.broker, broker_port=scenario.broker_port)
-    check_algorithm(scenario.algorithm)
     if path.exists():
         raise OperatorError(f"{run_folder} holds a run already; add --resume, or choose another folder")
     # Thread counts are part of what makes a run repeatable: the file says how many cores it was planned for.

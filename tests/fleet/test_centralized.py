@@ -111,5 +111,5 @@ def test_complete_run_is_not_run_again(
     scenario: Scenario, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = _launch(scenario, tmp_path / "run")
-    monkeypatch.setattr("fleet.run.launch.RUNNERS", {"centralized": None})
+    monkeypatch.setattr("fleet.run.launch.run_centralized", None)
     assert _launch(scenario, tmp_path / "run", resume=True) == expected

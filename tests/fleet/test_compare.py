@@ -42,7 +42,7 @@ def scenario(tiny_world: World) -> Scenario:
 def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """(algorithm, seed) of each run that a runner was started for."""
     runs: list[tuple[str, int]] = []
-    run_centralized = fleet.run.launch.RUNNERS["centralized"]
+    run_centralized = fleet.run.launch.run_centralized
 
     def noted(job: Job) -> None:
         runs.append((job.scenario.algorithm, job.scenario.seed))
@@ -50,7 +50,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
             raise KeyboardInterrupt
         run_centralized(job)
 
-    monkeypatch.setitem(fleet.run.launch.RUNNERS, "centralized", noted)
+    monkeypatch.setattr(fleet.run.launch, "run_centralized", noted)
     return runs
 
 

@@ -14,6 +14,7 @@ from report_fixtures import ALGORITHMS, VEHICLES, build_comparison
 from rich.console import Console
 from typer.testing import CliRunner
 
+from cloud_server.algorithms import table
 from datasets.labels import CITYSCAPES
 from evaluation.predictions import prediction_name
 from fleet.cli.app import app
@@ -23,7 +24,6 @@ from fleet.report.data import collect, read_curve
 from fleet.report.gallery import gather_pictures
 from fleet.report.page import write_report
 from fleet.run.allocation import allocate, open_data
-from fleet.run.launch import RUNNERS
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +52,9 @@ def images_of(page: str) -> list[np.ndarray]:
     ]
 
 
-@pytest.mark.parametrize("algorithm", RUNNERS)
+@pytest.mark.parametrize("algorithm", table.ALGORITHMS)
 def test_colour_of_an_algorithm_is_the_same_whoever_stands_beside_it(algorithm: str) -> None:
-    beside = colours(["somebody's", "another", *reversed(RUNNERS)])
+    beside = colours(["somebody's", "another", *reversed(table.ALGORITHMS)])
     assert colours([algorithm])[algorithm] == beside[algorithm]
     assert len(set(beside.values())) == len(beside)
 

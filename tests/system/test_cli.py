@@ -20,15 +20,15 @@ def _commands(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tu
         yield from _commands(child, (*path, name))
 
 
-COMMANDS = list(_commands(typer.main.get_command(cli.app)))
+COMMANDS = list(_commands(typer.main.get_command(cli)))
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=lambda path: " ".join(path) or "blackfleet")
 def test_help_of_every_command_says_what_it_does(path: tuple[str, ...]) -> None:
-    outcome = CliRunner().invoke(cli.app, [*path, "--help"])
+    outcome = CliRunner().invoke(cli, [*path, "--help"])
     assert outcome.exit_code == 0, outcome.output
     assert "Usage" in outcome.output
-    command = typer.main.get_command(cli.app)
+    command = typer.main.get_command(cli)
     for name in path:
         command = command.commands[name]  # type: ignore[attr-defined]
     assert command.help, f"{path} has no description"
@@ -54,7 +54,7 @@ def test_a_command_without_arguments_shows_its_help() -> None:
 
 
 def test_an_option_of_the_wrong_type_is_refused_without_traceback() -> None:
-    outcome = CliRunner().invoke(cli.app, ["launch", "--vehicles", "many"])
+    outcome = CliRunner().invoke(cli, ["launch", "--vehicles", "many"])
     assert outcome.exit_code == 2
     assert "--vehicles" in outcome.output
 
