@@ -5,10 +5,12 @@ Legend: B frames, C feature channels, H W feature rows and columns, K classes, h
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+
+from cloud_server.networks.spec import NetworkSpec
+from protocol.errors import SettingError
 
 _FIRST_STRIDE = 4
 
@@ -35,29 +37,28 @@ class SegformerNetwork(nn.Module):
         return logits_BKhw
 
 
-def build_segformer(
-    size: str, *, channels: int, feature_stride: int, num_classes: int, weights: Path | None = None
-) -> SegformerNetwork:
+def build_segformer(size: str, spec: NetworkSpec) -> SegformerNetwork:
     """Return a SegFormer whose stages have strides 4, 8, 16 and 32 of the image.
 
-    `weights` is a folder written by transformers' `save_pretrained` (config.json, model.safetensors), of an
-    encoder alone or of a whole segmentation model; it decides the size then, and what doesn't fit (the
+    `spec.weights` is a folder written by transformers' `save_pretrained` (config.json, model.safetensors), of
+    an encoder alone or of a whole segmentation model; it decides the size then, and what doesn't fit (the
     first projection, a classifier for other classes) starts at random, from torch's generator.
 
     Raises:
-        ValueError: transformers is not installed.
+        SettingError: transformers is not installed.
         OSError: `weights` is not such a folder.
     """
     try:
         from transformers import SegformerConfig, SegformerForSemanticSegmentation
     except ImportError as exc:
-        raise ValueError(
+        raise SettingError(
             "the SegFormer networks need the transformers package: pip install 'blackfleet[segformer]', "
             "or choose the network `compact`"
         ) from exc
+    weights = spec.weights
     if weights is None:
         model = SegformerForSemanticSegmentation(
-            SegformerConfig(num_labels=num_classes, **SEGFORMER_SIZES[size])
+            SegformerConfig(num_labels=spec.num_classes, **SEGFORMER_SIZES[size])
         )
     else:
         if not (weights / "config.json").is_file():
@@ -66,12 +67,13 @@ def build_segformer(
             )
         model = SegformerForSemanticSegmentation.from_pretrained(
             weights,
-            num_labels=num_classes,
+            num_labels=spec.num_classes,
             ignore_mismatched_sizes=True,
             use_safetensors=True,
             local_files_only=True,
         )
-    _replace_first_convolution(model, channels, feature_stride)
+    channels = spec.feature_shape[0]
+    _replace_first_convolution(model, channels, spec.feature_stride)
     return SegformerNetwork(model, channels)
 
 

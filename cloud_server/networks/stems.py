@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cloud_server.networks.build import STATISTICS_MOMENTUM, build_network
+from cloud_server.networks.build import build_network
+from cloud_server.networks.spec import STATISTICS_MOMENTUM
 from protocol.noise import derive_seed
 
 Shape = tuple[int, int, int]

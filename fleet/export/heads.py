@@ -11,10 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from cloud_server.networks.spec import LOGIT_STRIDE
 from protocol.noise import derive_seed, uniform
-
-_LOGIT_STRIDE = 4
-"""Image pixels per logit along each side, as of the cloud's networks."""
 
 
 class HeadModule(nn.Module):
@@ -43,15 +41,15 @@ class HeadModule(nn.Module):
             raise ValueError(
                 f"a local head needs a width of 1 and a depth of 0 at least, got {width}, {depth}"
             )
-        if stride % _LOGIT_STRIDE:
+        if stride % LOGIT_STRIDE:
             raise ValueError(
-                f"a local head takes features of a stride that is a multiple of {_LOGIT_STRIDE}, got {stride}"
+                f"a local head takes features of a stride that is a multiple of {LOGIT_STRIDE}, got {stride}"
             )
         self.channels = channels
         self.classes = classes
         self.width = width
         self.depth = depth
-        self.enlargement = stride // _LOGIT_STRIDE
+        self.enlargement = stride // LOGIT_STRIDE
         self.input_norm = _norm(channels)
         self.entry = nn.Conv2d(channels, width, 3, padding=1, bias=False)
         self.entry_norm = _norm(width)

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from cloud_server.networks.build import FEATURE_STRIDES, NETWORKS, build_network
+from cloud_server.networks.build import NETWORKS, build_network
+from cloud_server.networks.spec import FEATURE_STRIDES
 from cloud_server.training.trainer import Trainer, TrainerConfig
 
 needs_transformers = pytest.mark.skipif(
