@@ -16,7 +16,7 @@ from process_fixtures import ROOT, Launch, learnt, module, run, start, wait_for,
 
 import fleet.run.launch as launching
 from fleet import broker
-from fleet.cli.app import app as cli
+from fleet.cli import app as cli
 from fleet.export.bundle import export_bundle
 
 pytestmark = pytest.mark.timeout(300)
