@@ -31,7 +31,7 @@ class NetworkConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """The cloud's part of the segmentation network."""
 
     name: str = "compact"
-    """A row of `cloud_server.networks.build.NETWORKS`."""
+    """A row of `cloud_server.networks.build.NETWORKS`, or `package.module:name` of your own."""
     weights: str | None = None
     """Folder of pretrained weights for networks that take them; None = random from the seed."""
     learns: bool = True

@@ -21,7 +21,7 @@ from cloud_server.learner_config import (
 )
 from datasets.conditions import Condition
 from fleet.errors import OperatorError
-from fleet.export.encoders import ENCODERS
+from fleet.export.encoders import ENCODER_DOOR, architecture
 from fleet.run.cores import usable_cores
 from fleet.run.start import FEATURES_NAME, NETWORK_NAME
 from fleet.run.start import FOLDER_NAME as START_FOLDER
@@ -79,7 +79,7 @@ class EncoderPart(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the vehicles run."""
 
     name: str = "stride8-c8"
-    """An architecture of `fleet.export.encoders.ENCODERS`."""
+    """An architecture of `fleet.export.encoders.ENCODERS`, or `package.module:name` of your own."""
     mode: str = "auto"
     """How a changed θ runs: `bind`, `rebuild`, or `auto` = the faster here, measured once at launch."""
     threads: int = 1
@@ -182,8 +182,7 @@ class Scenario(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise ValueError(f"cores must be at least 1, got {self.cores}")
         parse_image_size(self.image_size)
         for name in (self.encoder.name, *self.encoders.values()):
-            if name not in ENCODERS:
-                raise ValueError(f"unknown encoder {name!r}, expected one of: {', '.join(ENCODERS)}")
+            ENCODER_DOOR.find(name)
         for condition in self.conditions.values():
             Condition.parse(condition)
         if self.start is not None:
@@ -266,7 +265,7 @@ class Scenario(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """Those of the encoders in use, in the vehicles' order, each once."""
         width, height = parse_image_size(self.image_size)
         names = (self.encoders.get(vehicle, self.encoder.name) for vehicle in self.vehicle_ids)
-        encoders = (ENCODERS[name]() for name in dict.fromkeys(names))
+        encoders = (architecture(name) for name in dict.fromkeys(names))
         shapes = ((e.channels, height // e.stride, width // e.stride) for e in encoders)
         return tuple(dict.fromkeys(shapes))
 

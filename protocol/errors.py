@@ -3,6 +3,7 @@
 BlackfleetError                 the root
 ├── Mistake                     a person can mend it: one line, exit code 2, no restart
 │   ├── SettingError            a setting out of its range; also a ValueError, which msgspec names the key of
+│   │   └── DoorError           protocol.doors: nothing that fits is behind a name
 │   ├── BrokerUnreachable       protocol.session.transport; also a ConnectionError
 │   ├── LocalModelError         protocol.local_model: a folder that holds no usable local network
 │   ├── DatasetError            datasets.frame

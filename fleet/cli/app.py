@@ -18,7 +18,7 @@ from datasets.generated import GeneratorSettings, generate_dataset
 from fleet.cli.evaluate import run_evaluate
 from fleet.cli.options import PRETRAIN_KEYS, SCENARIO_KEYS, with_scenario_options
 from fleet.export.bundle import export_bundle
-from fleet.export.encoders import DEFAULT_ENCODER, ENCODERS
+from fleet.export.encoders import DEFAULT_ENCODER, ENCODER_DOOR
 from fleet.report.page import write_report
 from fleet.scenario import Scenario, parse_image_size
 
@@ -199,7 +199,7 @@ def dataset_generate(
 @encoder_app.command("export")
 def encoder_export(
     folder: Annotated[Path, typer.Argument(help="Where to write the bundle.")],
-    encoder: Annotated[str, typer.Option(help=f"{', '.join(ENCODERS)}.")] = DEFAULT_ENCODER,
+    encoder: Annotated[str, typer.Option(help=f"{ENCODER_DOOR.choices}.")] = DEFAULT_ENCODER,
     image_size: Annotated[str, typer.Option(help="What the encoder sees, WxH in pixels.")] = "256x192",
     seed: Annotated[int, typer.Option(help="Of the initial weights.")] = 0,
 ) -> None:

@@ -13,9 +13,10 @@ import typer
 
 from cloud_server.algorithms.table import ALGORITHMS
 from cloud_server.learner_config import SERVINGS
+from cloud_server.networks.build import NETWORK_DOOR
 from datasets.conditions import CONDITIONS
 from fleet.errors import OperatorError
-from fleet.export.encoders import ENCODERS
+from fleet.export.encoders import ENCODER_DOOR
 from fleet.scenario import DATASET_NAMES, Scenario, load_scenario
 
 
@@ -82,7 +83,7 @@ SCENARIO_OPTIONS = (
     ),
     ScenarioOption("rounds", "rounds", int, "Rounds; in each, every vehicle has a turn."),
     ScenarioOption("image_size", "image_size", str, "What the encoders see, WxH in pixels."),
-    ScenarioOption("encoder", "encoder.name", str, f"One of {', '.join(ENCODERS)}."),
+    ScenarioOption("encoder", "encoder.name", str, f"One of {ENCODER_DOOR.choices}."),
     ScenarioOption(
         "vehicle_encoder",
         "encoders",
@@ -92,7 +93,7 @@ SCENARIO_OPTIONS = (
     ScenarioOption(
         "encoder_mode", "encoder.mode", str, "How changed weights run: bind, rebuild, or auto: the faster."
     ),
-    ScenarioOption("network", "network.name", str, "The cloud's network: compact, segformer-b0 to -b3."),
+    ScenarioOption("network", "network.name", str, f"The cloud's network: one of {NETWORK_DOOR.choices}."),
     ScenarioOption("bits", "bits", int, "Bits of a feature element: 32, 8, 6, 4, 3 or 2."),
     ScenarioOption(
         "frame_bytes",

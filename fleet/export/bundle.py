@@ -42,7 +42,7 @@ def export_bundle(name: str, out_dir: Path | str, *, image_size: tuple[int, int]
     """Export a freshly initialised encoder.
 
     Args:
-        name: a key of `fleet.export.encoders.ENCODERS`.
+        name: see `fleet.export.encoders.architecture`.
         out_dir: the folder to write; an existing bundle there is replaced, anything else is refused.
         image_size: width and height in pixels, multiples of the encoder's stride.
         seed: of the initial weights; the same seed gives the same files.

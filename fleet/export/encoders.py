@@ -6,14 +6,17 @@ Shapes: B frames, H by W pixels, C channels; weights are OIHW (output, input, ke
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from protocol.doors import Door
+from protocol.errors import SettingError
 from protocol.noise import derive_seed, uniform
 
 PIXEL_MEAN = (0.485, 0.456, 0.406)
@@ -34,6 +37,14 @@ class Layer:
     norm: bool = False
     relu: bool = True
 
+    def __post_init__(self) -> None:
+        if self.channels < 1:
+            raise SettingError(f"a layer's channels must be at least 1, got {self.channels}")
+        if self.kernel < 1 or self.kernel % 2 == 0:
+            raise SettingError(f"a layer's kernel must be odd and at least 1, got {self.kernel}")
+        if self.stride < 1:
+            raise SettingError(f"a layer's stride must be at least 1, got {self.stride}")
+
 
 class ConvolutionEncoder(nn.Module):
     """Pixels to features through a chain of convolutions; the ONNX graphs are built from `layers`.
@@ -49,6 +60,8 @@ class ConvolutionEncoder(nn.Module):
 
     def __init__(self, layers: Sequence[Layer]) -> None:
         super().__init__()
+        if not layers:
+            raise SettingError("an encoder needs at least one layer, got none")
         self.layers = tuple(layers)
         self.stride = math.prod(layer.stride for layer in layers)
         self.channels = layers[-1].channels
@@ -138,41 +151,66 @@ def _blackfed_double_convolution() -> ConvolutionEncoder:
 
 
 def check_image_size(image_size: tuple[int, int], name: str, stride: int) -> None:
-    """Raise ValueError where frames of this width and height don't divide into an encoder's feature cells."""
+    """Raise SettingError where frames of this width and height don't divide into feature cells."""
     width, height = image_size
     if min(image_size) < 1 or width % stride or height % stride:
-        raise ValueError(
+        raise SettingError(
             f"image size {width}x{height} does not fit encoder {name}: "
             f"width and height must be positive multiples of {stride}"
         )
 
 
+class BuildsEncoder(Protocol):
+    """What is behind the name of an architecture."""
+
+    def __call__(self) -> ConvolutionEncoder:
+        """A new encoder, not yet initialised."""
+        ...
+
+
 DEFAULT_ENCODER = "stride8-c8"
 
-ENCODERS: dict[str, Callable[[], ConvolutionEncoder]] = {
+ENCODERS: dict[str, BuildsEncoder] = {
     "stride8-c4": partial(_stack, (2, 2, 2), 4),
     "stride8-c8": partial(_stack, (2, 2, 2), 8),
     "stride8-c16": partial(_stack, (2, 2, 2), 16),
     "stride4-c8": partial(_stack, (2, 2, 1), 8),
     "blackfed-double-conv": _blackfed_double_convolution,
 }
-"""Architecture name to a function that builds it, not yet initialised."""
+"""Architecture name to a function that builds it."""
+
+ENCODER_DOOR: Door[BuildsEncoder] = Door("encoder", BuildsEncoder, ENCODERS)  # type: ignore[type-abstract]
+
+
+def architecture(name: str) -> ConvolutionEncoder:
+    """A new encoder, not yet initialised.
+
+    Args:
+        name: a key of `ENCODERS`, or `package.module:name` of a function that returns a `ConvolutionEncoder`.
+
+    Raises:
+        SettingError: nothing that fits is behind the name.
+    """
+    build = ENCODER_DOOR.find(name)
+    with ENCODER_DOOR.guard(name):
+        encoder = build()
+    if not isinstance(encoder, ConvolutionEncoder):
+        raise ENCODER_DOOR.refuse(name, f"must return a ConvolutionEncoder, got {type(encoder).__name__}")
+    return encoder
 
 
 def build_encoder(name: str, seed: int) -> ConvolutionEncoder:
     """A freshly initialised encoder, in evaluation mode.
 
     Args:
-        name: a key of `ENCODERS`.
+        name: see `architecture`.
         seed: non-negative; the same seed gives the same weights on every machine.
 
     Raises:
-        ValueError: unknown name, or a negative seed.
+        SettingError: nothing that fits is behind the name, or a negative seed.
     """
-    if name not in ENCODERS:
-        raise ValueError(f"unknown encoder {name!r}; choose one of {', '.join(ENCODERS)}")
     if seed < 0:
-        raise ValueError(f"encoder seed must not be negative, got {seed}")
-    encoder = ENCODERS[name]()
+        raise SettingError(f"encoder seed must not be negative, got {seed}")
+    encoder = architecture(name)
     encoder.initialise(seed)
     return encoder.eval()

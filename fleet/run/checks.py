@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 
 from cloud_server.algorithms.table import algorithm_row
 from cloud_server.combinations import check_combination
-from cloud_server.networks.build import NETWORKS
+from cloud_server.networks.build import NETWORK_DOOR, build_network
+from cloud_server.networks.spec import NetworkSpec
 from cloud_server.training.losses import LOSSES
 from cloud_server.training.rates import SCHEDULES
+from datasets.labels import label_space
 from datasets.partition import METHODS
 from fleet import broker
 from fleet.errors import OperatorError
-from fleet.export.encoders import ENCODERS, check_image_size
+from fleet.export.encoders import architecture, check_image_size
 from fleet.run.start import StartSpec
 from fleet.scenario import Scenario, parse_image_size
+from protocol.doors import is_foreign
 from protocol.session.broker_url import parse_broker_url
 
 OWN_BROKERS = ("auto", *broker.KINDS)
@@ -31,13 +35,14 @@ def check_runnable(scenario: Scenario) -> None:
     """
     first = scenario.first_order
     check_combination(scenario.cloud_config())
-    _check_name("network", scenario.network.name, NETWORKS)
+    NETWORK_DOOR.find(scenario.network.name)
     _check_name("first_order.loss", first.loss, LOSSES)
     _check_name("first_order.schedule", first.schedule, SCHEDULES)
     _check_name("dataset.partition", scenario.dataset.partition, METHODS)
     _check_name("encoder.mode", scenario.encoder.mode, ("auto", "bind", "rebuild"))
     for name in {scenario.encoder.name, *scenario.encoders.values()}:
-        check_image_size(parse_image_size(scenario.image_size), name, ENCODERS[name]().stride)
+        check_image_size(parse_image_size(scenario.image_size), name, architecture(name).stride)
+        _check_network(scenario, name)
         _check_loss_maps(scenario, name)
     if scenario.broker in OWN_BROKERS:
         broker.choose_kind(scenario.broker)
@@ -47,8 +52,29 @@ def check_runnable(scenario: Scenario) -> None:
         broker.check_port_number(scenario.broker_port)
 
 
+def _check_network(scenario: Scenario, encoder: str) -> None:
+    """Whether the network takes an encoder's features; one that is not ours is built, and tried on them."""
+    features = architecture(encoder)
+    width, height = parse_image_size(scenario.image_size)
+    spec = NetworkSpec(
+        feature_shape=(features.channels, height // features.stride, width // features.stride),
+        feature_stride=features.stride,
+        num_classes=label_space(scenario.cloud_config().label_space).num_classes,
+        weights=Path(scenario.network.weights) if scenario.network.weights else None,
+    )
+    if is_foreign(scenario.network.name):
+        build_network(
+            scenario.network.name,
+            feature_shape=spec.feature_shape,
+            feature_stride=spec.feature_stride,
+            num_classes=spec.num_classes,
+            seed=scenario.seed,
+            weights=spec.weights,
+        )
+
+
 def _check_loss_maps(scenario: Scenario, encoder: str) -> None:
-    local, stride = scenario.local_loss, ENCODERS[encoder]().stride
+    local, stride = scenario.local_loss, architecture(encoder).stride
     width, height = (size // stride for size in parse_image_size(scenario.image_size))
     if not algorithm_row(scenario.algorithm).needs.local_head or local.weight_power == 0:
         return

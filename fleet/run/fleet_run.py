@@ -30,6 +30,7 @@ from fleet.run.processes import ProcessSpec, ProcessTable
 from fleet.run.progress import Progress
 from fleet.scenario import Scenario, parse_image_size
 from protocol.atomic import write_json_atomic
+from protocol.doors import file_name
 from protocol.local_model import FOLDER_NAME
 from protocol.session.transport import BrokerUnreachable
 
@@ -145,7 +146,7 @@ def _write_bundles(job: Job) -> dict[str, Path]:
     if job.start is not None:
         return {job.start.spec.encoder: job.start.encoder_folder}
     names = dict.fromkeys(share.encoder for share in job.shares.values())
-    folders = {name: job.run_folder / "bundles" / name for name in names}
+    folders = {name: job.run_folder / "bundles" / file_name(name) for name in names}
     for name, folder in folders.items():
         export_bundle(
             name, folder, image_size=parse_image_size(job.scenario.image_size), seed=job.scenario.seed
@@ -156,7 +157,7 @@ def _write_bundles(job: Job) -> dict[str, Path]:
 def _write_local_heads(job: Job, bundles: Mapping[str, EncoderBundle]) -> dict[str, str]:
     """The folder of a local head by encoder."""
     scenario = job.scenario
-    folders = {name: job.run_folder / "local_heads" / name for name in bundles}
+    folders = {name: job.run_folder / "local_heads" / file_name(name) for name in bundles}
     for name, bundle in bundles.items():
         export_head(
             bundle.spec,

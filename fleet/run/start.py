@@ -39,9 +39,9 @@ class StartSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     format_version: Literal[1]
     encoder: str
-    """A row of `fleet.export.encoders.ENCODERS`."""
+    """As a scenario names it."""
     network: str
-    """A row of `cloud_server.networks.build.NETWORKS`."""
+    """As a scenario names it."""
     image_size: tuple[int, int]
     """Width and height in pixels."""
     label_space: str

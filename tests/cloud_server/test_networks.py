@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 from cloud_server.networks.build import NETWORKS, build_network
 from cloud_server.networks.spec import FEATURE_STRIDES
 from cloud_server.training.trainer import Trainer, TrainerConfig
+from protocol.doors import DoorError
 
 needs_transformers = pytest.mark.skipif(
     importlib.util.find_spec("transformers") is None, reason="the optional package transformers is missing"
@@ -143,3 +145,83 @@ def test_segformer_starts_from_local_weights(tmp_path: Path) -> None:
 
 def test_every_row_of_the_table_is_a_name_and_a_builder() -> None:
     assert "compact" in NETWORKS and "segformer-b0" in NETWORKS
+
+
+FOREIGN = """
+import torch
+from torch import nn
+
+def halves(spec):
+    _, h, w = spec.logit_shape
+    return nn.Sequential(nn.Conv2d(spec.feature_shape[0], spec.num_classes, 1), nn.Upsample((h, w)))
+
+def coarse(spec):
+    return nn.Conv2d(spec.feature_shape[0], spec.num_classes, 1)
+
+def wild(spec):
+    network = halves(spec)
+    nn.init.constant_(network[0].bias, float("inf"))
+    return network
+
+class Still(nn.Module):
+    def __init__(self, spec):
+        super().__init__()
+        self.shape = spec.logit_shape
+    def forward(self, x):
+        return torch.zeros(len(x), *self.shape)
+
+class Deaf(Still):
+    def __init__(self, spec):
+        super().__init__(spec)
+        self.bias = nn.Parameter(torch.zeros(1))
+    def forward(self, x):
+        return super().forward(x) + self.bias
+
+class Words(Still):
+    def forward(self, x):
+        return "road"
+
+def nothing(spec):
+    return None
+
+def narrow(spec):
+    return nn.Linear(3, spec.unknown)
+"""
+
+
+@pytest.fixture
+def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A module of somebody else's, by its name."""
+    (tmp_path / "foreign_networks.py").write_text(FOREIGN)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "foreign_networks"
+    sys.modules.pop("foreign_networks", None)
+
+
+def test_network_of_somebody_else_is_built_from_the_seed(foreign: str) -> None:
+    state = torch.random.get_rng_state()
+    first, second = (make(f"{foreign}:halves") for _ in range(2))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert first(torch.randn(2, 8, 12, 16)).shape == (2, 11, 24, 32)
+    weights = second.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in first.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("coarse", ["float32 logits (2, 11, 24, 32)", "gave float32 (2, 11, 12, 16)"]),
+        ("wild", ["not finite"]),
+        ("Still", ["no parameter that learns"]),
+        ("Deaf", ["no finite gradient"]),
+        ("Words", ["a tensor of logits, gave str"]),
+        ("nothing", ["must return a torch.nn.Module, got NoneType"]),
+        ("narrow", ["AttributeError", "unknown", "foreign_networks.py, line"]),
+    ],
+)
+def test_network_that_does_not_fit_is_refused_in_one_line(foreign: str, name: str, words: list[str]) -> None:
+    with pytest.raises(DoorError) as refusal:
+        make(f"{foreign}:{name}")
+    line = str(refusal.value)
+    assert line.startswith(f"network {foreign}:{name}: ") and "\n" not in line
+    assert all(word in line for word in words), line

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from edge_client.encoder.bundle import BundleError, EncoderBundle, read_theta, write_theta
-from fleet.export.bundle import ExportError, export_bundle, graphs
+from fleet.export import graphs
+from fleet.export.bundle import ExportError, export_bundle
 from fleet.export.encoders import ENCODERS, build_encoder
 
 SIZE = (64, 48)
@@ -84,7 +85,7 @@ def test_image_size_that_does_not_fit_is_refused(tmp_path: Path, name: str, size
 
 
 def test_unknown_encoder_and_negative_seed_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="unknown encoder 'resnet'; choose one of stride8-c4"):
+    with pytest.raises(ValueError, match="unknown encoder 'resnet', expected one of: stride8-c4"):
         export_bundle("resnet", tmp_path / "e", image_size=SIZE, seed=0)
     with pytest.raises(ValueError, match="seed must not be negative, got -1"):
         export_bundle("stride8-c8", tmp_path / "e", image_size=SIZE, seed=-1)
