@@ -25,8 +25,9 @@ from edge_client.state import StateStore
 from edge_client.vehicle import bundle_digest
 from fleet.export.encoders import build_encoder
 from fleet.report.data import read_curve
+from fleet.run.folder import SCENARIO_NAME
 from fleet.run.job import RESULT_NAME
-from fleet.run.launch import SCENARIO_NAME, launch
+from fleet.run.launch import launch
 from fleet.run.pretrain import pretrain, write_start
 from fleet.run.start import SPEC_NAME
 from fleet.scenario import load_scenario, save_scenario

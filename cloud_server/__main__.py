@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import sys
 import threading
@@ -16,6 +17,7 @@ from cloud_server.config import CloudConfig, read_config
 from cloud_server.errors import CloudError, Stopped
 from cloud_server.service import serve
 from cloud_server.storage.checkpoint import CheckpointError
+from protocol.session.broker_url import BROKER_VARIABLE
 from protocol.session.connect import connector
 from protocol.session.mqtt import NetworkLoop
 from protocol.session.transport import BrokerUnreachable
@@ -26,6 +28,7 @@ log = logging.getLogger("cloud_server")
 def main(arguments: list[str] | None = None) -> int:
     """Parse, run, close; returns the exit code: 0 done, 2 a mistake or fault, 130 stopped by a signal."""
     options = _parse(arguments)
+    os.umask(0o077)  # what a run leaves is its owner's: it tells of frames and labels
     logging.basicConfig(
         level=options.log_level.upper(),
         format="%(asctime)s cloud %(levelname)s %(message)s",
@@ -35,6 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     try:
+        if options.broker is None:
+            raise CloudError("--broker missing; give the broker's URL, for instance mqtt://127.0.0.1:1883")
         config = _config(options)
         with NetworkLoop() as loop:
             serve(
@@ -69,7 +74,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         epilog="example: python -m cloud_server --broker mqtt://127.0.0.1:1883 --fleet demo "
         "--vehicles car-1,car-2 --run-dir runs/by-hand",
     )
-    parser.add_argument("--broker", required=True, help="broker URL: mqtt://, mqtts://, ws:// or wss://")
+    parser.add_argument(
+        "--broker",
+        default=os.environ.get(BROKER_VARIABLE),
+        help=f"broker URL: mqtt://, mqtts://, ws:// or wss://; default: ${BROKER_VARIABLE}, which no list of "
+        "processes shows",
+    )
     parser.add_argument("--run-dir", type=Path, required=True, help="folder for checkpoints and results")
     parser.add_argument("--config", type=Path, help="JSON file with all settings (cloud_server.config)")
     parser.add_argument("--fleet", help="fleet id, the third level of every topic")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import sys
 import threading
@@ -12,6 +13,7 @@ from pathlib import Path
 from edge_client.conversation import Stopped
 from edge_client.errors import VehicleError
 from edge_client.host import Host, HostConfig, VehicleConfig, read_host_config
+from protocol.session.broker_url import BROKER_VARIABLE
 from protocol.session.connect import connector
 from protocol.session.mqtt import NetworkLoop
 from protocol.session.transport import BrokerUnreachable
@@ -22,6 +24,7 @@ log = logging.getLogger("edge_client")
 def main(arguments: list[str] | None = None) -> int:
     """Parse, run, close; returns the exit code: 0 done, 2 a mistake or fault, 130 stopped by a signal."""
     options = _parse(arguments)
+    os.umask(0o077)  # what a run leaves is its owner's: it tells of frames and labels
     logging.basicConfig(
         level=options.log_level.upper(),
         format="%(asctime)s %(threadName)s %(levelname)s %(message)s",
@@ -52,7 +55,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         epilog="example: python -m edge_client --broker mqtt://127.0.0.1:1883 --fleet demo --vehicle car-1 "
         "--bundle bundles/stride8-c8 --dataset camvid --data-root camvid --state state/car-1",
     )
-    parser.add_argument("--broker", help="broker URL: mqtt://, mqtts://, ws:// or wss://")
+    parser.add_argument(
+        "--broker",
+        default=os.environ.get(BROKER_VARIABLE),
+        help=f"broker URL: mqtt://, mqtts://, ws:// or wss://; default: ${BROKER_VARIABLE}, which no list of "
+        "processes shows",
+    )
     parser.add_argument(
         "--config", type=Path, help="JSON file that describes a whole host, instead of the options below"
     )

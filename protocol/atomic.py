@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,14 @@ def write_bytes_atomic(path: Path, data: bytes, *, sync: bool = True) -> None:
     Raises:
         OSError: the folder is missing, unwritable or full; `path` keeps what it held.
     """
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    written = Path(temporary)
+    written = _beside(path)
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        # Who may read it is for the process's umask to say: a run's launcher keeps its files to their owner.
+        with written.open("xb") as file:
             file.write(data)
             file.flush()
             if sync:
                 os.fsync(file.fileno())
-        written.chmod(0o644)
         written.replace(path)
     except OSError as error:
         written.unlink(missing_ok=True)
@@ -37,6 +36,17 @@ def write_bytes_atomic(path: Path, data: bytes, *, sync: bool = True) -> None:
         raise
     if sync:
         sync_folder(path.parent)
+
+
+def new_folder_beside(folder: Path) -> Path:
+    """A new, empty folder next to `folder`, to be filled and then renamed over it; the caller removes it.
+
+    Raises:
+        OSError: the folder around it is missing, unwritable or full.
+    """
+    made = _beside(folder)
+    made.mkdir()
+    return made
 
 
 def write_json_atomic(path: Path, content: Any, *, sync: bool = True) -> None:
@@ -52,3 +62,7 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")

@@ -20,9 +20,10 @@ from fleet.errors import OperatorError
 from fleet.report.data import read_training
 from fleet.report.page import write_report
 from fleet.run.checks import check_runnable
+from fleet.run.folder import SCENARIO_NAME, readable_by_owner_alone, write_scenario
 from fleet.run.job import RESULT_NAME
-from fleet.run.launch import SCENARIO_NAME, launch
-from fleet.scenario import Scenario, load_scenario, save_scenario
+from fleet.run.launch import launch
+from fleet.scenario import Scenario, load_scenario
 from protocol.atomic import write_bytes_atomic, write_json_atomic
 from protocol.errors import SettingError
 
@@ -95,7 +96,8 @@ def compare(
     for algorithm in algorithms:
         # What the last of them refuses must not be found out after the runs of the others.
         check_runnable(msgspec.structs.replace(scenario, algorithm=algorithm))
-    scenario = _claim(scenario, folder)
+    with readable_by_owner_alone():
+        scenario = _claim(scenario, folder)
     runs = [
         _Run(algorithm=algorithm, seed=seed, folder=folder / f"{algorithm}-seed{seed}")
         for seed in seeds
@@ -176,7 +178,7 @@ def _claim(scenario: Scenario, folder: Path) -> Scenario:
             raise OperatorError(f"{folder} holds something else than a comparison; choose another folder")
         scenario = msgspec.structs.replace(scenario, cores=scenario.core_count)
         folder.mkdir(parents=True, exist_ok=True)
-        write_bytes_atomic(path, save_scenario(scenario).encode())
+        write_scenario(folder, scenario)
         return scenario
     kept = load_scenario(path, {})
     scenario = msgspec.structs.replace(scenario, cores=scenario.cores or kept.cores)

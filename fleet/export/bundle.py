@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import shutil
-import tempfile
 from pathlib import Path
 
 import msgspec
@@ -26,6 +25,7 @@ from fleet.errors import OperatorError
 from fleet.export.encoders import PIXEL_MEAN, PIXEL_STD, ConvolutionEncoder, build_encoder, check_image_size
 from fleet.export.graphs import OPSET, byte_offsets, forward_graph, parameter_specs
 from fleet.export.vjp import vjp_graph
+from protocol.atomic import new_folder_beside
 
 TOLERANCE = 1e-5
 """Largest difference to torch, relative to the largest element."""
@@ -68,9 +68,7 @@ def export_encoder(
     if folder.exists() and not (folder / "encoder.json").exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} holds something else than an encoder bundle; choose another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # mkdtemp makes it private; a bundle is to be read by the vehicles' user
-    written = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    written.chmod(0o755)
+    written = new_folder_beside(folder)
     try:
         _write(plain, name, image_size, written)
         bundle = EncoderBundle.load(written)
@@ -165,7 +163,7 @@ def relative_difference(value: NDArray[np.float32], expected: NDArray[np.float32
 def _move_into_place(written: Path, folder: Path) -> None:
     """Rename `written` to `folder`, whose former content goes away."""
     if folder.exists():
-        former = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+        former = new_folder_beside(folder)
         folder.replace(former)
         try:
             written.replace(folder)

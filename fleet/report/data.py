@@ -21,8 +21,8 @@ from fleet.compare.spread import sample_deviation
 from fleet.compare.tables import COMPARISON_NAME
 from fleet.errors import OperatorError
 from fleet.run.allocation import PARTITION_NAME
+from fleet.run.folder import SCENARIO_NAME
 from fleet.run.job import RESULT_NAME
-from fleet.run.launch import SCENARIO_NAME
 from fleet.scenario import Scenario, load_scenario
 
 

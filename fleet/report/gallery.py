@@ -17,7 +17,7 @@ from evaluation.predictions import prediction_name, read_prediction
 from evaluation.scores import ConfusionMatrix
 from fleet.report.data import ReportData, Run, read_partition
 from fleet.run.allocation import data_folder, evenly_spaced, layout, vehicle_sight
-from fleet.run.launch import SCENARIO_NAME
+from fleet.run.folder import SCENARIO_NAME
 from fleet.scenario import load_scenario, parse_image_size
 
 _FRAMES_A_VEHICLE = 3

@@ -32,6 +32,7 @@ from fleet.scenario import Scenario, parse_image_size
 from protocol.atomic import write_json_atomic
 from protocol.doors import file_name
 from protocol.local_model import FOLDER_NAME
+from protocol.session.broker_url import BROKER_VARIABLE
 from protocol.session.transport import BrokerUnreachable
 
 CLOUD_SETTINGS_NAME = "cloud.json"
@@ -228,11 +229,11 @@ def _process_table(
             command=[
                 *python,
                 "cloud_server",
-                f"--broker={url}",
                 f"--config={run_folder / CLOUD_SETTINGS_NAME}",
                 f"--run-dir={run_folder}",
                 *(["--resume"] if resume else []),
             ],
+            environment={BROKER_VARIABLE: url},
             restart_arguments=[] if resume else ["--resume"],
             threads=scenario.core_count,
             leads=True,
@@ -241,7 +242,8 @@ def _process_table(
     table += [
         ProcessSpec(
             name=path.stem,
-            command=[*python, "edge_client", f"--broker={url}", f"--config={path}"],
+            command=[*python, "edge_client", f"--config={path}"],
+            environment={BROKER_VARIABLE: url},
             threads=scenario.encoder.threads,
         )
         for path in hosts

@@ -6,10 +6,7 @@ overlays and prints the table.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,21 +15,17 @@ import msgspec
 from rich.console import Console
 
 from cloud_server.algorithms.table import algorithm_row
-from fleet.errors import OperatorError
 from fleet.run.allocation import allocate, open_data, source_test_frames, write_partition
 from fleet.run.centralized import run_centralized
 from fleet.run.checks import check_runnable, check_start
 from fleet.run.fleet_run import run_fleet
+from fleet.run.folder import SCENARIO_NAME, begin_run, held, kept_scenario, readable_by_owner_alone
 from fleet.run.job import RESULT_NAME, Job
 from fleet.run.overlays import draw_overlays
 from fleet.run.progress import result_table
 from fleet.run.start import FOLDER_NAME as START_FOLDER
 from fleet.run.start import Start
-from fleet.scenario import Scenario, load_scenario, save_scenario
-from protocol.atomic import write_bytes_atomic
-
-SCENARIO_NAME = "scenario.yaml"
-_LOCK_NAME = ".lock"
+from fleet.scenario import Scenario
 
 
 def default_run_folder(scenario: Scenario) -> Path:
@@ -49,27 +42,17 @@ def launch(scenario: Scenario, run_folder: Path, *, resume: bool, console: Conso
         KeyboardInterrupt: the user stopped the run; it can be resumed.
     """
     check_runnable(scenario)
-    scenario = _claim(scenario, run_folder, resume=resume)
-    with held(run_folder):
-        return _launch(scenario, run_folder, resume=resume, console=console)
+    with readable_by_owner_alone():
+        scenario = _kept(scenario, run_folder) if resume else begin_run(scenario, run_folder)
+        with held(run_folder):
+            return _launch(scenario, run_folder, resume=resume, console=console)
 
 
-@contextlib.contextmanager
-def held(run_folder: Path) -> Iterator[None]:
-    """Keep a run folder to this process: two launchers in it would spoil each other's run.
-
-    Raises:
-        OperatorError: another process holds it.
-    """
-    with (run_folder / _LOCK_NAME).open("w") as lock:
-        try:
-            # The system lets go of it however this process ends.
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise OperatorError(
-                f"another launcher is at work in {run_folder}; wait for its end, or choose another folder"
-            ) from error
-        yield
+def _kept(scenario: Scenario, run_folder: Path) -> Scenario:
+    """The scenario that the run began with, and the broker of this one."""
+    kept = kept_scenario(run_folder)
+    # Where the broker is does not belong to what the run computes.
+    return msgspec.structs.replace(kept, broker=scenario.broker, broker_port=scenario.broker_port)
 
 
 def _launch(scenario: Scenario, run_folder: Path, *, resume: bool, console: Console) -> dict[str, Any]:
@@ -115,26 +98,3 @@ def _settle_start(scenario: Scenario, run_folder: Path, *, resume: bool) -> Star
         check_start(scenario, start.spec)
         start = start.copy(own)
     return start
-
-
-def _claim(scenario: Scenario, run_folder: Path, *, resume: bool) -> Scenario:
-    """Make the folder this run's own, with its exact configuration; on resume take the one that is there."""
-    path = run_folder / SCENARIO_NAME
-    if resume:
-        if not path.is_file():
-            raise OperatorError(f"{run_folder} holds no run to resume ({SCENARIO_NAME} is missing)")
-        kept = load_scenario(path, {})
-        # Where the broker is does not belong to what the run computes.
-        return msgspec.structs.replace(kept, broker=scenario.broker, broker_port=scenario.broker_port)
-    if path.exists():
-        raise OperatorError(f"{run_folder} holds a run already; add --resume, or choose another folder")
-    # Thread counts are part of what makes a run repeatable: the file says how many cores it was planned for.
-    scenario = msgspec.structs.replace(scenario, cores=scenario.core_count)
-    try:
-        run_folder.mkdir(parents=True, exist_ok=True)
-        write_bytes_atomic(path, save_scenario(scenario).encode())
-    except OSError as error:
-        raise OperatorError(
-            f"can't write to {run_folder}: {error.strerror}; choose another folder"
-        ) from error
-    return scenario

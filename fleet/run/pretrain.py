@@ -30,9 +30,10 @@ from fleet.run.allocation import (
     layout,
     rendered_cities,
 )
-from fleet.run.launch import SCENARIO_NAME, held, launch
+from fleet.run.folder import held, kept_scenario, readable_by_owner_alone
+from fleet.run.launch import launch
 from fleet.run.start import ENCODER_NAME, FEATURES_NAME, NETWORK_NAME, SPEC_NAME, Start, write_spec
-from fleet.scenario import Scenario, load_scenario, parse_image_size
+from fleet.scenario import Scenario, parse_image_size
 from protocol.batches import batch_bounds
 from protocol.codec.labels import content_hash
 
@@ -59,8 +60,8 @@ def pretrain(scenario: Scenario, folder: Path, *, resume: bool, console: Console
     if resume and (folder / SPEC_NAME).exists():
         return Start.load(folder)
     result = launch(_alone(scenario), folder, resume=resume, console=console)
-    with held(folder):
-        start = _write_start(load_scenario(folder / SCENARIO_NAME, {}), folder, result["mean_local_miou"])
+    with held(folder), readable_by_owner_alone():
+        start = _write_start(kept_scenario(folder), folder, result["mean_local_miou"])
     console.print(
         f"start in {folder}, pretrained on {', '.join(start.spec.cities)}; begin a fleet from it "
         f"with --start {folder}",

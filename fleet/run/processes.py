@@ -40,6 +40,8 @@ class ProcessSpec:
     """What numerical libraries in it may use."""
     restart_arguments: Sequence[str] = ()
     """Added to the command when it is started again after a crash."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Added to the launcher's own: what must not stand in the list of processes, as the command does."""
     is_ready: Callable[[], bool] = lambda: True
     """Whether the process can be used yet; the next row starts when it can."""
     leads: bool = False
@@ -144,7 +146,8 @@ class ProcessTable:
         self._write_ids()
 
     def _start(self, spec: ProcessSpec, more: Sequence[str], log_path: Path) -> subprocess.Popen[bytes]:
-        environment = {**os.environ, **{name: str(spec.threads) for name in _THREAD_VARIABLES}}
+        threads = dict.fromkeys(_THREAD_VARIABLES, str(spec.threads))
+        environment = {**os.environ, **threads, **spec.environment}
         with log_path.open("ab") as output:
             return subprocess.Popen(
                 [*spec.command, *more],

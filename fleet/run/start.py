@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 from cloud_server.storage.checkpoint import CheckpointError, read_tensors
 from edge_client.encoder.bundle import BundleError, EncoderBundle
 from fleet.errors import OperatorError
-from protocol.atomic import sync_folder, write_bytes_atomic
+from protocol.atomic import new_folder_beside, sync_folder, write_bytes_atomic
 
 FOLDER_NAME = "start"
 """Of the copy in a run folder."""
@@ -138,8 +137,7 @@ class Start:
             OperatorError: a file has changed meanwhile.
             OSError: `folder` can't be written.
         """
-        written = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        written.chmod(0o755)
+        written = new_folder_beside(folder)
         try:
             for name in (*self.spec.sha256, SPEC_NAME):
                 (written / name).parent.mkdir(parents=True, exist_ok=True)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 _DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
+BROKER_VARIABLE = "BLACKFLEET_BROKER"
+"""Environment variable with the broker's URL where no option names it. Others can't read it, unlike a command
+line, which everyone on the machine sees in the list of processes."""
+
 _OPTIONS = ("ca", "cert", "key", "insecure", "version")
 _VERSIONS = ("3.1.1", "5")
 
@@ -23,7 +27,7 @@ class BrokerUrl:
     path: str
     """Of the WebSocket endpoint."""
     username: str | None
-    password: str | None
+    password: str | None = field(repr=False)
     ca: Path | None
     """PEM file of the authority that signed the broker's certificate; None = the system's authorities."""
     cert: Path | None

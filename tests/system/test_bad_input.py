@@ -14,10 +14,10 @@ from brokers import running_broker
 from fleet_fixtures import World
 from process_fixtures import ROOT, Launch, learnt, module, run, start, wait_for, write_scenario
 
-import fleet.run.launch as launching
 from fleet import broker
 from fleet.cli import app as cli
 from fleet.export.bundle import export_bundle
+from fleet.run.folder import held
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -174,7 +174,7 @@ def test_a_run_folder_in_which_another_launcher_works_is_left_alone(
     run_folder = tmp_path / "run"
     run_folder.mkdir()
     shutil.copy(reference.scenario, run_folder / "scenario.yaml")
-    with launching.held(run_folder):
+    with held(run_folder):
         line = refuse("launch", "--resume", "--run-dir", run_folder)
     assert f"another launcher is at work in {run_folder}" in line
 

@@ -1,0 +1,100 @@
+"""A run's own folder: new or gone on with, held by one process, readable by its owner alone."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+
+from fleet.errors import OperatorError
+from fleet.run.checks import MEMORY_BUS, OWN_BROKERS
+from fleet.scenario import Scenario, load_scenario, save_scenario
+from protocol.atomic import write_bytes_atomic
+from protocol.session.broker_url import parse_broker_url
+
+SCENARIO_NAME = "scenario.yaml"
+_LOCK_NAME = ".lock"
+_OTHERS = 0o077
+"""What a umask takes from everyone but the owner."""
+
+
+@contextlib.contextmanager
+def readable_by_owner_alone() -> Iterator[None]:
+    """What this process and those that it starts write in the body is for its owner: a run's files tell of
+    frames and labels. A folder that is there keeps its own permissions."""
+    before = os.umask(_OTHERS)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+@contextlib.contextmanager
+def held(run_folder: Path) -> Iterator[None]:
+    """Keep a run folder to this process: two launchers in it would spoil each other's run.
+
+    Raises:
+        OperatorError: another process holds it.
+    """
+    with (run_folder / _LOCK_NAME).open("w") as lock:
+        try:
+            # The system lets go of it however this process ends.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise OperatorError(
+                f"another launcher is at work in {run_folder}; wait for its end, or choose another folder"
+            ) from error
+        yield
+
+
+def begin_run(scenario: Scenario, run_folder: Path) -> Scenario:
+    """Make the folder this run's own, with its exact configuration, which is returned.
+
+    Raises:
+        OperatorError: it is another run's, or can't be written.
+    """
+    if (run_folder / SCENARIO_NAME).exists():
+        raise OperatorError(f"{run_folder} holds a run already; add --resume, or choose another folder")
+    # Thread counts are part of what makes a run repeatable: the file says how many cores it was planned for.
+    scenario = msgspec.structs.replace(scenario, cores=scenario.core_count)
+    try:
+        run_folder.mkdir(parents=True, exist_ok=True)
+        write_scenario(run_folder, scenario)
+    except OSError as error:
+        raise OperatorError(
+            f"can't write to {run_folder}: {error.strerror}; choose another folder"
+        ) from error
+    return scenario
+
+
+def kept_scenario(run_folder: Path) -> Scenario:
+    """The scenario of the run in this folder.
+
+    Raises:
+        OperatorError: there is none, or it can't be read.
+    """
+    path = run_folder / SCENARIO_NAME
+    if not path.is_file():
+        raise OperatorError(f"{run_folder} holds no run to resume ({SCENARIO_NAME} is missing)")
+    return load_scenario(path, {})
+
+
+def write_scenario(folder: Path, scenario: Scenario) -> None:
+    """Write `scenario.yaml`, with the broker's URL but for user and password.
+
+    Raises:
+        OSError: the folder can't be written.
+    """
+    kept = msgspec.structs.replace(scenario, broker=_without_secrets(scenario.broker))
+    write_bytes_atomic(folder / SCENARIO_NAME, save_scenario(kept).encode())
+
+
+def _without_secrets(broker: str) -> str:
+    if broker in OWN_BROKERS or broker == MEMORY_BUS:
+        return broker
+    return str(replace(parse_broker_url(broker), username=None, password=None))
