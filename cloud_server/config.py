@@ -179,9 +179,7 @@ class CloudConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True)
         if not self.vehicles:
             raise ValueError("a fleet needs at least one vehicle, got none")
         for vehicle in self.vehicles:
-            topics.check_id(vehicle, "vehicle id")
-            if vehicle == topics.CLOUD_ID:
-                raise ValueError(f"{topics.CLOUD_ID!r} is the cloud's own id; name the vehicle otherwise")
+            topics.check_vehicle_id(vehicle)
         if len(set(self.vehicles)) != len(self.vehicles):
             raise ValueError(f"vehicle ids must differ, got {', '.join(self.vehicles)}")
         at_least(self.rounds, 1, "rounds")

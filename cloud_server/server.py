@@ -96,6 +96,7 @@ class Server:
             labels=self._labels,
             run_log=run_log,
             max_answers_per_frame=config.zeroth_order.max_answers_per_frame,
+            heartbeat_s=config.patience.heartbeat_s,
         )
         self._ledger = UploadLedger()
         self._last_trained: dict[str, int] = {}
@@ -405,10 +406,11 @@ class Server:
                 break
             timeout_s = 0.0
             self._desk.handle(received)
+        away_s = self._link.transport.seconds_disconnected()
+        self._desk.settle(connected=away_s == 0)
         self._count_statuses()
         if self._desk.failure is not None:
             raise self._desk.failure
-        away_s = self._link.transport.seconds_disconnected()
         if away_s > self._config.patience.give_up_s:
             raise BrokerUnreachable(
                 f"the broker has been unreachable for {away_s:.0f} s "

@@ -12,7 +12,7 @@ from cloud_server.storage.run_log import RunLog
 from protocol.messages import Status
 from protocol.session.link import CloudLink, Connect, encode_status
 from protocol.session.presence import Heartbeat, Presence
-from protocol.session.topics import CLOUD_ID, STATUS, topic
+from protocol.session.topics import CLOUD_ID, STATUS, client_id, topic
 from protocol.session.transport import Will
 
 
@@ -35,7 +35,7 @@ def serve(
             presence.announce()
 
     with RunLog(run_folder) as run_log:
-        transport = connect(f"{config.fleet}-{CLOUD_ID}", will, announce_again)
+        transport = connect(client_id(config.fleet, CLOUD_ID, session), will, announce_again)
         link = CloudLink(
             transport,
             config.fleet,

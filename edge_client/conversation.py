@@ -33,6 +33,7 @@ from protocol.messages import (
     TrainStep,
     Turn,
     Weights,
+    Welcome,
 )
 from protocol.session.link import Malformed, VehicleLink
 from protocol.session.transport import BrokerUnreachable
@@ -110,6 +111,8 @@ class Conversation:
         self._stop = stop
         self._on_new_cloud = on_new_cloud
         self._cloud_session = ""
+        self.is_welcome = False
+        """Whether the cloud has taken this process in; earlier grants are for another one of this vehicle."""
         self._heard_at = time.monotonic()
         self._grants: set[str] = set()
         self.malformed = 0
@@ -154,8 +157,12 @@ class Conversation:
             raise Finished(message.reason)
         if isinstance(message, Reject) and message.final and message.grant == self._session:
             raise VehicleError(f"the cloud refuses vehicle {message.vehicle!r}: {message.reason}")
+        if isinstance(message, Welcome) and message.session == self._session:
+            if not self.is_welcome:
+                log.info("welcome to the fleet")
+            self.is_welcome = True
         if isinstance(message, Turn):
-            if message.grant in self._grants:
+            if not self.is_welcome or message.grant in self._grants:
                 return None
             self._grants.add(message.grant)
         return message  # type: ignore[return-value]  # the topic decides: a down channel decodes only Down

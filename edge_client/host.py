@@ -37,7 +37,7 @@ from protocol.session.link import (
     encode_status,
 )
 from protocol.session.presence import Heartbeat, Presence
-from protocol.session.topics import STATUS, check_id, topic
+from protocol.session.topics import STATUS, check_id, check_vehicle_id, client_id, topic
 from protocol.session.transport import Will
 
 log = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ class VehicleConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """What its ood frames were seen through by the vehicles that own them, by key; others are clear."""
 
     def __post_init__(self) -> None:
-        check_id(self.id, "vehicle id")
+        check_vehicle_id(self.id)
 
 
 class HostConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -194,7 +194,7 @@ class Host:
         session = new_session()
         gone = encode_status(Status(vehicle=config.id, session=session, online=False, beat=0))
         transport = self._connect(
-            f"{self._config.fleet}-{config.id}",
+            client_id(self._config.fleet, config.id, session),
             Will(topic(STATUS, self._config.fleet, config.id), gone),
             lambda: presence.announce(),
         )

@@ -22,7 +22,7 @@ from edge_client.learners import LEARNERS, takes_labels
 from edge_client.local.head import LocalHead
 from edge_client.state import StateStore, VehicleState
 from edge_client.turn import LabelMemory, LocalModelTools, TurnTools
-from protocol.messages import PROTOCOL_VERSION, Hello, Turn, TurnDone, TurnFailed, Welcome
+from protocol.messages import PROTOCOL_VERSION, Hello, Turn, TurnDone, TurnFailed
 from protocol.session.link import VehicleLink
 from protocol.session.transport import BrokerUnreachable
 
@@ -94,7 +94,6 @@ class Vehicle:
             label_space=label_space,
             frames=frames.counts(),
         )
-        self._welcome = False
         self._introduced_at = 0.0
         self._stop = stop
         self._conversation = Conversation(
@@ -125,7 +124,7 @@ class Vehicle:
             log.info("finished")
 
     def _introduce(self) -> None:
-        self._welcome = False
+        self._conversation.is_welcome = False
         self._introduced_at = time.monotonic()
         self._labels.forget()
         self._link.send(self._hello)
@@ -133,16 +132,11 @@ class Vehicle:
     def _wait(self) -> Turn | None:
         """The next turn; introduces itself again while nobody has said welcome."""
         message = self._conversation.receive(self._settings.patience.retry_s)
-        match message:
-            case Turn():
-                return message
-            case Welcome() if message.session == self._hello.session:
-                if not self._welcome:
-                    log.info("welcome to the fleet")
-                self._welcome = True
-            case _:
-                pass  # an answer that came twice
-        if not self._welcome and time.monotonic() - self._introduced_at > self._settings.patience.retry_s:
+        if isinstance(message, Turn):
+            return message
+        # Anything else is an answer that came twice.
+        waited_s = time.monotonic() - self._introduced_at
+        if not self._conversation.is_welcome and waited_s > self._settings.patience.retry_s:
             self._introduce()
         return None
 

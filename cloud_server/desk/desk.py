@@ -18,6 +18,7 @@ from cloud_server.algorithms.base import (
     TakesTrainSteps,
 )
 from cloud_server.desk.checks import RequestChecks
+from cloud_server.desk.newcomers import Newcomers
 from cloud_server.desk.registry import Registry
 from cloud_server.desk.seeded_queries import checked_scale, coded_loss_maps
 from cloud_server.desk.turns import ActiveTurn
@@ -78,11 +79,13 @@ class Desk:
         labels: LabelStore,
         run_log: RunLog,
         max_answers_per_frame: int,
+        heartbeat_s: float,
     ) -> None:
         self._link = link
         self._registry = registry
         self._labels = labels
         self._checks = RequestChecks(registry, labels)
+        self._newcomers = Newcomers(registry, heartbeat_s)
         self._run_log = run_log
         self._max_answers_per_frame = max_answers_per_frame
         self.algorithm: Algorithm | None = None
@@ -110,21 +113,61 @@ class Desk:
             session = message.session if isinstance(message, Hello) else ""
             self._reject(vehicle, session, 0, str(error), final=bool(session))
             return
-        record.uplink[type(message).__name__.lower()] += received.packet_bytes
-        record.last_seen = time.monotonic()
+        kind = type(message).__name__.lower()
         if isinstance(message, Hello):
+            record.count_up(message.session, kind, received.packet_bytes)
             self._hello(message)
-        else:
-            self._request(message)  # type: ignore[arg-type]  # an up channel decodes only Up
+            return
+        record.uplink[kind] += received.packet_bytes
+        record.last_seen = time.monotonic()
+        self._request(message)  # type: ignore[arg-type]  # an up channel decodes only Up
+
+    def settle(self, *, connected: bool) -> None:
+        """Take in who had to wait until the earlier process of its vehicle was known to be gone."""
+        if not connected:
+            self._newcomers.broker_was_away()
+        for hello in self._newcomers.admitted():
+            log.warning("vehicle %s is another process from now on: the earlier one is gone", hello.vehicle)
+            self._take_in(hello)
 
     def _note_status(self, status: Status, packet_bytes: int) -> None:
         try:
-            self._registry.record(status.vehicle).uplink["status"] += packet_bytes
-            self._registry.note_status(status)
+            record = self._registry.record(status.vehicle)
         except RequestError as error:
             log.warning("%s", error)
+            return
+        record.count_up(status.session, "status", packet_bytes)
+        self._registry.note_status(status)
+        if status.online:
+            self._is_alive(status.vehicle, status.session)
+            if status.session in record.former:
+                self._refuse_second(status.vehicle, status.session)
 
     def _hello(self, hello: Hello) -> None:
+        try:
+            self._registry.check(hello)
+        except RequestError as error:
+            self._reject(hello.vehicle, hello.session, 0, str(error), final=True)
+            return
+        if self._newcomers.must_wait(hello):
+            log.warning(
+                "a second process says that it is vehicle %s: it waits until the first is known to be gone",
+                hello.vehicle,
+            )
+            return
+        self._is_alive(hello.vehicle, hello.session)
+        self._take_in(hello)
+
+    def _is_alive(self, vehicle: str, session: str) -> None:
+        refused = self._newcomers.refused_by(vehicle, session)
+        if refused is not None:
+            self._refuse_second(vehicle, refused.session)
+
+    def _refuse_second(self, vehicle: str, session: str) -> None:
+        reason = "another process of this vehicle is at work; stop it, or give this one an id of its own"
+        self._reject(vehicle, session, 0, reason, final=True)
+
+    def _take_in(self, hello: Hello) -> None:
         try:
             is_new = self._registry.admit(hello)
         except RequestError as error:
@@ -144,6 +187,7 @@ class Desk:
         if active is None or not active.is_attempt(request):
             self._reject(request.vehicle, request.grant, request.step, "stale turn", final=False)
             return
+        self._is_alive(request.vehicle, self._registry.record(request.vehicle).session)
         answer = active.answers.get(request.step)
         if answer is None:
             try:

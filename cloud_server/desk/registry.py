@@ -6,11 +6,17 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from cloud_server.desk.ledger import UploadCounts
 from cloud_server.errors import CloudError, RequestError
 from protocol.codec.bits import check_frame_bytes
 from protocol.messages import PROTOCOL_VERSION, SPLITS, Hello, Status
+
+Entry = TypeVar("Entry")
+
+_MOST_SESSIONS = 8
+"""Of one vehicle, remembered at a time."""
 
 
 @dataclass(kw_only=True)
@@ -18,9 +24,14 @@ class VehicleRecord:
     """What the cloud knows of one vehicle."""
 
     hello: Hello | None = None
-    online: bool = False
     session: str = ""
-    """Of the latest status or hello."""
+    """Of the process that has been taken in."""
+    sessions: dict[str, bool] = field(default_factory=dict)
+    """Whether a process of this vehicle is online, by session, as the broker and they themselves say."""
+    former: list[str] = field(default_factory=list)
+    """Sessions that another one has succeeded."""
+    pending: dict[str, Counter[str]] = field(default_factory=dict)
+    """PUBLISH bytes of processes that have not been taken in, by session and message type."""
     last_seen: float = 0.0
     """time.monotonic() of its latest sign of life."""
     uplink: Counter[str] = field(default_factory=Counter)
@@ -32,6 +43,37 @@ class VehicleRecord:
     """Most answers that queries have brought about any one frame in one turn."""
     rejects: int = 0
     uploads: UploadCounts = field(default_factory=UploadCounts)
+
+    @property
+    def online(self) -> bool:
+        """Whether any process of this vehicle is there."""
+        return any(self.sessions.values())
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the process that was taken in has left, or the broker has published its will."""
+        return self.sessions.get(self.session) is False
+
+    def count_up(self, session: str, kind: str, packet_bytes: int) -> None:
+        """Count what a process says in this vehicle's name: as its uplink, once it has been taken in."""
+        if session == self.session:
+            self.uplink[kind] += packet_bytes
+        else:
+            _newest(self.pending, session, Counter())[kind] += packet_bytes
+
+    def take_in(self, hello: Hello) -> None:
+        """From now on the vehicle is the process that says this hello."""
+        if self.session not in ("", hello.session):
+            self.former = [*self.former, self.session][-_MOST_SESSIONS:]
+        self.hello, self.session, self.last_seen = hello, hello.session, time.monotonic()
+        self.sessions = {hello.session: True}
+        self.uplink += self.pending.get(hello.session, Counter())
+        self.pending.clear()
+
+    def note(self, session: str, *, online: bool) -> None:
+        """A process says that it is there, or the broker that it is not."""
+        _newest(self.sessions, session, online)
+        self.sessions[session] = online
 
 
 class Registry:
@@ -70,11 +112,11 @@ class Registry:
                 f"add it to the cloud's vehicle list"
             ) from None
 
-    def admit(self, hello: Hello) -> bool:
-        """Take a vehicle in; True if this is a process that was not known before.
+    def check(self, hello: Hello) -> None:
+        """Look whether a vehicle fits the run.
 
         Raises:
-            RequestError: it doesn't fit the run; the reason is for its operator.
+            RequestError: it doesn't; the reason is for its operator.
         """
         record = self.record(hello.vehicle)
         if hello.protocol != PROTOCOL_VERSION:
@@ -108,21 +150,27 @@ class Registry:
             hello.frames,
         ):
             raise RequestError("came back with another bundle or other frames than it joined with")
+
+    def admit(self, hello: Hello) -> bool:
+        """Take a vehicle in; True if this is a process that was not known before.
+
+        Raises:
+            RequestError: see `check`.
+        """
+        self.check(hello)
+        record = self.record(hello.vehicle)
         if self.feature_shapes is None:
             self.feature_shapes = (hello.feature_shape,)
         self.image_size = hello.image_size
-        is_new = earlier is None or earlier.session != hello.session
-        record.hello = hello
-        record.session = hello.session
-        record.online = True
+        is_new = record.session != hello.session
+        record.take_in(hello)
         return is_new
 
     def note_status(self, status: Status) -> None:
-        """Follow a vehicle's presence; a late will of an earlier session is ignored."""
+        """Follow the presence of a vehicle's processes; each speaks for its own session only."""
         record = self.record(status.vehicle)
-        if status.online or status.session == record.session:
-            record.online = status.online
-            record.session = status.session
+        record.note(status.session, online=status.online)
+        if status.session == record.session:
             record.last_seen = time.monotonic()
 
     def count_reject(self, vehicle: str) -> int:
@@ -153,6 +201,15 @@ class Registry:
         if hello is None:
             raise CloudError(f"vehicle {vehicle!r} has not introduced itself")
         return hello
+
+
+def _newest(entries: dict[str, Entry], session: str, entry: Entry) -> Entry:
+    """The entry of a session, made if need be; the oldest ones go, so that nobody can fill the memory."""
+    if session not in entries:
+        for oldest in list(entries)[: max(0, len(entries) + 1 - _MOST_SESSIONS)]:
+            del entries[oldest]
+        entries[session] = entry
+    return entries[session]
 
 
 def shape_text(sizes: Sequence[int]) -> str:

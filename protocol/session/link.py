@@ -168,7 +168,7 @@ class VehicleLink(_Link):
         payload_limit_bytes: int = DEFAULT_PAYLOAD_LIMIT_BYTES,
     ) -> None:
         super().__init__(transport, fleet, payload_limit_bytes)
-        self.vehicle = topics.check_id(vehicle, "vehicle id")
+        self.vehicle = topics.check_vehicle_id(vehicle)
 
     def open(self, timeout_s: float, stop: threading.Event | None = None) -> None:
         """Connect and subscribe.

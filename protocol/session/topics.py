@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from protocol import messages
+from protocol.errors import SettingError
 
 PREFIX = "blackfleet/v1"
 CLOUD_ID = "cloud"
@@ -66,6 +67,26 @@ def check_id(value: str, what: str) -> str:
     if not _ID.fullmatch(value):
         raise ValueError(f"{what} must be 1 to 64 letters, digits, '_' or '-', got {value!r}")
     return value
+
+
+def check_vehicle_id(value: str) -> str:
+    """Return `value` if a vehicle may be called so.
+
+    Raises:
+        SettingError: it may not stand in a topic, or is reserved.
+    """
+    if check_id(value, "vehicle id") == CLOUD_ID:
+        raise SettingError(f"{CLOUD_ID!r} is the cloud's own id; name the vehicle otherwise")
+    return value
+
+
+def client_id(fleet: str, sender: str, session: str) -> str:
+    """What a process calls itself to the broker; `sender` is a vehicle id or the cloud's.
+
+    A broker ends the connection of whoever has the same client id. With the sender's session in it, a process
+    that reconnects takes over from itself, and no other process of the same name can.
+    """
+    return f"{fleet}-{sender}-{session[:8]}"
 
 
 def topic(channel: Channel, fleet: str, vehicle: str) -> str:

@@ -9,8 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cloud_server.config import CloudConfig
+from edge_client.host import VehicleConfig
+from protocol.errors import SettingError
 from protocol.messages import Down, Status, Up
 from protocol.session import topics
+from protocol.session.link import VehicleLink
+from protocol.session.memory import MemoryBus
 from protocol.session.transport import topic_matches
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -27,6 +32,24 @@ def test_table_is_what_the_design_says() -> None:
         "down": (topics.Direction.CLOUD_TO_VEHICLE, 1, False, Down),
         "status": (topics.Direction.EVERYONE, 1, True, Status),
     }
+
+
+def test_no_vehicle_is_called_as_the_cloud_is() -> None:
+    assert topics.check_vehicle_id("cloud-1") == "cloud-1"
+    for check in (
+        topics.check_vehicle_id,
+        lambda name: VehicleConfig(id=name, bundle="b", state="s"),
+        lambda name: CloudConfig(fleet="demo", vehicles=("car-01", name)),
+        lambda name: VehicleLink(MemoryBus().client(name), "demo", name),
+    ):
+        with pytest.raises(SettingError, match="'cloud' is the cloud's own id; name the vehicle otherwise"):
+            check(topics.CLOUD_ID)
+
+
+def test_client_ids_of_two_processes_differ_and_one_keeps_its_own() -> None:
+    first, second = (topics.client_id("demo", "car-01", letter * 16) for letter in "ab")
+    assert first == "demo-car-01-aaaaaaaa"
+    assert first != second
 
 
 def test_topic_of_a_vehicle() -> None:

@@ -38,7 +38,7 @@ def test_byte_counts_of_the_result_are_what_crossed_the_wire(tmp_path: Path, fra
             crossed = [
                 packet
                 for packet in proxy.published
-                if packet.client_id == f"fleet-{car}" and packet.direction == direction
+                if packet.client_id.startswith(f"fleet-{car}-") and packet.direction == direction
             ]
             crossed_bytes = sum(packet.packet_bytes for packet in crossed)
             counted_bytes = entry[f"{direction}link_bytes"]
