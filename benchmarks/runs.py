@@ -18,6 +18,7 @@ from rich.console import Console
 
 from cloud_server.config import network_seed
 from cloud_server.networks.stems import build_shared_network
+from cloud_server.storage.results import RESULT_NAME
 from cloud_server.storage.run_log import LOG_NAME as EVENTS_NAME
 from datasets.labels import label_space
 from edge_client.encoder.bundle import EncoderBundle
@@ -26,7 +27,6 @@ from edge_client.vehicle import bundle_digest
 from fleet.export.encoders import build_encoder
 from fleet.report.data import read_curve
 from fleet.run.folder import SCENARIO_NAME
-from fleet.run.job import RESULT_NAME
 from fleet.run.launch import launch
 from fleet.run.pretrain import pretrain, write_start
 from fleet.run.start import SPEC_NAME

@@ -22,6 +22,7 @@ from cloud_server.config import CloudConfig, network_seed
 from cloud_server.learner_config import SERVINGS
 from cloud_server.networks.stems import build_shared_network
 from cloud_server.storage.checkpoint import load_checkpoint, unflatten_state
+from cloud_server.storage.results import RESULT_NAME
 from cloud_server.storage.vehicle_store import VehicleStore
 from cloud_server.training.trainer import Trainer, TrainerConfig
 from datasets.catalog import open_dataset
@@ -33,7 +34,6 @@ from edge_client.host import HostConfig, VehicleConfig
 from edge_client.state import StateStore
 from edge_client.vehicle import bundle_digest
 from evaluation.scores import ConfusionMatrix
-from fleet.run.job import RESULT_NAME
 from protocol.codec.tensor import decode, encode
 from protocol.noise import derive_seed
 

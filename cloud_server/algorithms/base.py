@@ -148,27 +148,12 @@ def _mean(values: Mapping[str, float]) -> float | None:
     return float(np.mean([values[vehicle] for vehicle in sorted(values)])) if values else None
 
 
-class Algorithm(Protocol):
-    """Who learns what in which order. The server calls these from one thread, in this order a stage:
-    `plan` for each vehicle, `begin` at each (re)start of a turn, what that kind of turn asks for
-    (`AnswersQueries`, `AnswersSeededQueries`, `KeepsLossMaps`, `TakesTrainSteps`, `ExchangesWeights`),
-    `turn_done`, `stage_done`; then the state is committed."""
+class Learning(Protocol):
+    """Whatever is learnt stage by stage: what `cloud_server.stages` runs, commits and reports."""
 
     stages: tuple[Stage, ...]
     scores: Scores
     progress: TrainingProgress
-
-    def plan(self, stage: Stage, vehicle: str) -> TurnPlan:
-        """What the vehicle is to do."""
-
-    def begin(self, stage: Stage, vehicle: str) -> None:
-        """A turn starts, perhaps over again: nothing of an earlier attempt may be left."""
-
-    def turn_done(self, stage: Stage, vehicle: str, uploads: Mapping[str, Features]) -> None:
-        """The vehicle has finished its turn."""
-
-    def stage_done(self, stage: Stage) -> None:
-        """All vehicles of the stage have finished."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What a checkpoint must hold, besides `meta`."""
@@ -181,6 +166,25 @@ class Algorithm(Protocol):
 
     def committed(self) -> None:
         """The checkpoint with the present state is on disk: what only older ones need may go."""
+
+
+class Algorithm(Learning, Protocol):
+    """Who learns what in which order, in a fleet. The server calls these from one thread, in this order a
+    stage: `plan` for each vehicle, `begin` at each (re)start of a turn, what that kind of turn asks for
+    (`AnswersQueries`, `AnswersSeededQueries`, `KeepsLossMaps`, `TakesTrainSteps`, `ExchangesWeights`),
+    `turn_done`, `stage_done`; then the state is committed."""
+
+    def plan(self, stage: Stage, vehicle: str) -> TurnPlan:
+        """What the vehicle is to do."""
+
+    def begin(self, stage: Stage, vehicle: str) -> None:
+        """A turn starts, perhaps over again: nothing of an earlier attempt may be left."""
+
+    def turn_done(self, stage: Stage, vehicle: str, uploads: Mapping[str, Features]) -> None:
+        """The vehicle has finished its turn."""
+
+    def stage_done(self, stage: Stage) -> None:
+        """All vehicles of the stage have finished."""
 
 
 @runtime_checkable

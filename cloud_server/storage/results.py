@@ -15,6 +15,9 @@ from cloud_server.desk.registry import Registry
 from datasets.labels import LabelSpace
 from evaluation.scores import ConfusionMatrix
 
+RESULT_NAME = "result.json"
+"""In a run folder: that it is there means that the run is complete."""
+
 
 def assemble(
     config: CloudConfig,

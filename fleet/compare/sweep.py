@@ -13,6 +13,7 @@ import msgspec
 from rich.console import Console
 
 from cloud_server.algorithms.table import algorithm_row
+from cloud_server.storage.results import RESULT_NAME
 from cloud_server.storage.run_log import LOG_NAME
 from fleet.compare.milestones import DEFAULT_REFERENCE, find_milestones
 from fleet.compare.tables import COMPARISON_NAME, comparison_tables, markdown, summarise
@@ -21,7 +22,6 @@ from fleet.report.data import read_training
 from fleet.report.page import write_report
 from fleet.run.checks import check_runnable
 from fleet.run.folder import SCENARIO_NAME, readable_by_owner_alone, write_scenario
-from fleet.run.job import RESULT_NAME
 from fleet.run.launch import launch
 from fleet.scenario import Scenario, load_scenario
 from protocol.atomic import write_bytes_atomic, write_json_atomic

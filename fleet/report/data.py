@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from cloud_server.storage.results import RESULT_NAME
 from cloud_server.storage.run_log import LOG_NAME
 from datasets.labels import CAMVID, CITYSCAPES, LabelSpace
 from fleet.compare.milestones import Point
@@ -22,7 +23,6 @@ from fleet.compare.tables import COMPARISON_NAME
 from fleet.errors import OperatorError
 from fleet.run.allocation import PARTITION_NAME
 from fleet.run.folder import SCENARIO_NAME
-from fleet.run.job import RESULT_NAME
 from fleet.scenario import Scenario, load_scenario
 
 

@@ -25,7 +25,7 @@ from cloud_server.networks.build import build_network
 from cloud_server.schedule import Kind
 from cloud_server.storage.checkpoint import flatten_state, unflatten_state
 from cloud_server.storage.persistence import RunState
-from cloud_server.storage.results import assemble
+from cloud_server.storage.results import RESULT_NAME, assemble
 from cloud_server.storage.run_log import RunLog
 from cloud_server.training.trainer import DivergedError, PartConfig, Trainer, TrainerConfig
 from edge_client.frames import FrameCache, Sight
@@ -34,7 +34,7 @@ from evaluation.scores import ConfusionMatrix
 from fleet.errors import OperatorError
 from fleet.export.encoders import build_encoder
 from fleet.run.allocation import sights
-from fleet.run.job import RESULT_NAME, Job
+from fleet.run.job import Job
 from fleet.run.progress import Progress
 from fleet.scenario import parse_image_size
 from protocol.atomic import write_json_atomic

@@ -13,8 +13,6 @@ from fleet.run.allocation import Share
 from fleet.run.start import Start
 from fleet.scenario import Scenario
 
-RESULT_NAME = "result.json"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Job:

@@ -15,12 +15,13 @@ import msgspec
 from rich.console import Console
 
 from cloud_server.algorithms.table import algorithm_row
+from cloud_server.storage.results import RESULT_NAME
 from fleet.run.allocation import allocate, open_data, source_test_frames, write_partition
 from fleet.run.centralized import run_centralized
 from fleet.run.checks import check_runnable, check_start
 from fleet.run.fleet_run import run_fleet
 from fleet.run.folder import SCENARIO_NAME, begin_run, held, kept_scenario, readable_by_owner_alone
-from fleet.run.job import RESULT_NAME, Job
+from fleet.run.job import Job
 from fleet.run.overlays import draw_overlays
 from fleet.run.progress import result_table
 from fleet.run.start import FOLDER_NAME as START_FOLDER

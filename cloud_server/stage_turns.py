@@ -1,0 +1,200 @@
+"""The turns of a stage over the network: granted, followed, and finished, started over or dropped."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+
+from cloud_server.algorithms.base import Algorithm
+from cloud_server.config import CloudConfig
+from cloud_server.desk.desk import Desk
+from cloud_server.desk.ledger import UploadLedger
+from cloud_server.desk.registry import Registry
+from cloud_server.desk.turns import ActiveTurn, new_grant
+from cloud_server.errors import CloudError
+from cloud_server.schedule import Stage
+from cloud_server.storage.run_log import RunLog
+from cloud_server.training.trainer import DivergedError
+from protocol.messages import Turn
+from protocol.noise import derive_seed
+
+log = logging.getLogger(__name__)
+
+_REPORT_S = 1.0
+_STAGE_ATTEMPTS = 3
+
+
+class StageTurns:
+    """How a fleet does a stage; `run` is what the server's stage loop calls."""
+
+    def __init__(
+        self,
+        config: CloudConfig,
+        algorithm: Algorithm,
+        *,
+        desk: Desk,
+        registry: Registry,
+        ledger: UploadLedger,
+        run_log: RunLog,
+        last_trained: dict[str, int],
+        train_label_sizes: Mapping[str, tuple[int, int]],
+        serve: Callable[[], None],
+        seconds_disconnected: Callable[[], float],
+    ) -> None:
+        """`serve` handles some of what has arrived, waiting a moment for it; `last_trained` is of the stage
+        loop, by vehicle; `train_label_sizes` has those whose train labels don't cross as they are."""
+        self._config = config
+        self._algorithm = algorithm
+        self._desk = desk
+        self._registry = registry
+        self._ledger = ledger
+        self._run_log = run_log
+        self._last_trained = last_trained
+        self._train_label_sizes = train_label_sizes
+        self._serve = serve
+        self._seconds_disconnected = seconds_disconnected
+
+    def run(self, stage: Stage) -> None:
+        """Run a stage's turns; where it has a deadline, again if all of them missed it.
+
+        Raises:
+            CloudError: no vehicle has kept the deadline in any attempt.
+        """
+        for _ in range(_STAGE_ATTEMPTS):
+            if self._run_turns(stage):
+                try:
+                    self._algorithm.stage_done(stage)
+                except DivergedError as error:
+                    raise CloudError(f"training diverged in round {stage.round}: {error}") from error
+                return
+            self._run_log.event("repeated", stage=stage.number, round=stage.round)
+        raise CloudError(
+            f"no vehicle finished its turn in round {stage.round} within {stage.deadline_s:g} s, in "
+            f"{_STAGE_ATTEMPTS} attempts; raise the deadline, or start the vehicles again and resume the run"
+        )
+
+    def _run_turns(self, stage: Stage) -> int:
+        """Every vehicle's turn, several at a time; returns how many were finished."""
+        waiting = list(stage.vehicles)
+        running: dict[str, float] = {}
+        """By vehicle: time.monotonic() of its first grant."""
+        finished = 0
+        while waiting or running:
+            while waiting and len(running) < self._config.parallel_turns:
+                vehicle = waiting.pop(0)
+                running[vehicle] = time.monotonic()
+                self._grant(stage, vehicle)
+            self._serve()
+            for vehicle in sorted(running):
+                active = self._desk.active[vehicle]
+                if active.done:
+                    del running[vehicle]
+                    self._finish(stage, active)
+                    finished += 1
+                elif stage.deadline_s is not None and time.monotonic() - running[vehicle] > stage.deadline_s:
+                    del running[vehicle]
+                    self._drop(stage, active)
+                elif active.abandoned:
+                    log.warning("turn %d of vehicle %s starts over", stage.number, vehicle)
+                    self._run_log.event("restarted", vehicle=vehicle, stage=stage.number)
+                    self._discard(active)
+                    self._grant(stage, vehicle)
+                else:
+                    self._look_after(stage, vehicle, active)
+        return finished
+
+    def _drop(self, stage: Stage, active: ActiveTurn) -> None:
+        """Go on without a vehicle: whatever it still sends in this turn is stale."""
+        vehicle = active.turn.vehicle
+        active.abandoned = True
+        self._discard(active)
+        log.warning("turn %d of vehicle %s took over %g s: dropped", stage.number, vehicle, stage.deadline_s)
+        self._run_log.event("dropped", vehicle=vehicle, stage=stage.number, round=stage.round)
+
+    def _discard(self, active: ActiveTurn) -> None:
+        """Count what an attempt that is given up has had acknowledged."""
+        self._registry.vehicles[active.turn.vehicle].uploads.discarded += len(active.uploaded["train"])
+
+    def _grant(self, stage: Stage, vehicle: str) -> None:
+        """Start a vehicle's turn, or start it over: a new grant makes the old attempt stale."""
+        plan = self._algorithm.plan(stage, vehicle)
+        turn = Turn(
+            vehicle=vehicle,
+            grant=new_grant(),
+            turn_id=stage.number,
+            step=0,
+            after_turn=self._last_trained.get(vehicle),
+            seed=derive_seed(self._config.seed, "turn", stage.number, vehicle),
+            learner=plan.learner,
+            epochs=plan.epochs,
+            batches=plan.batches,
+            batch_size=plan.batch_size,
+            uploads=plan.uploads,
+            bits=self._config.bits,
+            frame_bytes=self._config.frame_bytes,
+            upload_frames={
+                split: limit.choose(self._registry.frames(vehicle, split))
+                for split, limit in plan.limits.items()
+                if split in plan.uploads and limit.most < len(self._registry.frames(vehicle, split))
+            },
+            train_label_size=self._train_label_sizes.get(vehicle),
+            anchor=self._config.anchor,
+        )
+        self._desk.active[vehicle] = ActiveTurn(turn=turn)
+        self._algorithm.begin(stage, vehicle)
+        self._run_log.event(
+            "turn", stage=stage.number, round=stage.round, kind=stage.kind.value, vehicle=vehicle
+        )
+        self._desk.send(vehicle, turn)
+
+    def _finish(self, stage: Stage, active: ActiveTurn) -> None:
+        vehicle = active.turn.vehicle
+        record = self._registry.vehicles[vehicle]
+        record.queries += active.queries
+        self._ledger.acknowledge(vehicle, active.uploaded["train"])
+        record.answers_per_frame = max(record.answers_per_frame, active.answers_per_frame)
+        try:
+            self._algorithm.turn_done(stage, vehicle, active.features())
+        except DivergedError as error:
+            raise CloudError(f"training diverged in turn {stage.number}: {error}") from error
+        active.uploads.clear()
+        if active.loss is not None:
+            self._run_log.scalar(f"vehicle_loss/{vehicle}", active.loss, stage.number)
+        if active.turn.learner is not None:
+            self._last_trained[vehicle] = stage.number
+        self._run_log.event(
+            "turn_done",
+            stage=stage.number,
+            round=stage.round,
+            kind=stage.kind.value,
+            vehicle=vehicle,
+            loss=active.loss,
+            turn_queries=active.queries,
+            vehicle_s=round(active.done_at - active.granted_at, 3),
+            queries=record.queries,
+            uplink_bytes=sum(record.uplink.values()),
+            downlink_bytes=sum(record.downlink.values()),
+        )
+
+    def _look_after(self, stage: Stage, vehicle: str, active: ActiveTurn) -> None:
+        """Repeat a grant that may be lost; give up on a vehicle that stays away, unless a deadline does."""
+        record, patience, now = self._registry.vehicles[vehicle], self._config.patience, time.monotonic()
+        if now - active.reported_at > _REPORT_S:
+            active.reported_at = now
+            self._run_log.event(
+                "traffic",
+                vehicle=vehicle,
+                queries=record.queries + active.queries,
+                uplink_bytes=sum(record.uplink.values()),
+                downlink_bytes=sum(record.downlink.values()),
+            )
+        if active.repeat_due(now, patience.retry_s):
+            self._desk.send(vehicle, active.turn)
+        if self._seconds_disconnected() > 0:
+            record.last_seen = now  # the silence is the broker's doing
+        if stage.deadline_s is None and now - record.last_seen > patience.give_up_s:
+            raise CloudError(
+                f"vehicle {vehicle!r} has been silent for {now - record.last_seen:.0f} s in turn "
+                f"{stage.number} (limit {patience.give_up_s:g} s); start it again and resume the run"
+            )

@@ -1,0 +1,130 @@
+"""The stage loop: what learns in stages is resumed, run, committed and reported here, in a fleet or without.
+
+Who does a stage is the caller's: the server's `StageTurns` over the network, or passes over frames in
+one place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cloud_server.algorithms.base import Learning, MayEndEarly
+from cloud_server.config import CloudConfig
+from cloud_server.desk.registry import Registry
+from cloud_server.schedule import Kind, Stage
+from cloud_server.storage.persistence import RunState
+from cloud_server.storage.results import RESULT_NAME, assemble
+from cloud_server.storage.run_log import RunLog
+from datasets.labels import LabelSpace
+from protocol.atomic import write_json_atomic
+
+
+class StageLoop:
+    """One run: `resume`, `run`, `conclude`, in this order."""
+
+    def __init__(
+        self,
+        config: CloudConfig,
+        learning: Learning,
+        *,
+        registry: Registry,
+        state: RunState,
+        label_space: LabelSpace,
+        run_folder: Path,
+        run_log: RunLog,
+    ) -> None:
+        self._config = config
+        self._learning = learning
+        self._registry = registry
+        self._state = state
+        self._label_space = label_space
+        self._run_folder = run_folder
+        self._run_log = run_log
+        self._first = 0
+        self.last_trained: dict[str, int] = {}
+        """By vehicle: the latest turn that it has learnt in; committed with every stage."""
+
+    def resume(self) -> None:
+        """Go back to the latest commit, if there is one, and tell what is ahead.
+
+        Raises:
+            CloudError: the checkpoint is damaged, of other settings, or doesn't fit this run's network.
+        """
+        committed = self._state.load()
+        if committed is not None:
+            committed.restore(self._learning, self._registry)
+            self.last_trained.update(committed.last_trained)
+            self._first = committed.next_stage
+        self._run_log.event(
+            "run",
+            algorithm=self._config.algorithm,
+            stages=len(self._learning.stages),
+            first=self._first,
+            rounds=self._config.rounds,
+            vehicles=list(self._config.vehicles),
+        )
+
+    def run(self, do_stage: Callable[[Stage], None], settle: Callable[[], None] = lambda: None) -> None:
+        """Run and commit every stage that is not committed yet and still needed.
+
+        `settle` is called when a stage's work is done, to make permanent or count what its commit relies on.
+
+        Raises:
+            OSError: the commit can't be written; the one before stands.
+        """
+        for stage in self._learning.stages[self._first :]:
+            if isinstance(self._learning, MayEndEarly) and not self._learning.is_needed(stage):
+                continue
+            do_stage(stage)
+            settle()
+            self._commit(stage)
+
+    def conclude(self) -> dict[str, Any]:
+        """Write `result.json`; returns its content.
+
+        Raises:
+            OSError: it can't be written.
+        """
+        result = assemble(
+            self._config,
+            self._learning.scores,
+            self._learning.progress,
+            self._registry,
+            self._label_space,
+            self._state.wall_s(),
+        )
+        write_json_atomic(self._run_folder / RESULT_NAME, result)
+        self._run_log.event("result", mean_local_miou=result["mean_local_miou"])
+        return result
+
+    def _commit(self, stage: Stage) -> None:
+        self._note_curve(stage)
+        self._state.commit(stage.number + 1, self._learning, self._registry, self.last_trained)
+        self._learning.committed()
+        self._run_log.event("committed", stage=stage.number, round=stage.round, kind=stage.kind.value)
+
+    def _note_curve(self, stage: Stage) -> None:
+        """Log how far the run is, before the commit, so that no committed stage is without it."""
+        if stage.kind is Kind.FINAL:
+            return
+        records, progress = self._registry.vehicles.values(), self._learning.progress
+        spent = {
+            "uplink_bytes": sum(sum(record.uplink.values()) for record in records),
+            "downlink_bytes": sum(sum(record.downlink.values()) for record in records),
+            "wall_s": round(self._state.wall_s(), 3),
+        }
+        if stage.kind is Kind.INITIAL:
+            self._run_log.event("training", stage=stage.number, **spent)
+            return
+        self._run_log.event(
+            "curve",
+            stage=stage.number,
+            round=stage.round,
+            frames_seen=progress.frames_seen,
+            loss=progress.mean_loss,
+            val_miou=progress.mean_val_miou,
+            validated=len(progress.val_miou),
+            **spent,
+        )
