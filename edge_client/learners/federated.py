@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from edge_client.errors import TurnRefused
 from edge_client.local.network import Batch, LocalNetwork, LocalTraining
-from edge_client.predictions import write_prediction
 from edge_client.state import VehicleState
 from edge_client.turn import LocalModelTools, TurnTools
+from evaluation.predictions import write_prediction
 from protocol.batches import batch_bounds
 from protocol.codec.weights import WeightArrays, WeightsError, pack, unpack
 from protocol.messages import FedAvgPlan, FetchWeights, SplitScores, Update, Weights
