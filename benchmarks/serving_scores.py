@@ -25,8 +25,8 @@ from cloud_server.storage.checkpoint import load_checkpoint, unflatten_state
 from cloud_server.storage.results import RESULT_NAME
 from cloud_server.storage.vehicle_store import VehicleStore
 from cloud_server.training.trainer import Trainer, TrainerConfig
-from datasets.catalog import open_dataset
-from datasets.labels import LabelSpace, label_space
+from datasets.catalog import label_space, open_dataset
+from datasets.labels import LabelSpace
 from edge_client.encoder.bundle import EncoderBundle
 from edge_client.encoder.runtime import Encoder
 from edge_client.frames import FrameCache, VehicleFrames

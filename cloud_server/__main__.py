@@ -17,6 +17,7 @@ from cloud_server.config import CloudConfig, read_config
 from cloud_server.errors import CloudError, Stopped
 from cloud_server.service import serve
 from cloud_server.storage.checkpoint import CheckpointError
+from datasets.catalog import LABEL_SPACES
 from protocol.session.broker_url import BROKER_VARIABLE
 from protocol.session.connect import connector
 from protocol.session.mqtt import NetworkLoop
@@ -92,7 +93,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--rounds", type=int, help=f"in each, every vehicle has a turn (default {defaults['rounds']})"
     )
     parser.add_argument("--seed", type=int, help=f"decides every random draw (default {defaults['seed']})")
-    parser.add_argument("--label-space", help="cityscapes or camvid: the classes of the labels")
+    parser.add_argument("--label-space", help=f"the classes of the labels: one of {', '.join(LABEL_SPACES)}")
     parser.add_argument("--bits", type=int, help="bits of a feature element: 32, 8, 6, 4, 3 or 2")
     parser.add_argument(
         "--frame-bytes", type=int, help="most bytes of a frame's features; --bits is then the most bits"

@@ -136,7 +136,7 @@ class CloudConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True)
     rounds: int = 4
     seed: int = 0
     dataset: str = "cityscapes"
-    """Name of the data set in the results: `generated`, `cityscapes` or `camvid`."""
+    """Name of the data set in the results: a row of `datasets.catalog.DATASETS`."""
     label_space: str = "cityscapes"
     bits: int = 8
     """Quantisation of the features."""

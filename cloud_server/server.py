@@ -24,7 +24,7 @@ from cloud_server.storage.label_store import LabelStore
 from cloud_server.storage.persistence import RunState
 from cloud_server.storage.run_log import RunLog
 from cloud_server.training.shared_trainer import build_trainer
-from datasets.labels import label_space
+from datasets.catalog import label_space
 from protocol.messages import Finish
 from protocol.session.link import CloudLink
 from protocol.session.presence import Presence

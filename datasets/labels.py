@@ -201,19 +201,3 @@ CAMVID = LabelSpace("camvid", (
     _row("void",       11, VOID, "void",         False, True,  (0, 0, 0)),
 ))
 # fmt: on
-
-_LABEL_SPACES = {space.name: space for space in (CITYSCAPES, CAMVID)}
-
-
-def label_space(name: str) -> LabelSpace:
-    """Return the label table called `name`.
-
-    Raises:
-        ValueError: there is none; the message lists the known ones.
-    """
-    try:
-        return _LABEL_SPACES[name]
-    except KeyError:
-        raise ValueError(
-            f"unknown label space {name!r}, expected one of: {', '.join(_LABEL_SPACES)}"
-        ) from None

@@ -27,7 +27,7 @@ METHODS: dict[str, Callable[[Allotment], list[Frames]]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class VehicleFrames:
+class FrameSplit:
     """The keys of one vehicle's frames, each part in key order; no frame is in two of them."""
 
     train: tuple[str, ...]
@@ -53,7 +53,7 @@ def partition_frames(
     fractions: tuple[float, float, float] = (0.7, 0.1, 0.2),
     seed: int,
     alpha: float = 0.5,
-) -> dict[str, VehicleFrames]:
+) -> dict[str, FrameSplit]:
     """Give every frame to exactly one vehicle, and divide each vehicle's frames into train, val and test.
 
     Methods: `city` and `sequence` give whole places, divided where there are more vehicles; `uniform` deals
@@ -92,9 +92,7 @@ def partition_frames(
     return {vehicle: _divide_parts(share, fractions) for vehicle, share in zip(vehicles, shares, strict=True)}
 
 
-def describe_partition(
-    source: FrameSource, partition: Mapping[str, VehicleFrames]
-) -> dict[str, VehicleSummary]:
+def describe_partition(source: FrameSource, partition: Mapping[str, FrameSplit]) -> dict[str, VehicleSummary]:
     """Count each vehicle's frames, and the pixels of each class in them; reads every label.
 
     Raises:
@@ -157,7 +155,7 @@ def _check_request(
         raise ValueError(f"alpha must be positive, got {alpha:g}")
 
 
-def _divide_parts(frames: Frames, fractions: tuple[float, float, float]) -> VehicleFrames:
+def _divide_parts(frames: Frames, fractions: tuple[float, float, float]) -> FrameSplit:
     """Divide one vehicle's frames into contiguous blocks of each of its sequences."""
     shortest = 1.0 / min(fractions)
     sequences = group_frames(frames, lambda ref: (ref.city, ref.sequence))
@@ -172,7 +170,7 @@ def _divide_parts(frames: Frames, fractions: tuple[float, float, float]) -> Vehi
             part += [ref.key for ref in run[start : start + length]]
             start += length
     train, val, test = (tuple(sorted(part)) for part in parts)
-    return VehicleFrames(train, val, test)
+    return FrameSplit(train, val, test)
 
 
 def _part_lengths(count: int, fractions: Iterable[float]) -> list[int]:

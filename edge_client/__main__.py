@@ -10,6 +10,7 @@ import sys
 import threading
 from pathlib import Path
 
+from datasets.catalog import DATASETS, LABEL_SPACES
 from edge_client.conversation import Stopped
 from edge_client.errors import VehicleError
 from edge_client.host import Host, HostConfig, VehicleConfig, read_host_config
@@ -70,12 +71,13 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--dataset",
         default="cityscapes",
-        help="layout on disk: cityscapes, camvid, or pictures: PNG or JPEG files without labels",
+        help=f"one of {', '.join(DATASETS)} (PNG or JPEG files without labels); default: cityscapes",
     )
     parser.add_argument(
         "--label-space",
         default="cityscapes",
-        help="classes of the network that looks at pictures: cityscapes (default) or camvid",
+        help=f"classes of the network that looks at frames without labels: one of {', '.join(LABEL_SPACES)}; "
+        "default: cityscapes",
     )
     parser.add_argument("--data-root", help="folder of the data set")
     parser.add_argument("--state", help="folder for what the vehicle learns; keep it to resume")

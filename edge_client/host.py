@@ -12,12 +12,9 @@ from pathlib import Path
 
 import msgspec
 
-from datasets.catalog import DATASETS, open_dataset
+from datasets.catalog import label_space, open_dataset
 from datasets.conditions import Condition
-from datasets.frame import FrameSource
-from datasets.labels import label_space
 from datasets.partition import partition_frames
-from datasets.readers import unlabelled as pictures
 from edge_client.conversation import Patience, Stopped
 from edge_client.encoder.bundle import EncoderBundle
 from edge_client.encoder.runtime import Encoder
@@ -95,9 +92,9 @@ class HostConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     fleet: str
     dataset: str
-    """Layout of the data set on disk: `cityscapes`, `camvid`, or `pictures`, which have no labels."""
+    """A row of `datasets.catalog.DATASETS`."""
     label_space: str = "cityscapes"
-    """Classes of the network that looks at `pictures`; the other layouts have their own."""
+    """Classes of the network that looks at frames without labels; others bring their own."""
     data_root: str
     vehicles: tuple[VehicleConfig, ...]
     threads: int = 1
@@ -155,7 +152,7 @@ class Host:
         limit_opencv_threads(config.threads)
         self._config = config
         self._stop = stop
-        self._source = _open_frames(config)
+        self._source = open_dataset(config.dataset, Path(config.data_root), label_space(config.label_space))
         self._bundles: dict[str, EncoderBundle] = {}
         self._encoders: dict[str, Encoder] = {}
         self._local_models: dict[str, LocalModel] = {}
@@ -307,17 +304,6 @@ class Host:
             if link.transport.connected:
                 presence.announce(online=False)
             link.close()
-
-
-def _open_frames(config: HostConfig) -> FrameSource:
-    if config.dataset == pictures.LAYOUT:
-        return pictures.Pictures(Path(config.data_root), label_space(config.label_space))
-    if config.dataset not in DATASETS:
-        raise VehicleError(
-            f"unknown data set layout {config.dataset!r}, expected one of: "
-            f"{', '.join((*DATASETS, pictures.LAYOUT))}"
-        )
-    return open_dataset(config.dataset, Path(config.data_root))
 
 
 def _sights(config: VehicleConfig, splits: Mapping[str, Sequence[str]]) -> dict[str, Sight]:

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datasets.labels import UNKNOWN_ID, VOID, LabelSpace, label_space
+from datasets.catalog import label_space
+from datasets.labels import UNKNOWN_ID, VOID, LabelSpace
 from evaluation.pixel_counts import joint_histogram, ratio
 
 AVERAGE_INSTANCE_PIXELS: Mapping[str, float] = {
@@ -32,6 +33,12 @@ They are part of the definition and hold at any frame size: on smaller frames fa
 
 _FIRST_INSTANCE = 1001
 """Ids up to 1000 are plain label ids: crowd regions and classes without objects, which carry no weight."""
+
+
+def are_weighted(label_space: LabelSpace) -> bool:
+    """Whether a mean object size is known for each class with instances, and there are such classes."""
+    names = [c.name for c in label_space.trained_classes if c.has_instances]
+    return bool(names) and all(name in AVERAGE_INSTANCE_PIXELS for name in names)
 
 
 class InstanceScores:

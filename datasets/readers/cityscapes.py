@@ -14,12 +14,16 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from datasets.entry import DatasetEntry
 from datasets.frame import DatasetError, Frame, FrameRef
+from datasets.ground_truth import TrueLabels
 from datasets.labels import CITYSCAPES, UNKNOWN_ID, LabelSpace
 from datasets.readers.folder import (
-    DatasetMissing,
     FrameFolder,
     Pixels,
+    dataset_missing,
+    decode_instances,
+    decode_png,
     files_by_stem,
     pair_files,
     raise_faults,
@@ -33,12 +37,20 @@ INSTANCE_SUFFIX = "_gtFine_instanceIds.png"
 
 # The official tools cut file names at underscores, so a city's name can't hold one.
 _STEM = re.compile(r"(?P<city>[^_]+)_(?P<sequence>\d{6})_(?P<frame_id>\d{6})")
+# Predictions may go on after the key in any way, as in the official tool; an underscore ends the city's name.
+_KEY = re.compile(r"[^_]+_\d{6}_\d{6}")
 
 
 class CityscapesFrames(FrameFolder):
     """The frames of a folder in the Cityscapes layout, with instance ids where there are such files."""
 
-    def __init__(self, root: Path, splits: Sequence[str] = ("train", "val")) -> None:
+    def __init__(
+        self,
+        root: Path,
+        label_space: LabelSpace = CITYSCAPES,
+        *,
+        splits: Sequence[str] = ("train", "val"),
+    ) -> None:
         """Find the frames of `splits`; the official test split is left out, as its labels aren't public.
 
         Raises:
@@ -47,9 +59,7 @@ class CityscapesFrames(FrameFolder):
                 a file is misnamed.
         """
         if not ((root / IMAGES).is_dir() and (root / LABELS).is_dir()):
-            raise DatasetMissing(
-                f"no Cityscapes data in {root}: expected the folders {IMAGES}/ and {LABELS}/ in it"
-            )
+            raise dataset_missing("Cityscapes data", root, f"the folders {IMAGES}/ and {LABELS}/ in it")
         refs: dict[str, FrameRef] = {}
         faults: list[str] = []
         for split in splits:
@@ -64,7 +74,7 @@ class CityscapesFrames(FrameFolder):
         if not refs and not faults:
             faults.append(f"no frames in the splits {', '.join(splits)}")
         raise_faults(f"Cityscapes data in {root}", faults)
-        super().__init__(root, CITYSCAPES, refs.values())
+        super().__init__(root, label_space, refs.values())
 
 
 def _find_split(root: Path, split: str, faults: list[str]) -> list[FrameRef]:
@@ -156,3 +166,67 @@ def _write_png(path: Path, pixels: Pixels) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+class CityscapesGroundTruth:
+    """All `*_gtFine_labelIds.png` below a folder: a data set's root, its gtFine/, one split or one city."""
+
+    label_space = CITYSCAPES
+
+    def __init__(self, folder: Path) -> None:
+        """Find the label files.
+
+        Raises:
+            DatasetMissing: there are none.
+            DatasetError: a frame occurs twice, or a name is not `<city>_<6 digits>_<6 digits>`.
+        """
+        root = folder / LABELS if (folder / LABELS).is_dir() else folder
+        self.label_paths: dict[str, Path] = {}
+        for path in sorted(root.rglob(f"*{LABEL_SUFFIX}")):
+            key = path.name.removesuffix(LABEL_SUFFIX)
+            if not _KEY.fullmatch(key):
+                raise DatasetError(f"name is not <city>_<6 digits>_<6 digits>{LABEL_SUFFIX}: {path}")
+            if key in self.label_paths:
+                raise DatasetError(f"two ground truths of one frame: {self.label_paths[key]} and {path}")
+            self.label_paths[key] = path
+        if not self.label_paths:
+            raise dataset_missing("ground truth", folder, f"files *{LABEL_SUFFIX} in it or below")
+        self.keys = frozenset(self.label_paths)
+
+    def key_of(self, stem: str) -> str | None:
+        """See `GroundTruth.key_of`."""
+        match = _KEY.match(stem)
+        return match[0] if match else None
+
+    def load(self, key: str) -> TrueLabels:
+        """See `GroundTruth.load`."""
+        path = self.label_paths[key]
+        pixels = decode_png(path)
+        if pixels.ndim != 2 or pixels.dtype != np.uint8:
+            raise DatasetError(f"{path} is not one 8-bit channel of label ids")
+        ids_HW = pixels.astype(np.uint8, copy=False)
+        try:
+            self.label_space.to_train_ids(ids_HW)
+        except ValueError as exc:
+            raise DatasetError(f"{path}: {exc}") from exc
+        instance_path = self.instance_path(key)
+        instance_HW = decode_instances(instance_path) if instance_path else None
+        if instance_HW is not None and instance_HW.shape != ids_HW.shape:
+            raise DatasetError(f"{instance_path} has another size than {path}")
+        return TrueLabels(ids_HW, instance_HW)
+
+    def instance_path(self, key: str) -> Path | None:
+        """Return the file of instance ids beside the labels, None if there is none."""
+        path = self.label_paths[key].with_name(key + INSTANCE_SUFFIX)
+        return path if path.is_file() else None
+
+
+ENTRY = DatasetEntry(
+    name="cityscapes",
+    title="Cityscapes",
+    label_space=CITYSCAPES,
+    open=CityscapesFrames,
+    ground_truth=CityscapesGroundTruth,
+    how_to_get="make driving frames with `blackfleet dataset generate {root}`, or unpack there "
+    "leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip from https://www.cityscapes-dataset.com",
+)

@@ -22,6 +22,16 @@ _FAULTS_NAMED = 10
 class DatasetMissing(DatasetError):
     """The folder doesn't hold this data set at all."""
 
+    def __init__(self, message: str, *, expected: str) -> None:
+        """`expected` says which files or folders make the data set; `message` has it, too."""
+        super().__init__(message)
+        self.expected = expected
+
+
+def dataset_missing(what: str, root: Path, expected: str) -> DatasetMissing:
+    """`no WHAT in ROOT: expected EXPECTED`."""
+    return DatasetMissing(f"no {what} in {root}: expected {expected}", expected=expected)
+
 
 class FrameFolder:
     """Frames whose pictures and labels are files; a subclass finds them and decodes its labels."""

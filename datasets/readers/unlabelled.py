@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from datasets.entry import DatasetEntry
 from datasets.frame import FrameRef, frame_key
 from datasets.labels import LabelSpace
-from datasets.readers.folder import DatasetMissing, FrameFolder, raise_faults
+from datasets.readers.folder import FrameFolder, dataset_missing, raise_faults
 
-LAYOUT = "pictures"
-"""Its name beside those of `datasets.catalog.DATASETS`."""
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
@@ -34,9 +33,8 @@ class Pictures(FrameFolder):
             if path.suffix.lower() in _SUFFIXES and path.is_file() and not path.name.startswith(".")
         )
         if not paths:
-            raise DatasetMissing(
-                f"no pictures in {root}: expected .png or .jpg files in it, or in subfolders, one for each "
-                f"drive"
+            raise dataset_missing(
+                "pictures", root, ".png or .jpg files in it, or in subfolders, one for each drive"
             )
         refs: dict[str, FrameRef] = {}
         faults: list[str] = []
@@ -51,3 +49,13 @@ class Pictures(FrameFolder):
                 refs[key] = FrameRef(key, sequence, sequence, path.stem, path, None)
         raise_faults(f"pictures in {root}", faults)
         super().__init__(root, label_space, refs.values())
+
+
+ENTRY = DatasetEntry(
+    name="pictures",
+    title="pictures without labels",
+    label_space=None,
+    open=Pictures,
+    how_to_get="name the folder that the camera records to, or make driving frames with `blackfleet dataset "
+    "generate DIR` and open them as cityscapes",
+)

@@ -10,11 +10,14 @@ from rich.console import Console
 from rich.progress import track
 
 from datasets.frame import DatasetError
+from datasets.ground_truth import GroundTruth
+from datasets.readers.cityscapes import CityscapesGroundTruth
 from evaluation.errors import EvaluationError
-from evaluation.ground_truth import CityscapesGroundTruth, GroundTruth, open_ground_truth
+from evaluation.ground_truth import open_ground_truth
+from evaluation.instances import InstanceScores, are_weighted
 from evaluation.official import check_official_tool, compare_with_official
 from evaluation.predictions import PredictionError, read_prediction_ids
-from evaluation.scores import ConfusionMatrix, InstanceScores, Summary, summarize
+from evaluation.scores import ConfusionMatrix, Summary, summarize
 from fleet.cli.evaluation_report import EvaluationReport, print_report
 from protocol.atomic import write_json_atomic
 
@@ -37,8 +40,9 @@ def evaluate_predictions(
         predictions: a run folder (its `predictions/<vehicle>/` is scored), or any folder of label images
             named `<frame key>*.png`, searched with its subfolders. Where some names end in `labelIds.png`,
             only those count. The images hold label ids, not trainIds, at the size of the ground truth.
-        ground_truth: a Cityscapes root, its gtFine/ or any part of it, or a CamVid root.
-        dataset: "cityscapes" or "camvid"; default: what the run says, else as the ground truth looks.
+        ground_truth: a data set's root; of Cityscapes its gtFine/ or any part of it, too.
+        dataset: a row of `datasets.catalog.DATASETS`; default: what the run says, else as the ground truth
+            looks.
         official: also run the official Cityscapes evaluation and compare.
         console: where progress is shown; default: nowhere.
 
@@ -56,7 +60,8 @@ def evaluate_predictions(
     truth = open_ground_truth(ground_truth, dataset or _dataset_of_run(predictions))
     if official and not isinstance(truth, CityscapesGroundTruth):
         raise EvaluationError(
-            "the official evaluation knows only Cityscapes labels, got a camvid ground truth"
+            "the official evaluation knows only Cityscapes labels, got a "
+            f"{truth.label_space.name} ground truth"
         )
 
     files = _match(run_predictions or predictions, truth)
@@ -84,7 +89,7 @@ class _Tally:
         self._truth = truth
         self._console = console
         self._confusion = ConfusionMatrix(truth.label_space)
-        self._instances = InstanceScores(truth.label_space)
+        self._instances = InstanceScores(truth.label_space) if are_weighted(truth.label_space) else None
         self._frames_with_instances = 0
         self._faults: list[str] = []
         self.vehicles: dict[str, ConfusionMatrix] = {}
@@ -108,7 +113,7 @@ class _Tally:
                 f"{path} is {width}x{height} pixels, but its ground truth is {true_width}x{true_height}"
             )
             return
-        if true.instance_HW is not None:
+        if true.instance_HW is not None and self._instances is not None:
             try:
                 self._instances.add(true.ids_HW, prediction_ids_HW, true.instance_HW)
             except ValueError as error:
@@ -145,11 +150,10 @@ def _dataset_of_run(folder: Path) -> str | None:
     if not path.is_file():
         return None
     try:
-        name = json.loads(path.read_text()).get("dataset")
+        name: str | None = json.loads(path.read_text(encoding="utf-8")).get("dataset")
     except (OSError, ValueError, AttributeError) as error:
         raise EvaluationError(f"{path} is not a run's result: {error}") from error
-    # Generated frames are a Cityscapes data set.
-    return "cityscapes" if name == "generated" else name
+    return name
 
 
 def _match(folder: Path, truth: GroundTruth) -> dict[str, Path]:

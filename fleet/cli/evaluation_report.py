@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from datasets.catalog import label_space
+from evaluation.instances import are_weighted
 from evaluation.official import OfficialComparison
 from evaluation.scores import Summary
 
@@ -18,7 +20,7 @@ class EvaluationReport:
     """The scores of one folder of predictions."""
 
     dataset: str
-    """cityscapes or camvid: whose classes were scored."""
+    """Name of the label space whose classes were scored."""
     frames: int
     """Predictions scored, each with its ground truth."""
     ground_truth_frames: int
@@ -74,7 +76,7 @@ def print_report(report: EvaluationReport, console: Console) -> None:
     console.print(f"{report.frames} {report.dataset} frames, {summary['pixels']:,} labelled pixels")
     if unpredicted:
         console.print(f"without a prediction and not counted: {unpredicted} labelled frames")
-    if not has_instances and report.dataset == "cityscapes":
+    if not has_instances and are_weighted(label_space(report.dataset)):
         console.print("no iIoU: not every frame has instance ids")
     if official is not None:
         means = f"mIoU {_percent(official.scores['mean_iou'])} %"

@@ -14,10 +14,11 @@ import typer
 from cloud_server.algorithms.table import ALGORITHMS
 from cloud_server.learner_config import SERVINGS
 from cloud_server.networks.build import NETWORK_DOOR
+from datasets.catalog import LABELLED
 from datasets.conditions import CONDITIONS
 from fleet.errors import OperatorError
 from fleet.export.encoders import ENCODER_DOOR
-from fleet.scenario import DATASET_NAMES, Scenario, load_scenario
+from fleet.scenario import Scenario, load_scenario
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class ScenarioOption:
 
 
 SCENARIO_OPTIONS = (
-    ScenarioOption("dataset", "dataset.name", str, f"One of {', '.join(DATASET_NAMES)}."),
+    ScenarioOption("dataset", "dataset.name", str, f"One of {', '.join(LABELLED)}."),
     ScenarioOption(
         "data_root", "dataset.root", Path, "Folder of the data set; where to write generated frames."
     ),

@@ -157,7 +157,7 @@ def _run_all(scenario: Scenario, runs: Sequence[_Run], folder: Path, console: Co
             + _left(time.monotonic() - began, number, len(open_runs) - number)
         )
         wanted = msgspec.structs.replace(scenario, algorithm=run.algorithm, seed=run.seed)
-        if scenario.dataset.name == "generated" and scenario.dataset.root is None:
+        if scenario.dataset.is_rendered and scenario.dataset.root is None:
             data = msgspec.structs.replace(scenario.dataset, root=str(folder / "data" / f"seed{run.seed}"))
             wanted = msgspec.structs.replace(wanted, dataset=data)
         launch(wanted, run.folder, resume=(run.folder / SCENARIO_NAME).exists(), console=console)

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import torch
 
-from datasets.labels import label_space
+from datasets.catalog import label_space
 from edge_client.encoder.bundle import EncoderSpec
 from edge_client.local.head import (
     FORMAT_VERSION,

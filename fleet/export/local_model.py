@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from cloud_server.networks.build import build_network
 from cloud_server.training.losses import downsample_labels, find_loss
-from datasets.labels import label_space
+from datasets.catalog import label_space
 from fleet.export.encoders import build_encoder
 from protocol.atomic import write_bytes_atomic
 from protocol.codec.weights import pack

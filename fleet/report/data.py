@@ -16,14 +16,15 @@ import numpy as np
 
 from cloud_server.storage.results import RESULT_NAME
 from cloud_server.storage.run_log import LOG_NAME
-from datasets.labels import CAMVID, CITYSCAPES, LabelSpace
+from datasets.catalog import DATASETS
+from datasets.labels import LabelSpace
 from fleet.compare.milestones import Point
 from fleet.compare.spread import sample_deviation
 from fleet.compare.tables import COMPARISON_NAME
 from fleet.errors import OperatorError
 from fleet.run.allocation import PARTITION_NAME
 from fleet.run.folder import SCENARIO_NAME
-from fleet.scenario import Scenario, load_scenario
+from fleet.scenario import DatasetPart, Scenario, load_scenario
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,8 +224,14 @@ def _assemble(
         scenario=scenario,
         partition=_first(read_partition(run.folder) for run in runs) or {},
         milestones=(comparison or {}).get("milestones"),
-        label_space=CAMVID if dataset == "camvid" else CITYSCAPES,
+        label_space=_label_space(dataset),
     )
+
+
+def _label_space(dataset: str | None) -> LabelSpace:
+    """The classes of the data set that the results name; while there are none yet, those of the default."""
+    entry = DATASETS.get(dataset or "")
+    return (entry and entry.label_space) or DatasetPart().label_space
 
 
 def _comparison_runs(folder: Path, content: Mapping[str, Any]) -> list[Run]:

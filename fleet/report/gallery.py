@@ -16,7 +16,7 @@ from datasets.labels import VOID, LabelSpace
 from evaluation.predictions import prediction_name, read_prediction
 from evaluation.scores import ConfusionMatrix
 from fleet.report.data import ReportData, Run, read_partition
-from fleet.run.allocation import data_folder, evenly_spaced, layout, vehicle_sight
+from fleet.run.allocation import data_folder, evenly_spaced, vehicle_sight
 from fleet.run.folder import SCENARIO_NAME
 from fleet.scenario import load_scenario, parse_image_size
 
@@ -130,7 +130,7 @@ def _shoot(data: ReportData, runs: Sequence[Run]) -> list[_Shot]:
     if with_scenario is None:
         raise ValueError(f"no run of this seed has a {SCENARIO_NAME}")
     scenario = load_scenario(with_scenario.folder / SCENARIO_NAME, {})
-    source = open_dataset(layout(scenario), data_folder(scenario, with_scenario.folder))
+    source = open_dataset(scenario.dataset.name, data_folder(scenario, with_scenario.folder))
     partition = read_partition(with_scenario.folder) or data.partition
     refs = {ref.key: ref for ref in source.refs}
     per_frame = 2 + len(data.algorithms)

@@ -11,6 +11,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from datasets.catalog import DATASETS
 from fleet.report import charts, tables, text
 from fleet.report.data import ReportData, Summary, collect
 from fleet.report.gallery import FramePictures, Gallery, gather_pictures
@@ -18,7 +19,6 @@ from fleet.scenario import Scenario
 from protocol.atomic import write_bytes_atomic
 
 REPORT_NAME = "report.html"
-_DATASET_TITLES = {"camvid": "CamVid", "cityscapes": "Cityscapes", "generated": "generated streets"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,8 @@ def render(data: ReportData, gallery: Gallery) -> str:
 
 
 def _title(data: ReportData) -> str:
-    frames = _DATASET_TITLES.get(data.dataset, data.dataset)
+    entry = DATASETS.get(data.dataset)
+    frames = entry.title if entry else data.dataset
     if data.is_comparison:
         return f"{text.count(len(data.algorithms), 'algorithm')} on {frames}"
     return f"{data.algorithms[0]} on {frames}"

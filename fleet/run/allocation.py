@@ -8,11 +8,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from datasets.catalog import open_dataset
+from datasets.catalog import find_dataset, open_dataset
 from datasets.conditions import Condition
 from datasets.frame import DatasetError, FrameSource
-from datasets.generated import GeneratorSettings, generate_dataset
-from datasets.partition import VehicleFrames, describe_partition, partition_frames
+from datasets.generated import GeneratorSettings
+from datasets.partition import FrameSplit, describe_partition, partition_frames
 from datasets.subset import CitySubset
 from edge_client.host import SightConfig
 from fleet.run.start import StartSpec
@@ -55,11 +55,6 @@ def data_folder(scenario: Scenario, run_folder: Path) -> Path:
     return Path(scenario.dataset.root) if scenario.dataset.root else run_folder / "data"
 
 
-def layout(scenario: Scenario) -> str:
-    """Name of the data set's layout in `datasets.catalog.DATASETS`; generated ones lie as Cityscapes does."""
-    return "camvid" if scenario.dataset.name == "camvid" else "cityscapes"
-
-
 def open_data(scenario: Scenario, run_folder: Path, console: Console) -> FrameSource:
     """Open the data set of a run; a generated one is rendered, or completed, first.
 
@@ -67,7 +62,8 @@ def open_data(scenario: Scenario, run_folder: Path, console: Console) -> FrameSo
         DatasetError, ValueError, OSError: it is missing, malformed or can't be written.
     """
     root = data_folder(scenario, run_folder)
-    if scenario.dataset.name == "generated":
+    render = find_dataset(scenario.dataset.name).render
+    if render is not None:
         settings = GeneratorSettings(
             cities=rendered_cities(scenario),
             frames_per_sequence=scenario.dataset.frames_per_sequence,
@@ -75,13 +71,13 @@ def open_data(scenario: Scenario, run_folder: Path, console: Console) -> FrameSo
             seed=scenario.seed,
         )
         with console.status("rendering driving frames") as status:
-            generate_dataset(
+            render(
                 root,
                 settings,
                 workers=scenario.core_count,
                 progress=lambda done, total: status.update(f"rendering driving frames {done}/{total}"),
             )
-    return open_dataset(layout(scenario), root)
+    return open_dataset(scenario.dataset.name, root)
 
 
 def rendered_cities(scenario: Scenario) -> int:
@@ -197,7 +193,7 @@ def vehicle_sight(scenario: Scenario, vehicle: str) -> SightConfig | None:
 
 
 def _class_pixels(source: FrameSource, shares: Mapping[str, Share]) -> dict[str, dict[str, int] | None]:
-    owned = {vehicle: VehicleFrames(share.train, share.val, share.test) for vehicle, share in shares.items()}
+    owned = {vehicle: FrameSplit(share.train, share.val, share.test) for vehicle, share in shares.items()}
     if sum(len(share.train + share.val + share.test) for share in shares.values()) > _MOST_LABELS_READ:
         return dict.fromkeys(shares)
     return {
@@ -207,20 +203,20 @@ def _class_pixels(source: FrameSource, shares: Mapping[str, Share]) -> dict[str,
     }
 
 
-def _thin(frames: VehicleFrames, most: int) -> VehicleFrames:
+def _thin(frames: FrameSplit, most: int) -> FrameSplit:
     """At most `most` frames, each split in proportion and with at least one."""
     total = len(frames.train) + len(frames.val) + len(frames.test)
     if total <= most:
         return frames
     val = max(1, most * len(frames.val) // total)
     test = max(1, most * len(frames.test) // total)
-    return VehicleFrames(
+    return FrameSplit(
         train=evenly_spaced(frames.train, most - val - test),
         val=evenly_spaced(frames.val, val),
         test=evenly_spaced(frames.test, test),
     )
 
 
-def _others(vehicle: str, partition: Mapping[str, VehicleFrames], count: int) -> tuple[str, ...]:
+def _others(vehicle: str, partition: Mapping[str, FrameSplit], count: int) -> tuple[str, ...]:
     keys = [key for other, frames in partition.items() if other != vehicle for key in frames.test]
     return evenly_spaced(keys, count)

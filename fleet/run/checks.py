@@ -11,7 +11,7 @@ from cloud_server.networks.build import NETWORK_DOOR, build_network
 from cloud_server.networks.spec import NetworkSpec
 from cloud_server.training.losses import LOSSES
 from cloud_server.training.rates import SCHEDULES
-from datasets.labels import label_space
+from datasets.catalog import label_space
 from datasets.partition import METHODS
 from fleet import broker
 from fleet.errors import OperatorError

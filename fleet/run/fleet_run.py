@@ -22,7 +22,7 @@ from fleet.errors import OperatorError
 from fleet.export.bundle import export_bundle
 from fleet.export.head_export import export_head
 from fleet.export.local_model import export_local_model
-from fleet.run.allocation import data_folder, layout, sights
+from fleet.run.allocation import data_folder, sights
 from fleet.run.checks import MEMORY_BUS, OWN_BROKERS
 from fleet.run.in_process import run_in_process
 from fleet.run.job import Job
@@ -126,7 +126,7 @@ def _write_settings(job: Job) -> list[Path]:
     for first in range(0, len(vehicles), scenario.per_host):
         host = HostConfig(
             fleet=scenario.fleet,
-            dataset=layout(scenario),
+            dataset=scenario.dataset.name,
             data_root=str(data_folder(scenario, run_folder)),
             vehicles=tuple(vehicles[first : first + scenario.per_host]),
             threads=scenario.encoder.threads,

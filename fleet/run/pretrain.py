@@ -27,7 +27,6 @@ from fleet.run.allocation import (
     allocate,
     data_folder,
     evenly_spaced,
-    layout,
     rendered_cities,
 )
 from fleet.run.folder import held, kept_scenario, readable_by_owner_alone
@@ -72,7 +71,7 @@ def pretrain(scenario: Scenario, folder: Path, *, resume: bool, console: Console
 
 def _alone(scenario: Scenario) -> Scenario:
     """The run that trains on all frames of the scenario's data in one place."""
-    cities = rendered_cities(scenario) if scenario.dataset.name == "generated" else None
+    cities = rendered_cities(scenario) if scenario.dataset.is_rendered else None
     return msgspec.structs.replace(
         scenario,
         algorithm="centralized",
@@ -120,7 +119,7 @@ def write_start(
     bundle = export_encoder(encoder, scenario.encoder.name, folder / ENCODER_NAME, image_size=image_size)
     cloud = scenario.cloud_config()
     write_tensors(folder / NETWORK_NAME, dict(network_weights), {"network": cloud.network.name})
-    source = open_dataset(layout(scenario), data_folder(scenario, folder))
+    source = open_dataset(scenario.dataset.name, data_folder(scenario, folder))
     [share] = allocate(scenario, source).values()
     cache = FrameCache(source, image_size)
     _write_features(folder / FEATURES_NAME, bundle, cache, share, bits=scenario.bits)

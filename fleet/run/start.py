@@ -48,7 +48,7 @@ class StartSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """C, H, W of one frame's features."""
     seed: int
     dataset: str
-    """`generated`, `cityscapes` or `camvid`."""
+    """A row of `datasets.catalog.DATASETS`."""
     cities: tuple[str, ...]
     """Where the source frames were taken."""
     val: tuple[str, ...]

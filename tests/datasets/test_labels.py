@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from datasets.labels import CAMVID, CITYSCAPES, UNKNOWN_ID, VOID, LabelSpace, label_space
+from datasets.catalog import label_space
+from datasets.labels import CAMVID, CITYSCAPES, UNKNOWN_ID, VOID, LabelSpace
 
 
 def test_cityscapes_table_equals_the_official_one() -> None:

@@ -19,7 +19,7 @@ from datasets.catalog import open_dataset
 from datasets.draws import StableDraws
 from datasets.frame import Frame, FrameRef
 from datasets.labels import CAMVID
-from datasets.partition import METHODS, PARTS, VehicleFrames, describe_partition, partition_frames
+from datasets.partition import METHODS, PARTS, FrameSplit, describe_partition, partition_frames
 
 PLACES = ("city", "sequence")
 
@@ -71,11 +71,11 @@ def ids(count: int) -> list[str]:
     return [f"vehicle-{i:03d}" for i in range(count)]
 
 
-def keys_of(frames: VehicleFrames) -> tuple[str, ...]:
+def keys_of(frames: FrameSplit) -> tuple[str, ...]:
     return frames.train + frames.val + frames.test
 
 
-def check_fleet(partition: dict[str, VehicleFrames], refs: Sequence[FrameRef], vehicles: list[str]) -> None:
+def check_fleet(partition: dict[str, FrameSplit], refs: Sequence[FrameRef], vehicles: list[str]) -> None:
     """Every vehicle has all parts, every frame is owned exactly once."""
     assert list(partition) == vehicles
     owned = Counter(key for frames in partition.values() for key in keys_of(frames))
@@ -193,7 +193,7 @@ def test_dirichlet_has_its_moments(alpha: float) -> None:
     np.testing.assert_allclose(shares.var(axis=0), variance, rtol=0.12)
 
 
-def class_spread(partition: dict[str, VehicleFrames], source: OneClassFrames) -> float:
+def class_spread(partition: dict[str, FrameSplit], source: OneClassFrames) -> float:
     """Mean largest share of a patch class in a vehicle's frames: 0.2 if even, 1 if each has one class."""
     refs = {ref.key: ref for ref in source.refs}
     shares = []
@@ -231,7 +231,7 @@ def test_description_counts_frames_and_pixels() -> None:
             assert sum(pixels.values()) == 15 * len(getattr(frames, part))
             assert pixels["road"] == 11 * len(getattr(frames, part)) and pixels["car"] == 0
     with pytest.raises(ValueError, match="no frame 'nowhere', which vehicle a should own"):
-        describe_partition(source, {"a": VehicleFrames(("nowhere",), (), ())})
+        describe_partition(source, {"a": FrameSplit(("nowhere",), (), ())})
 
 
 @pytest.mark.parametrize(

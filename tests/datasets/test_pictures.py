@@ -18,8 +18,8 @@ from datasets.frame import DatasetError
 from datasets.labels import CAMVID, VOID
 from datasets.readers.folder import DatasetMissing
 from datasets.readers.unlabelled import Pictures
-from edge_client.errors import VehicleError
 from edge_client.host import Host, HostConfig
+from protocol.errors import SettingError
 
 ENTROPY: dict[str, Any] = {
     "algorithm": "blackfed-v2",
@@ -131,5 +131,7 @@ def test_learning_from_labels_is_refused_before_it_begins(
 
 def test_unknown_layout_is_named(tiny_world: World, tmp_path: Path) -> None:
     config = msgspec.structs.replace(TinyFleet(tiny_world, tmp_path).host(CARS[0]), dataset="films")
-    with pytest.raises(VehicleError, match="'films', expected one of: cityscapes, camvid, pictures"):
+    with pytest.raises(
+        SettingError, match="'films', expected one of: cityscapes, camvid, generated, pictures"
+    ):
         Host(config, lambda *_: pytest.fail("must not connect"), None)  # type: ignore[arg-type]

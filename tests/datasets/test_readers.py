@@ -88,7 +88,7 @@ def test_writer_without_instances_uses_the_table(tmp_path: Path) -> None:
     ref = write_cityscapes_frame(tmp_path, "train", frame)
     ids_HW = decode_png(ref.label_path)
     np.testing.assert_array_equal(ids_HW, CITYSCAPES.to_ids(frame.label_HW))
-    assert same_frames(CityscapesFrames(tmp_path, ["train"]).load(ref), frame)
+    assert same_frames(CityscapesFrames(tmp_path, splits=["train"]).load(ref), frame)
 
 
 def test_writer_refuses_what_does_not_fit(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_writer_into_an_unwritable_place_is_an_os_error(tmp_path: Path) -> None:
 def test_official_test_split_is_left_out(cityscapes_root: Path) -> None:
     write_cityscapes_frame(cityscapes_root, "test", make_frame(9, "berlin"))
     assert "berlin" not in {ref.city for ref in CityscapesFrames(cityscapes_root).refs}
-    assert [ref.city for ref in CityscapesFrames(cityscapes_root, ["test"]).refs] == ["berlin"]
+    assert [ref.city for ref in CityscapesFrames(cityscapes_root, splits=["test"]).refs] == ["berlin"]
 
 
 def test_unpaired_files_are_named_in_one_error(cityscapes_root: Path) -> None:
@@ -127,7 +127,7 @@ def test_many_faults_name_ten_and_count_all(tmp_path: Path) -> None:
     for number in range(13):
         write_cityscapes_frame(tmp_path, "train", make_frame(number)).label_path.unlink()
     with pytest.raises(DatasetError, match=r"13 faults: .*; and 3 more$") as caught:
-        CityscapesFrames(tmp_path, ["train"])
+        CityscapesFrames(tmp_path, splits=["train"])
     assert str(caught.value).count("image without label") == 10
 
 
@@ -149,7 +149,7 @@ def test_missing_split_and_empty_split_are_refused(cityscapes_root: Path) -> Non
     for kind in ("leftImg8bit", "gtFine"):
         (cityscapes_root / kind / "test").mkdir()
     with pytest.raises(DatasetError, match="no frames in the splits test"):
-        CityscapesFrames(cityscapes_root, ["test"])
+        CityscapesFrames(cityscapes_root, splits=["test"])
 
 
 def test_faulty_files_are_named_when_loaded_and_gathered_by_verify(cityscapes_root: Path) -> None:
@@ -306,7 +306,7 @@ def test_real_camvid_is_read_whole(camvid_root: Path) -> None:
 def test_missing_data_says_what_was_expected_and_how_to_get_it(tmp_path: Path) -> None:
     for name in DATASETS:
         with pytest.raises(DatasetMissing) as caught:
-            open_dataset(name, tmp_path / "nowhere")
+            open_dataset(name, tmp_path / "nowhere", CITYSCAPES)
         message = str(caught.value)
         assert "nowhere: expected" in message and "blackfleet dataset generate" in message
         assert "\n" not in message and "{root}" not in message

@@ -1,0 +1,79 @@
+"""What makes a data set one that every part of the product can read: one entry of the catalog."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from datasets.frame import FrameSource
+from datasets.ground_truth import FrameGroundTruth, GroundTruth
+from datasets.labels import LabelSpace
+from protocol.errors import SettingError
+
+if TYPE_CHECKING:
+    from datasets.generated.settings import GeneratorSettings
+
+
+class Renderer(Protocol):
+    """Draws the frames of a data set that isn't recorded."""
+
+    def __call__(
+        self,
+        root: Path,
+        settings: GeneratorSettings,
+        *,
+        workers: int = 1,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Write every frame below `root` so that the entry's `open` reads them; go on with a part of them.
+
+        `workers` is the number of processes that render, `progress` is called with (frames done, frames in
+        all).
+
+        Raises:
+            ValueError: a setting is out of range, or `root` holds something else.
+            OSError: `root` can't be written.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetEntry:
+    """One data set: nothing else in the product knows it by name.
+
+    A new one is a file with its reader (classes and entry included) and a line in `datasets.catalog`.
+    """
+
+    name: str
+    """What options and results call it."""
+    title: str
+    """What people call it, in tables and reports."""
+    label_space: LabelSpace | None
+    """Its classes; None: its frames have no labels, and the classes are those of the network that looks at
+    them."""
+    open: Callable[[Path, LabelSpace], FrameSource]
+    """Opens a folder, with `label_space` or, where that is None, with the network's classes.
+
+    Raises `DatasetMissing` where the folder doesn't hold this data set, `DatasetError` where it is incomplete
+    or malformed. `datasets.readers.folder.FrameFolder` does all but finding the files.
+    """
+    how_to_get: str
+    """Ends the message about missing data; `{root}` stands for the folder that was asked for."""
+    ground_truth: Callable[[Path], GroundTruth] | None = None
+    """Opens a folder's labels to score predictions against; None: those of the frames that `open` finds."""
+    render: Renderer | None = None
+    """Draws the frames where there are none yet; None: they are recorded, and somebody has to bring them."""
+
+    def open_ground_truth(self, folder: Path) -> GroundTruth:
+        """The labels in `folder`, to score predictions against.
+
+        Raises:
+            DatasetMissing, DatasetError: as `open`.
+            SettingError: the data set has no labels.
+        """
+        if self.label_space is None:
+            raise SettingError(f"data set {self.name} has no labels to score predictions against")
+        if self.ground_truth is not None:
+            return self.ground_truth(folder)
+        return FrameGroundTruth(self.open(folder, self.label_space))
