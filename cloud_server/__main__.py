@@ -87,7 +87,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--vehicles", help="comma-separated ids of the vehicles that take part")
     defaults = {field.name: field.default for field in msgspec.structs.fields(CloudConfig)}
     parser.add_argument(
-        "--algorithm", choices=sorted(FLEET_ALGORITHMS), help=f"default {defaults['algorithm']}"
+        "--algorithm",
+        help=f"one of {', '.join(FLEET_ALGORITHMS)}, or package.module:name of your own (default "
+        f"{defaults['algorithm']})",
     )
     parser.add_argument(
         "--rounds", type=int, help=f"in each, every vehicle has a turn (default {defaults['rounds']})"

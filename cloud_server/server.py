@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from cloud_server.algorithms.base import Algorithm, Context
-from cloud_server.algorithms.table import FLEET_ALGORITHMS
+from cloud_server.algorithms.table import build_algorithm, check_fleet_algorithm
 from cloud_server.combinations import check_combination
 from cloud_server.config import CloudConfig
 from cloud_server.desk.desk import Desk
@@ -56,13 +56,8 @@ class Server:
             CloudError: the algorithm or label space is unknown, settings contradict each other, or the folder
                 holds another run.
         """
-        row = FLEET_ALGORITHMS.get(config.algorithm)
-        if row is None or row.build is None:
-            raise CloudError(
-                f"unknown algorithm {config.algorithm!r}, expected one of: {', '.join(FLEET_ALGORITHMS)}"
-            )
-        self._build = row.build
         try:
+            check_fleet_algorithm(config.algorithm)
             check_combination(config)
             self._label_space = label_space(config.label_space)
         except ValueError as error:
@@ -166,7 +161,8 @@ class Server:
                 vehicle: trainer.logit_size(self._registry.feature_shape(vehicle))
                 for vehicle in config.vehicles
             }
-        return self._build(
+        return build_algorithm(
+            config.algorithm,
             Context(
                 config=config,
                 label_space=self._label_space,
@@ -180,7 +176,7 @@ class Server:
                 source_frames={
                     vehicle: len(self._registry.frames(vehicle, "source")) for vehicle in config.vehicles
                 },
-            )
+            ),
         )
 
     def _settle(self) -> None:

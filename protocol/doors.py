@@ -141,8 +141,8 @@ def misfit(value: Any, kind: type) -> str | None:
                 return f"must be callable with {_arguments(member)}, got {_described(value)}"
             return f"lacks the method {name}{_arguments(member)}, got {_described(value)}"
         if not _takes(found, member):
-            label = "it" if name == "__call__" else name
-            return f"{label} must take {_arguments(member)}, takes {inspect.signature(found)}"
+            label = "" if name == "__call__" else f"{name} "
+            return f"{label}must take {_arguments(member)}, takes {inspect.signature(found)}"
     for name, hint in get_type_hints(kind).items():
         if not hasattr(value, name):
             return f"lacks the attribute {name}, got {_described(value)}"
@@ -206,7 +206,10 @@ def _described(value: Any) -> str:
         return f"the class {value.__name__}"
     if isinstance(value, FunctionType):
         return f"the function {value.__name__}{inspect.signature(value)}"
-    return f"the module {value.__name__}" if isinstance(value, ModuleType) else f"a {type(value).__name__}"
+    if isinstance(value, ModuleType):
+        return f"the module {value.__name__}"
+    name = type(value).__name__
+    return f"{'an' if name[0].lower() in 'aeio' else 'a'} {name}"
 
 
 def _not_found(error: ModuleNotFoundError, module_name: str) -> str:

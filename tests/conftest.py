@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "system" in item.path.relative_to(Path(__file__).parent).parts:
             item.add_marker(pytest.mark.system)
+
+
+@pytest.fixture
+def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], str]]:
+    """Puts a module of somebody else's on the import path, from its name and its text; gives the name."""
+    folder = tmp_path / "foreign"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(folder)
+    names = []
+
+    def write(name: str, text: str) -> str:
+        (folder / f"{name}.py").write_text(text)
+        names.append(name)
+        return name
+
+    yield write
+    for name in names:
+        sys.modules.pop(name, None)
 
 
 @pytest.fixture(scope="session")

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
 from dataclasses import dataclass
+from typing import Protocol
 
 from cloud_server.algorithms.base import Algorithm, Context
+from protocol.errors import SettingError
+
+
+class BuildsAlgorithm(Protocol):
+    """Makes an algorithm, in the cloud."""
+
+    def __call__(self, context: Context) -> Algorithm:
+        """`context` is what the server lends to it."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +37,8 @@ class AlgorithmRow:
     """What `algorithm` in the settings says."""
     title: str
     """What a person chooses by, in a few words."""
-    build: Callable[[Context], Algorithm] | None
-    """Makes it, in the cloud; None: it needs no fleet, the operator has all frames in one place."""
+    build: BuildsAlgorithm | None
+    """Makes it; None: it needs no fleet, the operator has all frames in one place."""
     colour: str
     """In charts: `#rrggbb`."""
     needs: Needs = Needs()
@@ -36,3 +46,7 @@ class AlgorithmRow:
     """It trains encoder and network as one, on labels alone: neither can stay as it is."""
     cloud_rests: bool = False
     """The cloud's network does next to nothing during a turn: every core may be a vehicle's."""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"#[0-9a-fA-F]{6}", self.colour):
+            raise SettingError(f"an algorithm's colour must be #rrggbb, got {self.colour!r}")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from functools import partial
 
+from cloud_server.algorithms.base import Algorithm, Context
 from cloud_server.algorithms.blackfed import BlackFed
 from cloud_server.algorithms.blackfleet import BlackFleet
 from cloud_server.algorithms.fedavg import FedAvg
 from cloud_server.algorithms.individual import individual
-from cloud_server.algorithms.row import AlgorithmRow, Needs
+from cloud_server.algorithms.row import AlgorithmRow, BuildsAlgorithm, Needs
 from cloud_server.algorithms.split import split
-from protocol.errors import SettingError
+from protocol.doors import Door, is_foreign, misfit
 
 _ROWS = (
     AlgorithmRow(
@@ -70,18 +71,50 @@ _ROWS = (
 )
 
 ALGORITHMS = {row.name: row for row in _ROWS}
-"""What `algorithm` in a scenario may name."""
+"""What `algorithm` in a scenario may name, besides somebody else's."""
 FLEET_ALGORITHMS = {row.name: row for row in _ROWS if row.build is not None}
-"""What `algorithm` in the cloud's settings may name."""
+"""What `algorithm` in the cloud's settings may name, besides somebody else's."""
+
+ALGORITHM_DOOR = Door("algorithm", AlgorithmRow, ALGORITHMS)
+_FLEET_DOOR = Door("algorithm", AlgorithmRow, FLEET_ALGORITHMS)
 
 
 def algorithm_row(name: str) -> AlgorithmRow:
-    """The row of a name.
+    """The row of a name: one of ours, or `package.module:name` of an `AlgorithmRow`.
 
     Raises:
-        SettingError: no algorithm has this name; the message says which there are.
+        SettingError: nothing that fits is behind the name; the message says which there are.
     """
-    try:
-        return ALGORITHMS[name]
-    except KeyError:
-        raise SettingError(f"unknown algorithm {name!r}, expected one of: {', '.join(ALGORITHMS)}") from None
+    row = ALGORITHM_DOOR.find(name)
+    if is_foreign(name):
+        reason = misfit(row.build, BuildsAlgorithm)
+        if reason is not None:
+            raise ALGORITHM_DOOR.refuse(name, f"its build {reason}")
+    return row
+
+
+def build_algorithm(name: str, context: Context) -> Algorithm:
+    """The algorithm of a fleet.
+
+    Raises:
+        SettingError: nothing that fits is behind the name.
+    """
+    build = _FLEET_DOOR.find(name).build
+    assert build is not None
+    with ALGORITHM_DOOR.guard(name):
+        algorithm = build(context)
+    if is_foreign(name):
+        reason = misfit(algorithm, Algorithm)
+        if reason is not None:
+            raise ALGORITHM_DOOR.refuse(name, f"what it builds {reason}")
+    return algorithm
+
+
+def check_fleet_algorithm(name: str) -> None:
+    """Refuse an algorithm that is unknown, or needs no fleet.
+
+    Raises:
+        SettingError: the message says which there are.
+    """
+    _FLEET_DOOR.find(name)
+    algorithm_row(name)

@@ -13,7 +13,7 @@ from rich.console import Console
 import fleet.compare.sweep as comparing
 import fleet.run.launch as launching
 import fleet.run.pretrain as pretraining
-from cloud_server.algorithms.table import ALGORITHMS
+from cloud_server.algorithms.table import ALGORITHM_DOOR
 from datasets.catalog import LABELLED
 from datasets.generated import GeneratorSettings, generate_dataset
 from fleet.cli.evaluate import run_evaluate
@@ -109,7 +109,7 @@ def pretrain(
 def compare(
     *,
     scenario: Scenario,
-    algorithms: Annotated[str, typer.Option(help=f"Some of {', '.join(ALGORITHMS)}, comma-separated.")],
+    algorithms: Annotated[str, typer.Option(help=f"Some of {ALGORITHM_DOOR.choices}; comma-separated.")],
     compare_dir: Annotated[Path, typer.Option(help="Folder for all runs and the comparison.")],
     seeds: Annotated[str, typer.Option(help="Comma-separated; each algorithm runs with each.")] = "0",
     reference: Annotated[

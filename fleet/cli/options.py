@@ -80,7 +80,8 @@ SCENARIO_OPTIONS = (
         "algorithm",
         "algorithm",
         str,
-        f"{'; '.join(f'{row.name}: {row.title}' for row in ALGORITHMS.values())}.",
+        f"{'; '.join(f'{row.name}: {row.title}' for row in ALGORITHMS.values())}; or package.module:name "
+        f"of your own.",
     ),
     ScenarioOption("rounds", "rounds", int, "Rounds; in each, every vehicle has a turn."),
     ScenarioOption("image_size", "image_size", str, "What the encoders see, WxH in pixels."),

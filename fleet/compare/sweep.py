@@ -25,6 +25,7 @@ from fleet.run.folder import SCENARIO_NAME, readable_by_owner_alone, write_scena
 from fleet.run.launch import launch
 from fleet.scenario import Scenario, load_scenario
 from protocol.atomic import write_bytes_atomic, write_json_atomic
+from protocol.doors import file_name
 from protocol.errors import SettingError
 
 MARKDOWN_NAME = "compare.md"
@@ -99,7 +100,7 @@ def compare(
     with readable_by_owner_alone():
         scenario = _claim(scenario, folder)
     runs = [
-        _Run(algorithm=algorithm, seed=seed, folder=folder / f"{algorithm}-seed{seed}")
+        _Run(algorithm=algorithm, seed=seed, folder=folder / f"{file_name(algorithm)}-seed{seed}")
         for seed in seeds
         for algorithm in algorithms
     ]

@@ -16,8 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator
 from numpy.typing import NDArray
 
-from cloud_server.algorithms.table import ALGORITHMS
+from cloud_server.algorithms.table import algorithm_row
 from fleet.report.data import ReportData, Run, Summary
+from protocol.errors import SettingError
 
 # Drawn in these, then replaced by the page's variables.
 _INK, _MUTED, _GRID, _CARD = "#010203", "#010204", "#010205", "#010206"
@@ -72,7 +73,13 @@ _numbers = count()
 def colours(algorithms: Sequence[str]) -> dict[str, str]:
     """A colour for each algorithm, the same in every report where the algorithm is a known one."""
     others = iter(_OTHER_COLOURS * len(algorithms))
-    return {name: ALGORITHMS[name].colour if name in ALGORITHMS else next(others) for name in algorithms}
+    colours = {}
+    for name in algorithms:
+        try:
+            colours[name] = algorithm_row(name).colour
+        except SettingError:  # of a run made elsewhere, with what is not installed here
+            colours[name] = next(others)
+    return colours
 
 
 def scores_chart(rows: Sequence[Summary]) -> str:

@@ -27,12 +27,13 @@ from fleet.run.progress import result_table
 from fleet.run.start import FOLDER_NAME as START_FOLDER
 from fleet.run.start import Start
 from fleet.scenario import Scenario
+from protocol.doors import file_name
 
 
 def default_run_folder(scenario: Scenario) -> Path:
     """`runs/<time>-<algorithm>-<dataset>` below the current folder."""
     moment = datetime.now().strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{moment}-{scenario.algorithm}-{scenario.dataset.name}"
+    return Path("runs") / file_name(f"{moment}-{scenario.algorithm}-{scenario.dataset.name}")
 
 
 def launch(scenario: Scenario, run_folder: Path, *, resume: bool, console: Console) -> dict[str, Any]:

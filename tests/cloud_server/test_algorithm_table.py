@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from cloud_server.algorithms.table import ALGORITHMS, FLEET_ALGORITHMS, algorithm_row
+from cloud_server.algorithms.table import (
+    ALGORITHMS,
+    FLEET_ALGORITHMS,
+    algorithm_row,
+    build_algorithm,
+    check_fleet_algorithm,
+)
+from protocol.doors import DoorError
 from protocol.errors import SettingError
 
 ROOT = Path(__file__).parents[2]
@@ -62,3 +69,43 @@ def test_only_centralized_needs_no_fleet() -> None:
 def test_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(SettingError, match=r"unknown algorithm 'fedavgg', expected one of: blackfleet, .*"):
         algorithm_row("fedavgg")
+
+
+FOREIGN = """
+from cloud_server.algorithms.row import AlgorithmRow
+
+def row(build):
+    return AlgorithmRow(name="x", title="x", build=build, colour="#000000")
+
+half = row(lambda context: object())
+homeless = row(None)
+deaf = row(lambda: object())
+broken = row(lambda context: context.nothing)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("row", ["must be of class AlgorithmRow", "the function row(build)"]),
+        ("homeless", ["its build must be callable with (context)", "NoneType"]),
+        ("deaf", ["its build must take (context)", "takes ()"]),
+        ("three", ["has no 'three'"]),
+    ],
+)
+def test_row_of_somebody_else_that_does_not_fit_is_refused(
+    foreign: Callable[[str, str], str], name: str, words: list[str]
+) -> None:
+    with pytest.raises(DoorError) as refusal:
+        check_fleet_algorithm(f"{foreign('foreign_rows', FOREIGN)}:{name}")
+    assert all(word in str(refusal.value) for word in words), str(refusal.value)
+
+
+def test_algorithm_of_somebody_else_that_is_none_is_refused(foreign: Callable[[str, str], str]) -> None:
+    module = foreign("foreign_rows", FOREIGN)
+    with pytest.raises(DoorError, match=r"what it builds lacks the method .*, got an object"):
+        build_algorithm(f"{module}:half", None)  # type: ignore[arg-type]
+    with pytest.raises(DoorError, match=r"broken: AttributeError: .*nothing.*foreign_rows\.py, line"):
+        build_algorithm(f"{module}:broken", None)  # type: ignore[arg-type]
+    with pytest.raises(DoorError, match="unknown algorithm 'centralized', expected one of: blackfleet"):
+        check_fleet_algorithm("centralized")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -190,17 +190,13 @@ def narrow(spec):
 
 
 @pytest.fixture
-def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A module of somebody else's, by its name."""
-    (tmp_path / "foreign_networks.py").write_text(FOREIGN)
-    monkeypatch.syspath_prepend(tmp_path)
-    yield "foreign_networks"
-    sys.modules.pop("foreign_networks", None)
+def module(foreign: Callable[[str, str], str]) -> str:
+    return foreign("foreign_networks", FOREIGN)
 
 
-def test_network_of_somebody_else_is_built_from_the_seed(foreign: str) -> None:
+def test_network_of_somebody_else_is_built_from_the_seed(module: str) -> None:
     state = torch.random.get_rng_state()
-    first, second = (make(f"{foreign}:halves") for _ in range(2))
+    first, second = (make(f"{module}:halves") for _ in range(2))
     assert torch.equal(torch.random.get_rng_state(), state)
     assert first(torch.randn(2, 8, 12, 16)).shape == (2, 11, 24, 32)
     weights = second.state_dict()
@@ -219,9 +215,9 @@ def test_network_of_somebody_else_is_built_from_the_seed(foreign: str) -> None:
         ("narrow", ["AttributeError", "unknown", "foreign_networks.py, line"]),
     ],
 )
-def test_network_that_does_not_fit_is_refused_in_one_line(foreign: str, name: str, words: list[str]) -> None:
+def test_network_that_does_not_fit_is_refused_in_one_line(module: str, name: str, words: list[str]) -> None:
     with pytest.raises(DoorError) as refusal:
-        make(f"{foreign}:{name}")
+        make(f"{module}:{name}")
     line = str(refusal.value)
-    assert line.startswith(f"network {foreign}:{name}: ") and "\n" not in line
+    assert line.startswith(f"network {module}:{name}: ") and "\n" not in line
     assert all(word in line for word in words), line

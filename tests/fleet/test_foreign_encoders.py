@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +39,8 @@ def unfinished():
 
 
 @pytest.fixture
-def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    (tmp_path / "foreign_encoders.py").write_text(MODULE)
-    monkeypatch.syspath_prepend(tmp_path)
-    yield "foreign_encoders"
-    sys.modules.pop("foreign_encoders", None)
+def module(foreign: Callable[[str, str], str]) -> str:
+    return foreign("foreign_encoders", MODULE)
 
 
 def test_bundle_of_somebody_elses_encoder_carries_its_name(module: str, tmp_path: Path) -> None:
