@@ -133,8 +133,8 @@ class EvaluationPart(_Part, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class Scenario(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One run."""
 
-    fleet: str = "fleet"
-    """Third level of every topic."""
+    fleet: str | None = None
+    """Third level of every topic; None = a name of its own for each run, `fleet-` and eight digits."""
     algorithm: str = "blackfleet"
     vehicles: int = 4
     vehicles_per_host: int | None = None
@@ -214,6 +214,11 @@ class Scenario(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 check_frame_bytes(self.frame_bytes, shape)
 
     @property
+    def fleet_id(self) -> str:
+        """The fleet's name, also before a run has got one of its own."""
+        return self.fleet or "fleet"
+
+    @property
     def vehicle_ids(self) -> tuple[str, ...]:
         """`car-01`, `car-02`, …"""
         width = max(2, len(str(self.vehicles)))
@@ -234,7 +239,7 @@ class Scenario(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def cloud_config(self) -> CloudConfig:
         """The cloud's part of the scenario, with thread counts that leave cores to the vehicles at work."""
         return CloudConfig(
-            fleet=self.fleet,
+            fleet=self.fleet_id,
             vehicles=self.vehicle_ids,
             algorithm=self.algorithm,
             rounds=self.rounds,

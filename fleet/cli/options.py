@@ -65,6 +65,9 @@ SCENARIO_OPTIONS = (
     ScenarioOption(
         "frames_per_vehicle", "dataset.frames_per_vehicle", int, "At most so many frames of each vehicle."
     ),
+    ScenarioOption(
+        "fleet", "fleet", str, "The fleet's name on the broker; default: a name of its own for each run."
+    ),
     ScenarioOption("vehicles", "vehicles", int, "Number of vehicles: car-01, car-02, …"),
     ScenarioOption(
         "condition",

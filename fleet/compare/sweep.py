@@ -21,7 +21,15 @@ from fleet.errors import OperatorError
 from fleet.report.data import read_training
 from fleet.report.page import write_report
 from fleet.run.checks import check_runnable
-from fleet.run.folder import SCENARIO_NAME, readable_by_owner_alone, write_scenario
+from fleet.run.folder import (
+    LEFT_BY_COMPARISONS,
+    LEFT_BY_RUNS,
+    SCENARIO_NAME,
+    readable_by_owner_alone,
+    settled,
+    with_absolute_paths,
+    write_scenario,
+)
 from fleet.run.launch import launch
 from fleet.scenario import Scenario, load_scenario
 from protocol.atomic import write_bytes_atomic, write_json_atomic
@@ -43,7 +51,7 @@ class _Run:
 
     @property
     def is_complete(self) -> bool:
-        return (self.folder / RESULT_NAME).exists()
+        return (self.folder / SCENARIO_NAME).exists() and (self.folder / RESULT_NAME).exists()
 
 
 def parse_algorithms(text: str) -> tuple[str, ...]:
@@ -177,12 +185,19 @@ def _claim(scenario: Scenario, folder: Path) -> Scenario:
     if not path.exists():
         if folder.exists() and any(folder.iterdir()):
             raise OperatorError(f"{folder} holds something else than a comparison; choose another folder")
-        scenario = msgspec.structs.replace(scenario, cores=scenario.core_count)
+        scenario = settled(scenario)
         folder.mkdir(parents=True, exist_ok=True)
         write_scenario(folder, scenario)
         return scenario
-    kept = load_scenario(path, {})
-    scenario = msgspec.structs.replace(scenario, cores=scenario.cores or kept.cores)
+    runs_own = sorted(
+        path.name for path in folder.iterdir() if path.name in LEFT_BY_RUNS - LEFT_BY_COMPARISONS
+    )
+    if runs_own:
+        raise OperatorError(
+            f"{folder} holds a run ({', '.join(runs_own)}) and no comparison; choose another --compare-dir"
+        )
+    kept = with_absolute_paths(load_scenario(path, {}))
+    scenario = with_absolute_paths(msgspec.structs.replace(scenario, cores=scenario.cores or kept.cores))
     difference = _first_difference(_flat(kept), _flat(scenario))
     if difference is not None:
         raise OperatorError(

@@ -125,7 +125,7 @@ def _write_settings(job: Job) -> list[Path]:
     paths: list[Path] = []
     for first in range(0, len(vehicles), scenario.per_host):
         host = HostConfig(
-            fleet=scenario.fleet,
+            fleet=scenario.fleet_id,
             dataset=scenario.dataset.name,
             data_root=str(data_folder(scenario, run_folder)),
             vehicles=tuple(vehicles[first : first + scenario.per_host]),

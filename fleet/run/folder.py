@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import secrets
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -18,6 +20,19 @@ from protocol.atomic import write_bytes_atomic
 from protocol.session.broker_url import parse_broker_url
 
 SCENARIO_NAME = "scenario.yaml"
+LEFT_BY_COMPARISONS = frozenset({SCENARIO_NAME, "compare.json", "compare.md", "report.html"})
+LEFT_BY_RUNS = LEFT_BY_COMPARISONS | frozenset(
+    {
+        *("result.json", "partition.json", "log.jsonl", "cloud.json"),
+        *("cloud", "vehicles", "hosts", "processes", "bundles", "local_heads", "local_model", "start"),
+        *("predictions", "overlays", "tensorboard"),
+        # of pretraining
+        *("start.json", "encoder", "cloud_network.safetensors", "source_features.msgpack"),
+    }
+)
+"""What runs write, and comparisons. Generated frames in `data` are none of it: they say what they are."""
+_PATHS = ("dataset.root", "start", "network.weights")
+"""Settings that are paths wherever the launcher was started."""
 _LOCK_NAME = ".lock"
 _OTHERS = 0o077
 """What a umask takes from everyone but the owner."""
@@ -56,12 +71,10 @@ def begin_run(scenario: Scenario, run_folder: Path) -> Scenario:
     """Make the folder this run's own, with its exact configuration, which is returned.
 
     Raises:
-        OperatorError: it is another run's, or can't be written.
+        OperatorError: it is another run's, holds what another run has left, or can't be written.
     """
-    if (run_folder / SCENARIO_NAME).exists():
-        raise OperatorError(f"{run_folder} holds a run already; add --resume, or choose another folder")
-    # Thread counts are part of what makes a run repeatable: the file says how many cores it was planned for.
-    scenario = msgspec.structs.replace(scenario, cores=scenario.core_count)
+    check_new(run_folder)
+    scenario = with_own_fleet(settled(scenario))
     try:
         run_folder.mkdir(parents=True, exist_ok=True)
         write_scenario(run_folder, scenario)
@@ -70,6 +83,54 @@ def begin_run(scenario: Scenario, run_folder: Path) -> Scenario:
             f"can't write to {run_folder}: {error.strerror}; choose another folder"
         ) from error
     return scenario
+
+
+def check_new(folder: Path) -> None:
+    """Refuse a folder in which a run, or a part of one, would pass for the one that is to begin there.
+
+    Raises:
+        OperatorError: the message names what is there.
+    """
+    if (folder / SCENARIO_NAME).exists():
+        raise OperatorError(f"{folder} holds a run already; add --resume, or choose another folder")
+    left = (
+        sorted(path.name for path in folder.iterdir() if path.name in LEFT_BY_RUNS) if folder.is_dir() else []
+    )
+    if left:
+        raise OperatorError(
+            f"{folder} holds what another run has left ({', '.join(left)}), but no {SCENARIO_NAME} to resume "
+            f"it by; remove that, or choose another folder"
+        )
+
+
+def settled(scenario: Scenario) -> Scenario:
+    """The scenario as it is kept: it means the same wherever, and on however many cores, it is read again."""
+    # Thread counts are part of what makes a run repeatable: the file says how many cores it was planned for.
+    return with_absolute_paths(msgspec.structs.replace(scenario, cores=scenario.core_count))
+
+
+def with_absolute_paths(scenario: Scenario) -> Scenario:
+    """The scenario, its relative paths seen from the current folder."""
+    for key in _PATHS:
+        *sections, name = key.split(".")
+        part: Any = scenario
+        for section in sections:
+            part = getattr(part, section)
+        path = getattr(part, name)
+        if path is not None:
+            part = msgspec.structs.replace(part, **{name: str(Path(path).absolute())})
+            scenario = msgspec.structs.replace(scenario, **{sections[0]: part}) if sections else part
+    return scenario
+
+
+def with_own_fleet(scenario: Scenario) -> Scenario:
+    """The scenario with a fleet's name that no other run has, unless it has one: runs may share a broker.
+
+    All such names are of one length, so that a run's bytes don't depend on its name.
+    """
+    if scenario.fleet is not None:
+        return scenario
+    return msgspec.structs.replace(scenario, fleet=f"fleet-{secrets.token_hex(4)}")
 
 
 def kept_scenario(run_folder: Path) -> Scenario:
@@ -81,6 +142,11 @@ def kept_scenario(run_folder: Path) -> Scenario:
     path = run_folder / SCENARIO_NAME
     if not path.is_file():
         raise OperatorError(f"{run_folder} holds no run to resume ({SCENARIO_NAME} is missing)")
+    if any(run_folder.glob(f"*/{SCENARIO_NAME}")):
+        raise OperatorError(
+            f"{run_folder} holds a comparison and no run; go on with `blackfleet compare` and the same "
+            f"options"
+        )
     return load_scenario(path, {})
 
 

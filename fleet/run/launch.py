@@ -7,6 +7,7 @@ overlays and prints the table.
 from __future__ import annotations
 
 import json
+import shutil
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from rich.console import Console
 
 from cloud_server.algorithms.table import algorithm_row
 from cloud_server.storage.results import RESULT_NAME
-from fleet.run.allocation import allocate, open_data, source_test_frames, write_partition
+from fleet.run.allocation import PARTITION_NAME, allocate, open_data, source_test_frames, write_partition
 from fleet.run.centralized import run_centralized
 from fleet.run.checks import check_runnable, check_start
 from fleet.run.fleet_run import run_fleet
@@ -64,9 +65,11 @@ def _launch(scenario: Scenario, run_folder: Path, *, resume: bool, console: Cons
         tested = source_test_frames(scenario, start.spec, source) if start else ()
         shares = allocate(scenario, source, source_keys=tested)
         write_partition(run_folder, source, shares)
-    except (ValueError, OSError):
+    except Exception:
         if not resume:
             # Nothing has begun: the mended command must find the folder free.
+            (run_folder / PARTITION_NAME).unlink(missing_ok=True)
+            shutil.rmtree(run_folder / START_FOLDER, ignore_errors=True)
             (run_folder / SCENARIO_NAME).unlink(missing_ok=True)
         raise
     if not (run_folder / RESULT_NAME).exists():

@@ -65,7 +65,8 @@ def test_result_has_every_field_with_values_in_range(reference: Launch) -> None:
 def test_run_folder_holds_everything_a_run_leaves(reference: Launch) -> None:
     folder = reference.run_folder
     kept = load_scenario(folder / "scenario.yaml", {})
-    assert kept == load_scenario(reference.scenario, {"broker": "amqtt"})
+    assert kept.fleet is not None
+    assert kept == load_scenario(reference.scenario, {"broker": "amqtt", "fleet": kept.fleet})
     events = [
         json.loads(line, parse_constant=_refuse_constant)
         for line in (folder / "log.jsonl").read_text().splitlines()
