@@ -42,6 +42,7 @@ from fleet.scenario import DatasetPart, Scenario, parse_image_size
 from protocol.batches import batch_bounds
 from protocol.codec.bits import encode_within
 from protocol.codec.tensor import EncodedTensor, decode, encode
+from protocol.errors import MENDABLE
 from protocol.noise import derive_seed, permutation
 
 LOSS_TARGET_POINTS = 0.5
@@ -218,7 +219,7 @@ def main() -> None:
                 ),
             )
             bench = Bench(scenario, Path(folder), steps=steps)
-        except (ValueError, OSError) as error:
+        except MENDABLE as error:
             parser.error(str(error))
         codings = [coding for coding in CODINGS if coding is FLOAT32 or coding.name in options.codings]
         rows = run(bench, codings, train_each=options.train)

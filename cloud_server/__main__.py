@@ -16,12 +16,11 @@ from cloud_server.algorithms.table import FLEET_ALGORITHMS
 from cloud_server.config import CloudConfig, read_config
 from cloud_server.errors import CloudError, Stopped
 from cloud_server.service import serve
-from cloud_server.storage.checkpoint import CheckpointError
 from datasets.catalog import LABEL_SPACES
+from protocol.errors import Mistake
 from protocol.session.broker_url import BROKER_VARIABLE
 from protocol.session.connect import connector
 from protocol.session.mqtt import NetworkLoop
-from protocol.session.transport import BrokerUnreachable
 
 log = logging.getLogger("cloud_server")
 
@@ -53,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Stopped:
         log.info("stopped; everything committed is in %s", options.run_dir)
         return 130
-    except (BrokerUnreachable, CloudError, CheckpointError, ValueError) as error:
+    except Mistake as error:
         log.debug("", exc_info=True)
         print(f"cloud_server: {error}", file=sys.stderr)
         return 2

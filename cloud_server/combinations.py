@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from cloud_server.algorithms.table import algorithm_row
 from cloud_server.config import CloudConfig
+from protocol.errors import SettingError
 
 
 def check_combination(config: CloudConfig) -> None:
     """Refuse settings that the algorithm can't follow.
 
     Raises:
-        ValueError: the message names the setting, its value and what to do.
+        SettingError: the message names the setting, its value and what to do.
     """
     row, entropy = algorithm_row(config.algorithm), config.objective == "entropy"
     if row.in_one_piece:
@@ -22,7 +23,7 @@ def check_combination(config: CloudConfig) -> None:
             ("network.source_replay", f"{config.network.source_replay:g}", "0"),
         ):
             if value != needed:
-                raise ValueError(
+                raise SettingError(
                     f"{row.name} trains encoder and network in one piece, on labels: {name} must be "
                     f"{needed}, got {value}; choose another algorithm"
                 )
@@ -31,17 +32,17 @@ def check_combination(config: CloudConfig) -> None:
         ("network.source_replay", config.network.source_replay),
     ):
         if steps and not config.network.learns:
-            raise ValueError(
+            raise SettingError(
                 f"a network that does not learn (network.learns is false) takes no steps: {name} must be 0, "
                 f"got {steps:g}"
             )
     if entropy and row.needs.local_head:
-        raise ValueError(
+        raise SettingError(
             f"{row.name}'s vehicles learn with a local head, which needs labels: objective must be labels, "
             f"got entropy; choose another algorithm"
         )
     if entropy and config.network.learns:
-        raise ValueError(
+        raise SettingError(
             "objective entropy needs network.learns false (--no-network-learns): a network that learns "
             "with it collapses, certain of one class everywhere"
         )

@@ -20,6 +20,7 @@ from cloud_server.learner_config import (
 )
 from protocol.codec.bits import check_frame_bytes
 from protocol.codec.tensor import BITS
+from protocol.errors import SettingError
 from protocol.messages import EPOCHS_LIMIT
 from protocol.noise import derive_seed
 from protocol.plans.checks import Config, above, at_least, one_of
@@ -45,7 +46,7 @@ class NetworkConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     def __post_init__(self) -> None:
         if not 0 <= self.source_replay <= 1:
-            raise ValueError(f"network.source_replay must be from 0 to 1, got {self.source_replay}")
+            raise SettingError(f"network.source_replay must be from 0 to 1, got {self.source_replay}")
 
 
 class FirstOrderConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -73,12 +74,12 @@ class FirstOrderConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=
         at_least(self.replay_steps, 0, "first_order.replay_steps")
         at_least(self.cache_frames, 1, "first_order.cache_frames")
         if self.replay_steps and self.cache_frames < self.batch_size:
-            raise ValueError(
+            raise SettingError(
                 f"first_order.cache_frames must be at least first_order.batch_size, {self.batch_size}, got "
                 f"{self.cache_frames}"
             )
         if self.passes > EPOCHS_LIMIT:
-            raise ValueError(
+            raise SettingError(
                 f"first_order.epochs times 1 + replay_steps must be at most {EPOCHS_LIMIT}, got {self.passes}"
             )
         above(self.rate, 0, "first_order.rate")
@@ -177,20 +178,20 @@ class CloudConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True)
     def __post_init__(self) -> None:
         topics.check_id(self.fleet, "fleet id")
         if not self.vehicles:
-            raise ValueError("a fleet needs at least one vehicle, got none")
+            raise SettingError("a fleet needs at least one vehicle, got none")
         for vehicle in self.vehicles:
             topics.check_vehicle_id(vehicle)
         if len(set(self.vehicles)) != len(self.vehicles):
-            raise ValueError(f"vehicle ids must differ, got {', '.join(self.vehicles)}")
+            raise SettingError(f"vehicle ids must differ, got {', '.join(self.vehicles)}")
         at_least(self.rounds, 1, "rounds")
         at_least(self.payload_limit_bytes, SMALLEST_PAYLOAD_LIMIT_BYTES, "payload_limit_bytes")
         if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed must be at least 0 and below 2^63, got {self.seed}")
+            raise SettingError(f"seed must be at least 0 and below 2^63, got {self.seed}")
         one_of(self.bits, BITS, "bits")
         if self.frame_bytes is not None:
             at_least(self.frame_bytes, 1, "frame_bytes")
             if self.bits == 32:
-                raise ValueError(
+                raise SettingError(
                     f"frame_bytes of {self.frame_bytes} needs bits of 8 or fewer, got 32, which no channel "
                     f"can have by itself; set bits to 8"
                 )
@@ -200,12 +201,12 @@ class CloudConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True)
         one_of(self.objective, ("labels", "entropy"), "objective")
         at_least(self.anchor, 0, "anchor")
         if self.network.source_replay and self.network.source_features is None:
-            raise ValueError(
+            raise SettingError(
                 "network.source_replay needs source features, which a pretrained start brings; give --start "
                 "(by hand: network.source_features)"
             )
         if self.feedback_network not in ("latest", "best"):
-            raise ValueError(f"feedback_network must be latest or best, got {self.feedback_network!r}")
+            raise SettingError(f"feedback_network must be latest or best, got {self.feedback_network!r}")
         for name in ("store_capacity", "training_threads", "inference_threads", "parallel_turns"):
             at_least(getattr(self, name), 1, name)
 
@@ -225,5 +226,5 @@ def read_config(path: Path) -> CloudConfig:
         return msgspec.json.decode(path.read_bytes(), type=CloudConfig)
     except OSError as error:
         raise CloudError(f"can't read the cloud's settings {path}: {error.strerror}") from error
-    except (ValueError, msgspec.DecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise CloudError(f"{path}: {error}") from error

@@ -10,11 +10,11 @@ from __future__ import annotations
 from protocol.errors import Mistake, WireError
 
 
-class CloudError(Mistake, ValueError):
+class CloudError(Mistake):
     """Ends the cloud with one readable line."""
 
 
-class RequestError(WireError, ValueError):
+class RequestError(WireError):
     """A vehicle's request that does not fit."""
 
 

@@ -6,6 +6,7 @@ import msgspec
 
 from cloud_server.training.rates import SCHEDULES
 from protocol.codec.tensor import BITS
+from protocol.errors import SettingError
 from protocol.messages import EPOCHS_LIMIT, MOST_SEEDS, ActivationPlan, SpsaPlan
 from protocol.plans.checks import Config, above, at_least, one_of
 
@@ -35,11 +36,13 @@ class ActivationConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=
         above(self.scale, 0, "zeroth_order.activation.scale")
         at_least(self.seeds, 1, "zeroth_order.activation.seeds")
         if self.seeds > MOST_SEEDS:
-            raise ValueError(f"zeroth_order.activation.seeds must be at most {MOST_SEEDS}, got {self.seeds}")
+            raise SettingError(
+                f"zeroth_order.activation.seeds must be at most {MOST_SEEDS}, got {self.seeds}"
+            )
         at_least(self.map_stride, 1, "zeroth_order.activation.map_stride")
         one_of(self.map_bits, BITS, "zeroth_order.activation.map_bits")
         if self.box_width < 1 or self.box_width % 2 == 0:
-            raise ValueError(
+            raise SettingError(
                 f"zeroth_order.activation.box_width must be odd and at least 1, got {self.box_width}"
             )
         above(self.rate, 0, "zeroth_order.activation.rate")
@@ -75,10 +78,10 @@ class ZerothOrderConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields
         at_least(self.queries, 1, "zeroth_order.queries")
         above(self.rate, 0, "zeroth_order.rate")
         if not 0 <= self.momentum < 1:
-            raise ValueError(f"zeroth_order.momentum must be at least 0 and below 1, got {self.momentum}")
+            raise SettingError(f"zeroth_order.momentum must be at least 0 and below 1, got {self.momentum}")
         one_of(self.estimator, ("spsa-gc", "activation"), "zeroth_order.estimator")
         if self.answers_per_frame > self.max_answers_per_frame:
-            raise ValueError(
+            raise SettingError(
                 f"zeroth_order.max_answers_per_frame is {self.max_answers_per_frame}, but {self.estimator} "
                 f"asks for {self.answers_per_frame} answers about a frame in a turn; raise it, or lower the "
                 f"epochs, queries or seeds"
@@ -148,7 +151,7 @@ class LocalLossConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=T
         at_least(self.weight_cap, 1, "local_loss.weight_cap")
         at_least(self.weight_map_stride, 1, "local_loss.weight_map_stride")
         if self.warm_up_epochs + self.epochs > EPOCHS_LIMIT:
-            raise ValueError(
+            raise SettingError(
                 f"local_loss.warm_up_epochs and epochs must be at most {EPOCHS_LIMIT} together, got "
                 f"{self.warm_up_epochs} and {self.epochs}"
             )
@@ -199,7 +202,7 @@ class FederatedConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     def __post_init__(self) -> None:
         if not 0 < self.client_fraction <= 1:
-            raise ValueError(
+            raise SettingError(
                 f"federated.client_fraction must be above 0 and at most 1, got {self.client_fraction}"
             )
         for name, choices in (
@@ -210,7 +213,7 @@ class FederatedConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=T
             one_of(getattr(self, name), choices, f"federated.{name}")
         for name in ("momentum", "server_momentum", "server_beta2"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(
+                raise SettingError(
                     f"federated.{name} must be at least 0 and below 1, got {getattr(self, name)}"
                 )
         at_least(self.proximal, 0, "federated.proximal")

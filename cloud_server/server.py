@@ -25,6 +25,7 @@ from cloud_server.storage.persistence import RunState
 from cloud_server.storage.run_log import RunLog
 from cloud_server.training.shared_trainer import build_trainer
 from datasets.catalog import label_space
+from protocol.errors import SettingError
 from protocol.messages import Finish
 from protocol.session.link import CloudLink
 from protocol.session.presence import Presence
@@ -60,7 +61,7 @@ class Server:
             check_fleet_algorithm(config.algorithm)
             check_combination(config)
             self._label_space = label_space(config.label_space)
-        except ValueError as error:
+        except SettingError as error:
             raise CloudError(str(error)) from error
         self._config = config
         self._link = link

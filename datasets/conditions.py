@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from datasets import effects
 from datasets.draws import StableDraws
 from datasets.effects import Effect
+from protocol.errors import SettingError
 
 MAX_SEVERITY = 5
 
@@ -35,7 +36,7 @@ class Condition:
     """What happens to a vehicle's frames.
 
     Raises:
-        ValueError: the name is unknown or the severity out of range; the message lists what there is.
+        SettingError: the name is unknown or the severity out of range; the message lists what there is.
     """
 
     name: str
@@ -44,24 +45,24 @@ class Condition:
 
     def __post_init__(self) -> None:
         if self.name not in CONDITIONS:
-            raise ValueError(f"unknown condition {self.name!r}, expected one of: {', '.join(CONDITIONS)}")
+            raise SettingError(f"unknown condition {self.name!r}, expected one of: {', '.join(CONDITIONS)}")
         if isinstance(self.severity, bool) or not isinstance(self.severity, int):
-            raise ValueError(f"severity of {self.name} must be an integer, got {self.severity!r}")
+            raise SettingError(f"severity of {self.name} must be an integer, got {self.severity!r}")
         if not 1 <= self.severity <= MAX_SEVERITY:
-            raise ValueError(f"severity of {self.name} must be 1 to {MAX_SEVERITY}, got {self.severity}")
+            raise SettingError(f"severity of {self.name} must be 1 to {MAX_SEVERITY}, got {self.severity}")
 
     @classmethod
     def parse(cls, text: str) -> Condition:
         """Read `fog:3`, or `fog` for the middle severity.
 
         Raises:
-            ValueError: the text is not of this form, or the name or severity is wrong.
+            SettingError: the text is not of this form, or the name or severity is wrong.
         """
         name, colon, severity = text.strip().partition(":")
         if not colon:
             return cls(name)
         if not severity.isascii() or not severity.isdigit():
-            raise ValueError(f"condition must be NAME:SEVERITY such as fog:3, got {text!r}")
+            raise SettingError(f"condition must be NAME:SEVERITY such as fog:3, got {text!r}")
         return cls(name, int(severity))
 
     def __str__(self) -> str:
@@ -81,7 +82,8 @@ def apply_condition(
         frame_key: name of the frame; decides, with the seed, what changes from frame to frame.
 
     Raises:
-        ValueError: condition, severity or the picture is not as described.
+        SettingError: condition or severity is not as described.
+        ValueError: the picture is not.
     """
     Condition(condition, severity)
     if image_HWC.ndim != 3 or image_HWC.shape[2] != 3 or min(image_HWC.shape[:2]) < 8:

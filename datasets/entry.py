@@ -33,7 +33,7 @@ class Renderer(Protocol):
         all).
 
         Raises:
-            ValueError: a setting is out of range, or `root` holds something else.
+            SettingError, GeneratorFolderError: a setting is out of range, or `root` holds something else.
             OSError: `root` can't be written.
         """
 

@@ -14,7 +14,7 @@ from datasets.labels import LabelSpace
 from protocol.errors import Mistake
 
 
-class DatasetError(Mistake, ValueError):
+class DatasetError(Mistake):
     """A data set that is missing, incomplete or malformed; the message names the files."""
 
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from datasets import allotment
 from datasets.allotment import MIN_FRAMES, Allotment, Frames, group_frames
 from datasets.draws import StableDraws
-from datasets.frame import FrameRef, FrameSource
+from datasets.frame import DatasetError, FrameRef, FrameSource
+from protocol.errors import SettingError
 
 PARTS = ("train", "val", "test")
 
@@ -65,7 +66,7 @@ def partition_frames(
     each part. The result depends on the frames, the number and order of `vehicles`, and the options alone.
 
     Raises:
-        ValueError: no vehicles, a vehicle twice, too few frames for them, an unknown method, fractions that
+        SettingError: no vehicles, a vehicle twice, too few frames for them, an unknown method, fractions that
             are not positive or don't sum to 1, alpha not positive, a seed out of range, or no source for a
             method that reads labels.
         DatasetError: a label can't be read.
@@ -96,8 +97,7 @@ def describe_partition(source: FrameSource, partition: Mapping[str, FrameSplit])
     """Count each vehicle's frames, and the pixels of each class in them; reads every label.
 
     Raises:
-        ValueError: the partition names a frame that the source doesn't have.
-        DatasetError: a label can't be read.
+        DatasetError: the partition names a frame that the source doesn't have, or a label can't be read.
     """
     names = source.label_space.train_names
     refs = {ref.key: ref for ref in source.refs}
@@ -106,7 +106,9 @@ def describe_partition(source: FrameSource, partition: Mapping[str, FrameSplit])
         keys_by_part: dict[str, tuple[str, ...]] = {part: getattr(frames, part) for part in PARTS}
         unknown = [key for keys in keys_by_part.values() for key in keys if key not in refs]
         if unknown:
-            raise ValueError(f"the data set has no frame {unknown[0]!r}, which vehicle {vehicle} should own")
+            raise DatasetError(
+                f"the data set has no frame {unknown[0]!r}, which vehicle {vehicle} should own"
+            )
         totals = {
             part: class_histograms(source, [refs[key] for key in keys]).sum(axis=0).tolist()
             for part, keys in keys_by_part.items()
@@ -135,24 +137,24 @@ def _check_request(
     frames: int, vehicles: Sequence[str], method: str, fractions: tuple[float, float, float], alpha: float
 ) -> None:
     if method not in METHODS:
-        raise ValueError(f"unknown partition method {method!r}, expected one of: {', '.join(METHODS)}")
+        raise SettingError(f"unknown partition method {method!r}, expected one of: {', '.join(METHODS)}")
     if not vehicles:
-        raise ValueError("the number of vehicles must be at least 1, got 0")
+        raise SettingError("the number of vehicles must be at least 1, got 0")
     if len(set(vehicles)) != len(vehicles):
         twice = next(vehicle for vehicle in vehicles if list(vehicles).count(vehicle) > 1)
-        raise ValueError(f"vehicle ids must differ, got {twice!r} twice")
+        raise SettingError(f"vehicle ids must differ, got {twice!r} twice")
     if frames < MIN_FRAMES * len(vehicles):
-        raise ValueError(
+        raise SettingError(
             f"more vehicles than frames for them: {len(vehicles)} vehicles need at least "
             f"{MIN_FRAMES * len(vehicles)} frames (one each to train, validate and test), got {frames}"
         )
     if not (min(fractions) > 0 and math.isclose(sum(fractions), 1.0, abs_tol=1e-6)):
-        raise ValueError(
+        raise SettingError(
             "train, val and test fractions must be positive and sum to 1, got "
             + ", ".join(f"{fraction:g}" for fraction in fractions)
         )
     if not (alpha > 0 and math.isfinite(alpha)):
-        raise ValueError(f"alpha must be positive, got {alpha:g}")
+        raise SettingError(f"alpha must be positive, got {alpha:g}")
 
 
 def _divide_parts(frames: Frames, fractions: tuple[float, float, float]) -> FrameSplit:

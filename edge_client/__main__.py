@@ -14,10 +14,10 @@ from datasets.catalog import DATASETS, LABEL_SPACES
 from edge_client.conversation import Stopped
 from edge_client.errors import VehicleError
 from edge_client.host import Host, HostConfig, VehicleConfig, read_host_config
+from protocol.errors import MENDABLE
 from protocol.session.broker_url import BROKER_VARIABLE
 from protocol.session.connect import connector
 from protocol.session.mqtt import NetworkLoop
-from protocol.session.transport import BrokerUnreachable
 
 log = logging.getLogger("edge_client")
 
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
             Host(_config(options), connector(options.broker, loop), stop).run()
     except Stopped:
         return 130
-    except (VehicleError, BrokerUnreachable, OSError, ValueError) as error:
+    except MENDABLE as error:
         log.debug("", exc_info=True)
         print(f"edge_client: {error}", file=sys.stderr)
         return 2

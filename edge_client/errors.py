@@ -10,7 +10,7 @@ from __future__ import annotations
 from protocol.errors import Mistake
 
 
-class VehicleError(Mistake, ValueError):
+class VehicleError(Mistake):
     """Ends the vehicle with one readable line."""
 
 

@@ -24,6 +24,7 @@ from edge_client.local.head import HeadFolder, LocalHead
 from edge_client.local.network import require_torch
 from edge_client.turn import LocalModelTools
 from edge_client.vehicle import Vehicle, VehicleSettings, bundle_digest, new_session
+from protocol.errors import SettingError
 from protocol.local_model import LocalModel
 from protocol.messages import Status
 from protocol.session.link import (
@@ -111,19 +112,19 @@ class HostConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True)
     def __post_init__(self) -> None:
         check_id(self.fleet, "fleet id")
         if not self.vehicles:
-            raise ValueError("a vehicle host needs at least one vehicle, got none")
+            raise SettingError("a vehicle host needs at least one vehicle, got none")
         if self.payload_limit_bytes < SMALLEST_PAYLOAD_LIMIT_BYTES:
-            raise ValueError(
+            raise SettingError(
                 f"payload_limit_bytes must be at least {SMALLEST_PAYLOAD_LIMIT_BYTES}, "
                 f"got {self.payload_limit_bytes}"
             )
         if self.threads < 1:
-            raise ValueError(f"threads must be at least 1, got {self.threads}")
+            raise SettingError(f"threads must be at least 1, got {self.threads}")
         if self.encoder_mode not in ("auto", "bind", "rebuild"):
-            raise ValueError(f"encoder_mode must be auto, bind or rebuild, got {self.encoder_mode!r}")
+            raise SettingError(f"encoder_mode must be auto, bind or rebuild, got {self.encoder_mode!r}")
         for name in ("heartbeat_s", "connect_timeout_s", "retry_s", "give_up_s"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+                raise SettingError(f"{name} must be above 0, got {getattr(self, name)}")
 
 
 def read_host_config(path: Path) -> HostConfig:
@@ -136,7 +137,7 @@ def read_host_config(path: Path) -> HostConfig:
         return msgspec.json.decode(path.read_bytes(), type=HostConfig)
     except OSError as error:
         raise VehicleError(f"can't read the vehicle host's settings {path}: {error.strerror}") from error
-    except (ValueError, msgspec.DecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise VehicleError(f"{path}: {error}") from error
 
 

@@ -9,6 +9,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_client.errors import StateError
+from protocol.errors import SettingError
+
 Arrays = dict[str, NDArray[np.float32]]
 
 
@@ -34,7 +37,7 @@ class Optimizer(Protocol):
         """Go on from what `state_arrays` returned.
 
         Raises:
-            ValueError: arrays of another optimizer.
+            StateError: arrays of another optimizer.
         """
         ...
 
@@ -50,7 +53,7 @@ class Nesterov:
         momentum: β, in [0, 1).
 
     Raises:
-        ValueError: a value out of its range.
+        SettingError: a value out of its range.
     """
 
     def __init__(self, rate: float, momentum: float = 0.9) -> None:
@@ -92,7 +95,7 @@ class Adam:
         epsilon: added to the root of the mean square, positive.
 
     Raises:
-        ValueError: a value out of its range.
+        SettingError: a value out of its range.
     """
 
     def __init__(
@@ -102,7 +105,7 @@ class Adam:
         self.mean_decay = _checked_decay("mean decay", mean_decay)
         self.square_decay = _checked_decay("square decay", square_decay)
         if not (math.isfinite(epsilon) and epsilon > 0):
-            raise ValueError(f"epsilon must be positive, got {epsilon}")
+            raise SettingError(f"epsilon must be positive, got {epsilon}")
         self.epsilon = epsilon
         self._mean: NDArray[np.float32] | None = None
         self._square: NDArray[np.float32] | None = None
@@ -149,16 +152,16 @@ class Adam:
 
 def _checked_rate(rate: float) -> float:
     if not (math.isfinite(rate) and rate > 0):
-        raise ValueError(f"rate must be positive, got {rate}")
+        raise SettingError(f"rate must be positive, got {rate}")
     return rate
 
 
 def _checked_decay(name: str, decay: float) -> float:
     if not 0 <= decay < 1:
-        raise ValueError(f"{name} must be in [0, 1), got {decay}")
+        raise SettingError(f"{name} must be in [0, 1), got {decay}")
     return decay
 
 
 def _check_names(arrays: Mapping[str, NDArray[np.generic]], *names: str) -> None:
     if arrays and set(arrays) != set(names):
-        raise ValueError(f"optimizer state needs {', '.join(names)}, got {', '.join(sorted(arrays))}")
+        raise StateError(f"optimizer state needs {', '.join(names)}, got {', '.join(sorted(arrays))}")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from datasets.labels import LabelSpace
 from edge_client.conversation import Conversation
+from edge_client.encoder.bundle import BundleError
 from edge_client.encoder.runtime import Encoder, Linearisation
 from edge_client.errors import TurnRefused
 from edge_client.frames import VehicleFrames
@@ -22,7 +23,9 @@ from edge_client.local.cross_entropy import downsample_label
 from edge_client.local.head import LocalHead
 from protocol.codec import labels as label_codec
 from protocol.codec.bits import encode_within
+from protocol.codec.quantiser import UncodableError
 from protocol.codec.tensor import EncodedTensor, encode
+from protocol.errors import SettingError
 from protocol.local_model import LocalModel
 from protocol.messages import (
     Answer,
@@ -140,7 +143,7 @@ class TurnTools:
         """
         try:
             return self.encoder.linearise(theta, self.frames.images(batch))
-        except ValueError as error:
+        except BundleError as error:
             raise TurnRefused(
                 f"this way of learning needs the way back through an encoder: {error}"
             ) from error
@@ -157,7 +160,7 @@ class TurnTools:
             return encode_within(
                 features_BCHW, bytes_per_frame=self.turn.frame_bytes, most_bits=self.turn.bits
             )
-        except ValueError as error:
+        except (SettingError, UncodableError) as error:
             raise TurnRefused(f"features can't be sent: {error}") from error
 
     def upload(self, split: str, theta: NDArray[np.float32]) -> None:

@@ -8,5 +8,5 @@ from __future__ import annotations
 from protocol.errors import Mistake
 
 
-class EvaluationError(Mistake, ValueError):
+class EvaluationError(Mistake):
     """Ends the evaluation with one readable line."""

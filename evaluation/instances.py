@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from datasets.catalog import label_space
 from datasets.labels import UNKNOWN_ID, VOID, LabelSpace
+from evaluation.errors import EvaluationError
 from evaluation.pixel_counts import joint_histogram, ratio
 
 AVERAGE_INSTANCE_PIXELS: Mapping[str, float] = {
@@ -83,7 +84,8 @@ class InstanceScores:
         """Count one frame: truth and prediction as uint8 label ids, instances as Cityscapes instance ids.
 
         Raises:
-            ValueError: shapes differ, a type is wrong, or an id is not in the label table.
+            EvaluationError: an id is not in the label table.
+            ValueError: shapes differ, or a type is wrong.
         """
         histogram = joint_histogram(ids_HW, prediction_ids_HW)
         if instance_HW.shape != ids_HW.shape or instance_HW.dtype.kind not in "iu":
@@ -95,7 +97,7 @@ class InstanceScores:
         for what, pixels in (("ground truth", histogram.sum(axis=1)), ("prediction", histogram.sum(axis=0))):
             unknown = np.flatnonzero((pixels > 0) & ~known)
             if unknown.size:
-                raise ValueError(
+                raise EvaluationError(
                     f"{what} holds {', '.join(map(str, unknown))}: not {self.label_space.name} label ids"
                 )
         self._add_objects(prediction_ids_HW, instance_HW)
@@ -130,7 +132,7 @@ class InstanceScores:
             if label_id in self._skipped_ids:
                 continue
             if label_id > 255 or self._size_of_id[label_id] == 0:
-                raise ValueError(
+                raise EvaluationError(
                     f"instance id {instance} is of label id {label_id},"
                     f" which is no {self.label_space.name} class with instances"
                 )
@@ -183,15 +185,15 @@ class InstanceScores:
         """Rebuild scores from `to_dict`.
 
         Raises:
-            ValueError: the label space is unknown, or the sums have another shape, are negative or not
-                finite.
+            SettingError: the label space is unknown.
+            EvaluationError: the sums have another shape, are negative or not finite.
         """
         scores = cls(label_space(str(content.get("label_space"))))
         for name, target in (("classes", scores._classes), ("categories", scores._categories)):
             sums = np.asarray(content.get(name))
             numeric = sums.dtype.kind in "iuf"
             if sums.shape != target.shape or not numeric or not np.isfinite(sums).all() or (sums < 0).any():
-                raise ValueError(
+                raise EvaluationError(
                     f"instance scores: {name} must be {target.shape} finite sums, got {sums.shape}"
                 )
             target[:] = sums

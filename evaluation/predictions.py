@@ -23,7 +23,7 @@ PREDICTION_SUFFIX = "_pred_labelIds.png"
 _KEY = re.compile(r"[A-Za-z0-9_.-]+")
 
 
-class PredictionError(Mistake, ValueError):
+class PredictionError(Mistake):
     """A predicted label image that is unreadable or doesn't hold label ids; the message names the file."""
 
 
@@ -31,10 +31,10 @@ def prediction_name(key: str) -> str:
     """Return the file name for a frame key: Cityscapes `<city>_<seq6>_<frame6>`, CamVid the picture's stem.
 
     Raises:
-        ValueError: the key holds characters that don't belong into a file name.
+        PredictionError: the key holds characters that don't belong into a file name.
     """
     if not _KEY.fullmatch(key):
-        raise ValueError(f"frame key must be letters, digits, '_', '.' or '-', got {key!r}")
+        raise PredictionError(f"frame key must be letters, digits, '_', '.' or '-', got {key!r}")
     return key + PREDICTION_SUFFIX
 
 
@@ -53,7 +53,8 @@ def write_prediction(
     file.
 
     Raises:
-        ValueError: the key is no file name, or the prediction is not a uint8 map of trainIds or void.
+        PredictionError: the key is no file name.
+        ValueError: the prediction is not a uint8 map of trainIds or void.
         OSError: the folder can't be written.
     """
     name = prediction_name(key)

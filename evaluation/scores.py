@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from datasets.catalog import label_space
 from datasets.labels import VOID, LabelSpace
+from evaluation.errors import EvaluationError
 from evaluation.instances import InstanceScores
 from evaluation.pixel_counts import categories_of, joint_histogram, mean_of_defined, ratio
 
@@ -107,12 +108,18 @@ class ConfusionMatrix:
         """Rebuild a matrix from `to_dict`.
 
         Raises:
-            ValueError: the label space is unknown, or the counts have another shape or are negative.
+            SettingError: the label space is unknown.
+            EvaluationError: the counts have another shape or are negative.
         """
         matrix = cls(label_space(str(content.get("label_space"))))
-        counts = np.asarray(content.get("counts"))
+        try:
+            counts = np.asarray(content.get("counts"))
+        except ValueError as error:  # rows of different lengths
+            raise EvaluationError(
+                f"confusion matrix must be {matrix.counts.shape} counts: {error}"
+            ) from error
         if counts.shape != matrix.counts.shape or counts.dtype.kind not in "iu" or counts.min() < 0:
-            raise ValueError(
+            raise EvaluationError(
                 f"confusion matrix must be {matrix.counts.shape} counts, got {counts.dtype} {counts.shape}"
             )
         matrix.counts[:] = counts

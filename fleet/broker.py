@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Literal
 
+from protocol.errors import MENDABLE, SettingError
 from protocol.session.transport import BrokerUnreachable
 
 Kind = Literal["mosquitto", "amqtt"]
@@ -52,16 +53,18 @@ log_type warning
 def choose_kind(wanted: str = "auto") -> Kind:
     """mosquitto when it is there, else amqtt; or `wanted`, if that can run here.
 
-    Raises ValueError for an unknown kind or one that is not installed.
+    Raises SettingError for an unknown kind or one that is not installed.
     """
     if wanted not in ("auto", *KINDS):
-        raise ValueError(f"broker kind must be auto, {' or '.join(KINDS)}, got {wanted!r}")
+        raise SettingError(f"broker kind must be auto, {' or '.join(KINDS)}, got {wanted!r}")
     if wanted in ("auto", "mosquitto") and _find_mosquitto() is not None:
         return "mosquitto"
     if wanted == "mosquitto":
-        raise ValueError("mosquitto is neither on PATH nor in /usr/sbin: install it or use amqtt")
+        raise SettingError("mosquitto is neither on PATH nor in /usr/sbin: install it or use amqtt")
     if importlib.util.find_spec("amqtt") is None:
-        raise ValueError("no broker is installed: install mosquitto, or amqtt with pip, or give a broker URL")
+        raise SettingError(
+            "no broker is installed: install mosquitto, or amqtt with pip, or give a broker URL"
+        )
     return "amqtt"
 
 
@@ -120,7 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
         if kind == "mosquitto":
             _become_mosquitto(options.port, options.workdir)
         asyncio.run(_run_amqtt(options.port))
-    except (ValueError, OSError) as exc:
+    except MENDABLE as exc:
         print(f"broker: {exc}", file=sys.stderr)
         return 2
     return 0
@@ -131,9 +134,9 @@ def _find_mosquitto() -> str | None:
 
 
 def check_port_number(port: int) -> None:
-    """Raise ValueError where `port` is no TCP port."""
+    """Raise SettingError where `port` is no TCP port."""
     if not 0 < port < 65536:
-        raise ValueError(f"port must lie between 1 and 65535, got {port}")
+        raise SettingError(f"port must lie between 1 and 65535, got {port}")
 
 
 def _check_port(port: int) -> None:

@@ -8,5 +8,5 @@ from __future__ import annotations
 from protocol.errors import Mistake
 
 
-class OperatorError(Mistake, ValueError):
+class OperatorError(Mistake):
     """Ends the command with one readable line."""

@@ -29,6 +29,7 @@ from fleet.run.start import FEATURES_NAME, NETWORK_NAME
 from fleet.run.start import FOLDER_NAME as START_FOLDER
 from fleet.scenario_file import read_table, write_table
 from protocol.codec.bits import check_frame_bytes
+from protocol.errors import SettingError
 from protocol.session.link import DEFAULT_PAYLOAD_LIMIT_BYTES
 
 
@@ -60,19 +61,19 @@ class DatasetPart(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         if self.name not in LABELLED:
-            raise ValueError(f"dataset must be one of {', '.join(LABELLED)}, got {self.name!r}")
+            raise SettingError(f"dataset must be one of {', '.join(LABELLED)}, got {self.name!r}")
         if self.root is None and not self.is_rendered:
-            raise ValueError(f"dataset {self.name} needs --data-root, the folder it lies in")
+            raise SettingError(f"dataset {self.name} needs --data-root, the folder it lies in")
         if not 0 <= self.partition_seed < 2**63:
-            raise ValueError(f"partition_seed must be at least 0 and below 2^63, got {self.partition_seed}")
+            raise SettingError(f"partition_seed must be at least 0 and below 2^63, got {self.partition_seed}")
         if self.frames_per_vehicle is not None and self.frames_per_vehicle < 3:
-            raise ValueError(
+            raise SettingError(
                 f"frames_per_vehicle must be at least 3 (train, val, test), got {self.frames_per_vehicle}"
             )
         if self.generated_cities is not None and self.generated_cities < 1:
-            raise ValueError(f"generated_cities must be at least 1, got {self.generated_cities}")
+            raise SettingError(f"generated_cities must be at least 1, got {self.generated_cities}")
         if self.cities is not None and not self.cities:
-            raise ValueError("cities names no city; name at least one, or leave it out for all")
+            raise SettingError("cities names no city; name at least one, or leave it out for all")
 
     @property
     def label_space(self) -> LabelSpace:
@@ -108,9 +109,9 @@ class LocalHeadPart(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     def __post_init__(self) -> None:
         if not 1 <= self.width <= 1024:
-            raise ValueError(f"local_head.width must be from 1 to 1024, got {self.width}")
+            raise SettingError(f"local_head.width must be from 1 to 1024, got {self.width}")
         if not 0 <= self.depth <= 8:
-            raise ValueError(f"local_head.depth must be from 0 to 8, got {self.depth}")
+            raise SettingError(f"local_head.depth must be from 0 to 8, got {self.depth}")
 
 
 class EvaluationPart(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -127,7 +128,7 @@ class EvaluationPart(_Part, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     def __post_init__(self) -> None:
         for name in ("ood_frames", "overlays", "source_frames"):
             if getattr(self, name) < 0:
-                raise ValueError(f"evaluation.{name} must be at least 0, got {getattr(self, name)}")
+                raise SettingError(f"evaluation.{name} must be at least 0, got {getattr(self, name)}")
 
 
 class Scenario(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -187,11 +188,11 @@ class Scenario(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         if self.vehicles < 1:
-            raise ValueError(f"the number of vehicles must be at least 1, got {self.vehicles}")
+            raise SettingError(f"the number of vehicles must be at least 1, got {self.vehicles}")
         if self.vehicles_per_host is not None and self.vehicles_per_host < 1:
-            raise ValueError(f"vehicles_per_host must be at least 1, got {self.vehicles_per_host}")
+            raise SettingError(f"vehicles_per_host must be at least 1, got {self.vehicles_per_host}")
         if self.cores is not None and self.cores < 1:
-            raise ValueError(f"cores must be at least 1, got {self.cores}")
+            raise SettingError(f"cores must be at least 1, got {self.cores}")
         parse_image_size(self.image_size)
         for name in (self.encoder.name, *self.encoders.values()):
             ENCODER_DOOR.find(name)
@@ -200,11 +201,11 @@ class Scenario(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
         if self.start is not None:
             for key in ("weights", "start", "source_features"):
                 if getattr(self.network, key) is not None:
-                    raise ValueError(f"start brings the network's weights; remove network.{key}")
+                    raise SettingError(f"start brings the network's weights; remove network.{key}")
         for key in ("conditions", "encoders"):
             strangers = sorted(set(getattr(self, key)) - set(self.vehicle_ids))
             if strangers:
-                raise ValueError(
+                raise SettingError(
                     f"{key} names vehicle {strangers[0]!r}, which is not in this fleet "
                     f"({self.vehicle_ids[0]} to {self.vehicle_ids[-1]})"
                 )
@@ -291,11 +292,11 @@ def parse_image_size(text: str) -> tuple[int, int]:
     """(width, height) of `WxH`.
 
     Raises:
-        ValueError: it is not two positive numbers.
+        SettingError: it is not two positive numbers.
     """
     match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
     if not match or "0" in match.groups():
-        raise ValueError(f"image size must be WIDTHxHEIGHT in pixels, for instance 256x192, got {text!r}")
+        raise SettingError(f"image size must be WIDTHxHEIGHT in pixels, for instance 256x192, got {text!r}")
     return int(match.group(1)), int(match.group(2))
 
 

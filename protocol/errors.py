@@ -26,6 +26,7 @@ BlackfleetError                 the root
 │   ├── WeightsError            protocol.codec.weights: weights of another network
 │   ├── PartsError              protocol.session.parts: a payload that is no message and no part of one
 │   └── RequestError            cloud_server.errors: a request that doesn't fit
+├── UncodableError              protocol.codec.quantiser: not finite, or too much for the bytes allowed
 └── DivergedError               cloud_server.training.trainer: a loss or gradient that is not finite
 
 `ValueError` alone, and every other exception that Python and the libraries bring, is a bug: a traceback and

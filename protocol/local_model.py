@@ -26,7 +26,7 @@ PROGRAM_NAMES = ("train", "predict", "loss")
 evaluation; `loss`: (logits_BKhw, label_BHW uint8) → a scalar."""
 
 
-class LocalModelError(Mistake, ValueError):
+class LocalModelError(Mistake):
     """The folder is missing, damaged or of another format; the message says which file."""
 
 

@@ -23,6 +23,7 @@ from cloud_server.errors import CloudError, RequestError
 from cloud_server.schedule import Kind, Stage
 from cloud_server.training.rates import SCHEDULES
 from cloud_server.training.server_optimizers import build_server_optimizer
+from evaluation.errors import EvaluationError
 from evaluation.scores import ConfusionMatrix
 from protocol.codec.weights import WeightArrays, WeightsError, WeightTensor, pack, unpack
 from protocol.local_model import FOLDER_NAME, LocalModel, LocalModelError
@@ -148,7 +149,7 @@ class FedAvg:
             matrix = ConfusionMatrix.from_dict(
                 {"label_space": self._context.label_space.name, "counts": scores.counts}
             )
-        except ValueError as error:
+        except EvaluationError as error:
             raise RequestError(f"scores rejected: {error}") from error
         report.scores[scores.split] = (scores.frames, matrix)
 
@@ -228,7 +229,7 @@ class FedAvg:
             groups.setdefault(group, {})[name] = tensor.numpy().copy()
         weights = groups.pop(_GLOBAL, {})
         if {name: array.shape for name, array in weights.items()} != self._shapes:
-            raise ValueError("it holds the weights of another network")
+            raise CloudError("it holds the weights of another network")
         self._weights = {name: weights[name] for name in self._shapes}
         self._packed = pack(self._weights)
         self._optimizer.moments = dict(groups)

@@ -14,7 +14,7 @@ from cloud_server.desk.registry import Registry, shape_text
 from cloud_server.desk.turns import ActiveTurn
 from cloud_server.errors import RequestError
 from cloud_server.storage.label_store import LabelStore
-from evaluation.predictions import prediction_name
+from evaluation.predictions import PredictionError, prediction_name
 from protocol.batches import batch_bounds
 from protocol.codec.tensor import decode
 from protocol.messages import SPLITS, OfferedLabel, Query, SeededQuery, TrainStep, Turn, Upload, WhiteBoxPlan
@@ -80,7 +80,7 @@ class RequestChecks:
                 )
             try:
                 prediction_name(label.key)
-            except ValueError as error:  # else it would come at the end of the run
+            except PredictionError as error:  # else it would come at the end of the run
                 raise RequestError(str(error)) from error
 
     def check_complete(self, active: ActiveTurn) -> None:

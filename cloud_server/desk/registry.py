@@ -11,6 +11,7 @@ from typing import TypeVar
 from cloud_server.desk.ledger import UploadCounts
 from cloud_server.errors import CloudError, RequestError
 from protocol.codec.bits import check_frame_bytes
+from protocol.errors import SettingError
 from protocol.messages import PROTOCOL_VERSION, SPLITS, Hello, Status
 
 Entry = TypeVar("Entry")
@@ -134,7 +135,7 @@ class Registry:
         if self._frame_bytes is not None:
             try:
                 check_frame_bytes(self._frame_bytes, hello.feature_shape)
-            except ValueError as error:
+            except SettingError as error:
                 raise RequestError(str(error)) from error
         if self.image_size is not None and hello.image_size != self.image_size:
             raise RequestError(

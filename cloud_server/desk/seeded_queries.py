@@ -13,13 +13,15 @@ from numpy.typing import NDArray
 
 from cloud_server.desk.registry import shape_text
 from cloud_server.errors import RequestError
+from protocol.codec.quantiser import UncodableError
 from protocol.codec.tensor import EncodedTensor, encode
+from protocol.errors import SettingError
 from protocol.messages import ActivationPlan, SeededQuery
 from protocol.perturbation import perturb, unpack_scale
 
 LossMapsOf = Callable[[Iterable[NDArray[np.float32]]], NDArray[np.float32]]
 """M copies of the query's features, features_BCHW each → their loss maps, copy after copy,
-float32[M·B, y, x]; ValueError where the map's size does not fit the network."""
+float32[M·B, y, x]; SettingError where the map's size does not fit the network."""
 
 
 def checked_scale(
@@ -57,7 +59,7 @@ def coded_loss_maps(
     """
     try:
         return encode(evaluate_loss_maps(query, features_BCHW, scale_C, loss_maps), bits)
-    except ValueError as error:
+    except (SettingError, UncodableError) as error:
         raise RequestError(f"no loss maps at these features: {error}") from error
 
 

@@ -28,7 +28,7 @@ _KEPT = 2
 _LENGTH_BYTES = 8
 
 
-class CheckpointError(Mistake, ValueError):
+class CheckpointError(Mistake):
     """A checkpoint is missing or damaged."""
 
 

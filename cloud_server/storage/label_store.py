@@ -23,6 +23,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from protocol.codec.deflate import CodecError
 from protocol.codec.labels import content_hash, decode_label
 from protocol.errors import Mistake
 
@@ -36,7 +37,7 @@ DEFAULT_MEMORY_BYTES = 512 * 1024 * 1024
 _Key = tuple[str, int]
 
 
-class LabelError(Mistake, ValueError):
+class LabelError(Mistake):
     """A label that is not there, or not what it claims to be."""
 
 
@@ -181,7 +182,7 @@ class LabelStore:
             label_HW = decode_label(
                 record.coded, height=record.height, width=record.width, num_classes=self._num_classes
             )
-        except ValueError as exc:
+        except CodecError as exc:
             raise LabelError(f"{frame}: {exc}") from exc
         if content_hash(label_HW) != record.digest:
             raise LabelError(f"{frame}: its content is not what its digest {record.digest.hex()} says")

@@ -18,6 +18,7 @@ from cloud_server.desk.ledger import UploadCounts
 from cloud_server.desk.registry import Registry
 from cloud_server.errors import CloudError
 from cloud_server.storage.checkpoint import CheckpointError, has_checkpoint, load_checkpoint, save_checkpoint
+from protocol.errors import BlackfleetError
 
 _FREE_TO_CHANGE = ("patience", "parallel_turns", "payload_limit_bytes", "store_capacity")
 """Settings that change no result: a run may go on with others."""
@@ -61,7 +62,7 @@ class Committed:
         """
         try:
             algorithm.restore(self.tensors, self.algorithm)
-        except (ValueError, KeyError) as error:
+        except (BlackfleetError, msgspec.DecodeError, KeyError, ValueError) as error:
             raise CloudError(f"the checkpoint doesn't fit this run: {error}") from error
         registry.strangers += self.strangers
         for vehicle, counters in self.vehicles.items():

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cloud_server.errors import CloudError
 from cloud_server.training.batch_statistics import collect_statistics
 from cloud_server.training.losses import (
     downsample_labels,
@@ -92,7 +93,7 @@ class Inference:
         """Return `losses.loss_map`, or without labels `losses.entropy_map`, float32[B, y, x].
 
         Raises:
-            ValueError: the grid doesn't fit the logits.
+            SettingError: the grid doesn't fit the logits.
         """
         return self.loss_maps([features_BCHW], label_BHW, cells_yx)
 
@@ -104,7 +105,7 @@ class Inference:
         All copies make one batch, copy after copy, of which a slice is in memory at a time.
 
         Raises:
-            ValueError: the grid doesn't fit the logits.
+            SettingError: the grid doesn't fit the logits.
         """
         frames = (frame for features_BCHW in copies for frame in enumerate(as_tensor(features_BCHW)))
         slices = iter(lambda: tuple(islice(frames, _MAP_FRAMES)), ())
@@ -183,7 +184,7 @@ class Inference:
         """Copy `weights`, as from `weights()`, into the network; the optimiser is left as it is.
 
         Raises:
-            ValueError: names or shapes are not those of this network.
+            CloudError: names or shapes are not those of this network.
         """
         with self._lock:
             own = self._network.state_dict()
@@ -226,7 +227,7 @@ def check_same(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], what
     """Same names and shapes.
 
     Raises:
-        ValueError: they are not; `what` says of what.
+        CloudError: they are not; `what` says of what.
     """
     shapes: Sequence[dict[str, tuple[int, ...]]] = [
         {name: tuple(tensor.shape) for name, tensor in tensors.items()} for tensors in (given, expected)
@@ -236,7 +237,7 @@ def check_same(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], what
             name for name in shapes[0].keys() | shapes[1].keys() if shapes[0].get(name) != shapes[1].get(name)
         )
         name = differing[0]
-        raise ValueError(
+        raise CloudError(
             f"{what} of another network: {name} is {shapes[0].get(name, 'missing')}, "
             f"expected {shapes[1].get(name, 'nothing of that name')}"
         )

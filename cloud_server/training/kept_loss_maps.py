@@ -16,7 +16,9 @@ from cloud_server.desk.registry import shape_text
 from cloud_server.desk.turns import Features
 from cloud_server.errors import CloudError, RequestError
 from cloud_server.training.trainer import DivergedError, Trainer
+from protocol.codec.quantiser import UncodableError
 from protocol.codec.tensor import EncodedTensor, encode
+from protocol.errors import SettingError
 
 _BITS = 8
 _PREFIX = "loss_maps/"
@@ -55,11 +57,11 @@ class KeptLossMaps:
             chosen = slice(start, start + self._batch_size)
             try:
                 map_Byx = trainer.loss_map(train.features_BCHW[chosen], label_nHW[chosen], cells_yx)
-            except ValueError as error:
+            except SettingError as error:
                 raise CloudError(f"local_loss.weight_map_stride {self._map_stride}: {error}") from error
             try:
                 batches[train.indices[chosen]] = encode(map_Byx[:, None], _BITS)
-            except ValueError as error:
+            except UncodableError as error:
                 raise DivergedError(f"the loss maps of vehicle {vehicle!r} can't be sent: {error}") from error
         self._by_vehicle[vehicle] = batches
 
@@ -94,7 +96,7 @@ class KeptLossMaps:
         """Become what `tensors()`, among other tensors, were taken from.
 
         Raises:
-            ValueError: a tensor holds something else.
+            msgspec.DecodeError: a tensor holds something else.
         """
         self._by_vehicle = {
             name.removeprefix(_PREFIX): dict(

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from datasets.labels import VOID
+from protocol.errors import SettingError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(logits_BKhw float32, label_Bhw of an integer type, 255 void) → a float32 scalar; 0 where all is void."""
@@ -59,12 +60,12 @@ def find_loss(name: str) -> Loss:
     """Return `LOSSES[name]`.
 
     Raises:
-        ValueError: there is no such loss; the message lists those there are.
+        SettingError: there is no such loss; the message lists those there are.
     """
     try:
         return LOSSES[name]
     except KeyError:
-        raise ValueError(f"unknown loss {name!r}, expected one of: {', '.join(LOSSES)}") from None
+        raise SettingError(f"unknown loss {name!r}, expected one of: {', '.join(LOSSES)}") from None
 
 
 def per_frame(loss: Loss, logits_BKhw: Tensor, label_Bhw: Tensor) -> Tensor:
@@ -80,7 +81,7 @@ def loss_map(logits_BKhw: Tensor, label_Bhw: Tensor, cells_yx: tuple[int, int]) 
     a frame is the cross-entropy of that frame.
 
     Raises:
-        ValueError: the grid doesn't fit the logits.
+        SettingError: the grid doesn't fit the logits.
     """
     cross_entropy_Bhw = functional.cross_entropy(
         logits_BKhw, label_Bhw.long(), ignore_index=VOID, reduction="none"
@@ -106,7 +107,7 @@ def entropy_map(logits_BKhw: Tensor, cells_yx: tuple[int, int]) -> Tensor:
     The grid is that of `loss_map`; the mean over the cells of a frame is the entropy of that frame.
 
     Raises:
-        ValueError: the grid doesn't fit the logits.
+        SettingError: the grid doesn't fit the logits.
     """
     return _resample(_resample(_pixel_entropy(logits_BKhw), 1, cells_yx[0]), 2, cells_yx[1])
 
@@ -124,7 +125,7 @@ def _resample(values: Tensor, dim: int, cells: int) -> Tensor:
         return values.reshape(shape).mean(dim + 1)
     if cells > 0 and cells % length == 0:
         return values.repeat_interleave(cells // length, dim)
-    raise ValueError(f"a loss map of {cells} cells doesn't fit logits of {length} pixels along one side")
+    raise SettingError(f"a loss map of {cells} cells doesn't fit logits of {length} pixels along one side")
 
 
 def downsample_labels(label_BHW: Tensor, size_hw: tuple[int, int]) -> Tensor:

@@ -12,6 +12,7 @@ from cloud_server.networks.stems import build_shared_network
 from cloud_server.storage.checkpoint import read_tensors
 from cloud_server.training.source_features import load_source_replay
 from cloud_server.training.trainer import Trainer, TrainerConfig
+from protocol.errors import MENDABLE
 from protocol.noise import derive_seed
 
 
@@ -54,6 +55,6 @@ def build_trainer(config: CloudConfig, registry: Registry, run_folder: Path, *, 
         )
         if config.network.start is not None:
             trainer.load_weights(read_tensors(run_folder / config.network.start)[0])
-    except (ValueError, OSError) as error:
+    except MENDABLE as error:
         raise CloudError(f"can't build the cloud's network: {error}") from error
     return trainer

@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloud_server.config import CloudConfig
+from cloud_server.errors import CloudError
 from protocol.atomic import write_bytes_atomic
 from protocol.codec.labels import decode_label, encode_label
-from protocol.codec.tensor import EncodedTensor, decode, encode
+from protocol.codec.tensor import CodecError, EncodedTensor, decode, encode
 from protocol.noise import derive_seed, permutation, uniform
 
 _DIGEST_BYTES = 32
@@ -52,21 +53,24 @@ class SourceFeatures:
         """Read what `write_source_features` wrote.
 
         Raises:
-            ValueError: the file is damaged, or of other labels.
+            CloudError: the file is damaged, or of other labels.
             OSError: it can't be read.
         """
         raw = path.read_bytes()
         digest, body = raw[:_DIGEST_BYTES], raw[_DIGEST_BYTES:]
         if hashlib.sha256(body).digest() != digest:
-            raise ValueError(f"{path} is damaged: its checksum is wrong")
+            raise CloudError(f"{path} is damaged: its checksum is wrong")
         try:
             frames = msgspec.msgpack.decode(body, type=_File).frames
         except msgspec.DecodeError as error:
-            raise ValueError(f"{path} holds no source features: {error}") from error
+            raise CloudError(f"{path} holds no source features: {error}") from error
         if not frames:
-            raise ValueError(f"{path} holds no frames")
+            raise CloudError(f"{path} holds no frames")
         loaded = cls(frames, num_classes)
-        loaded.batch([0])
+        try:
+            loaded.batch([0])
+        except CodecError as error:
+            raise CloudError(f"{path} holds other source features than this run's: {error}") from error
         return loaded
 
     def __len__(self) -> int:
@@ -81,7 +85,7 @@ class SourceFeatures:
         """features_BCHW float32 and label_BHW uint8 of some frames.
 
         Raises:
-            ValueError: what is in the file does not decode.
+            CodecError: what is in the file does not decode.
         """
         chosen = [self.frames[index] for index in indices]
         return (
@@ -101,7 +105,7 @@ def write_source_features(
     """Write features, quantised frame by frame, and labels, lossless; atomically.
 
     Raises:
-        ValueError: not finite, or unknown `bits`.
+        UncodableError, SettingError: not finite; unknown `bits`.
         OSError: the file can't be written.
     """
     _, height, width = label_nHW.shape
@@ -144,7 +148,7 @@ def load_source_replay(
         feature_shapes: C, H, W of what the network takes.
 
     Raises:
-        ValueError: they are of another shape, or see `SourceFeatures.load`.
+        CloudError: they are of another shape, or see `SourceFeatures.load`.
         OSError: see there.
     """
     network = config.network
@@ -152,7 +156,7 @@ def load_source_replay(
         return None
     features = SourceFeatures.load(run_folder / network.source_features, num_classes)
     if features.feature_shape not in feature_shapes:
-        raise ValueError(
+        raise CloudError(
             f"source features of shape {features.feature_shape}, the vehicles' are of "
             f"{' or '.join(map(str, feature_shapes))}; take those of the encoder that vehicles start from"
         )

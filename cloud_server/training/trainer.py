@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from cloud_server.errors import CloudError
 from cloud_server.training.inference import (
     FORMAT,
     Array,
@@ -29,7 +30,7 @@ from cloud_server.training.losses import downsample_labels, find_loss
 from cloud_server.training.rates import SCHEDULES
 from cloud_server.training.source_features import SourceReplay
 from protocol.batches import batch_bounds
-from protocol.errors import BlackfleetError
+from protocol.errors import BlackfleetError, SettingError
 from protocol.noise import derive_seed, permutation
 
 Progress = Callable[[int, int, float], None]
@@ -84,18 +85,18 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         find_loss(self.loss)
         if not (math.isfinite(self.rate) and self.rate > 0):
-            raise ValueError(f"learning rate must be positive, got {self.rate}")
+            raise SettingError(f"learning rate must be positive, got {self.rate}")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise ValueError(f"weight decay must not be negative, got {self.weight_decay}")
+            raise SettingError(f"weight decay must not be negative, got {self.weight_decay}")
         if self.schedule not in SCHEDULES:
-            raise ValueError(f"unknown schedule {self.schedule!r}, expected one of: {', '.join(SCHEDULES)}")
+            raise SettingError(f"unknown schedule {self.schedule!r}, expected one of: {', '.join(SCHEDULES)}")
         if self.schedule != "constant" and self.total_steps < 1:
-            raise ValueError(
+            raise SettingError(
                 f"schedule {self.schedule} needs total_steps of 1 or more, got {self.total_steps}"
             )
         for count in (self.training_threads, self.inference_threads):
             if count < 1:
-                raise ValueError(f"number of threads must be 1 or more, got {count}")
+                raise SettingError(f"number of threads must be 1 or more, got {count}")
 
 
 class Trainer(Inference):
@@ -279,11 +280,11 @@ class Trainer(Inference):
         """Go back to a snapshot of `state_dict()`.
 
         Raises:
-            ValueError: it is not a snapshot of such a trainer; nothing is changed then.
+            CloudError: it is not a snapshot of such a trainer; nothing is changed then.
         """
         with self._lock:
             if not {"network", "optimizer", "steps", "rarer_steps"} <= set(state):
-                raise ValueError(
+                raise CloudError(
                     f"a trainer's snapshot needs network, optimizer and steps, got {sorted(state)}"
                 )
             parameters = dict(self._network.named_parameters())

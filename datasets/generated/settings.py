@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from protocol.errors import SettingError
+
 MIN_SIDE_PX = 32
 MAX_SIDE_PX = 4096
 
@@ -14,7 +16,7 @@ class GeneratorSettings:
     """Size and seed of a generated data set; equal settings give equal frames.
 
     Raises:
-        ValueError: a value is out of its range; the message names it and the range.
+        SettingError: a value is out of its range; the message names it and the range.
     """
 
     cities: int = 4
@@ -33,7 +35,7 @@ class GeneratorSettings:
             _check_integer(name, getattr(self, name), 1, 100_000)
         _check_integer("seed", self.seed, 0, 2**63 - 1)
         if not isinstance(self.image_size, tuple) or len(self.image_size) != 2:
-            raise ValueError(f"image_size must be (width, height), got {self.image_size!r}")
+            raise SettingError(f"image_size must be (width, height), got {self.image_size!r}")
         for name, side in zip(("image width", "image height"), self.image_size, strict=True):
             _check_integer(name, side, MIN_SIDE_PX, MAX_SIDE_PX)
 
@@ -45,4 +47,4 @@ class GeneratorSettings:
 
 def _check_integer(name: str, value: Any, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ValueError(f"{name} must be an integer from {low} to {high}, got {value!r}")
+        raise SettingError(f"{name} must be an integer from {low} to {high}, got {value!r}")

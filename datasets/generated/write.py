@@ -15,7 +15,7 @@ from typing import Any
 from datasets.generated.render import city_name, render_frame
 from datasets.generated.settings import GeneratorSettings
 from datasets.readers.cityscapes import IMAGES, LABELS, write_cityscapes_frame
-from protocol.errors import Mistake
+from protocol.errors import Mistake, SettingError
 
 GENERATED_JSON = "generated.json"
 GENERATOR_VERSION = 1
@@ -25,7 +25,7 @@ _CHUNK = 8
 Index = tuple[int, int, int]
 
 
-class GeneratorFolderError(Mistake, ValueError):
+class GeneratorFolderError(Mistake):
     """The folder holds something else than this data set."""
 
 
@@ -50,15 +50,15 @@ def generate_dataset(
         progress: called with (frames done, frames in all) after each frame.
 
     Raises:
-        ValueError: `workers` or `split` is out of range.
+        SettingError: `workers` or `split` is out of range.
         GeneratorFolderError: `root` holds a data set of other settings, or files of something else.
         OSError: `root` is not writable or full.
     """
     root = Path(root)
     if workers < 1:
-        raise ValueError(f"workers must be at least 1, got {workers}")
+        raise SettingError(f"workers must be at least 1, got {workers}")
     if split not in ("train", "val", "test"):
-        raise ValueError(f"split must be train, val or test, got {split!r}")
+        raise SettingError(f"split must be train, val or test, got {split!r}")
     description = {
         "version": GENERATOR_VERSION,
         "split": split,

@@ -28,7 +28,7 @@ PATCHED: tuple[GraphName, ...] = ("forward", "tape")
 """The graphs that hold θ as initializers."""
 
 
-class BundleError(Mistake, ValueError):
+class BundleError(Mistake):
     """A bundle that is incomplete, damaged or of another format; the message says what to do."""
 
 

@@ -15,9 +15,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_client.encoder.bundle import EncoderBundle, EncoderSpec, GraphName, write_theta
+from edge_client.encoder.bundle import BundleError, EncoderBundle, EncoderSpec, GraphName, write_theta
 from edge_client.encoder.onnx_runtime import ort
 from edge_client.encoder.sessions import CPU, open_session
+from protocol.errors import SettingError
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class Encoder:
             inference and the CPU is the last resort. None: `DEFAULT_PROVIDERS`.
 
     Raises:
-        ValueError: unknown mode, or fewer threads than one.
+        SettingError: unknown mode, or fewer threads than one.
     """
 
     def __init__(
@@ -57,9 +58,9 @@ class Encoder:
         providers: Sequence[str] | None = None,
     ) -> None:
         if mode not in ("auto", "bind", "rebuild"):
-            raise ValueError(f"encoder mode must be auto, bind or rebuild, got {mode!r}")
+            raise SettingError(f"encoder mode must be auto, bind or rebuild, got {mode!r}")
         if threads < 1:
-            raise ValueError(f"encoder threads must be at least 1, got {threads}")
+            raise SettingError(f"encoder threads must be at least 1, got {threads}")
         self.spec: EncoderSpec = bundle.spec
         self.theta0 = bundle.theta0
         width, height = bundle.spec.image_size
@@ -107,7 +108,7 @@ class Encoder:
         """Features of some frames together with the way back; arguments as for `forward`.
 
         Raises:
-            ValueError: wrong shape or type, or a bundle without VJP.
+            BundleError: the bundle has no VJP.
         """
         self._check_theta(theta)
         self._check_images(image_BHWC)
@@ -130,7 +131,7 @@ class Encoder:
             float32 (n,), summed over the frames.
 
         Raises:
-            ValueError: wrong shape or type, or a bundle without VJP.
+            BundleError: the bundle has no VJP.
         """
         self._check_theta(theta)
         self._check_images(image_BHWC)
@@ -145,7 +146,7 @@ class Encoder:
 
     def _way_back(self) -> tuple[_Graph, _Graph]:
         if self._tape is None or self._vjp is None:
-            raise ValueError(
+            raise BundleError(
                 f"the bundle of encoder {self.spec.name} has no VJP; "
                 "use an estimator that needs forward passes only, such as spsa-gc"
             )

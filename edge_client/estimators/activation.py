@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_client.estimators import Perturbations
+from protocol.errors import SettingError
 from protocol.noise import derive_seed, signs
 
 
@@ -47,12 +48,12 @@ class Activation:
         box_width: int = 5,
     ) -> None:
         if not (math.isfinite(scale) and scale > 0):
-            raise ValueError(f"perturbation scale must be positive, got {scale}")
+            raise SettingError(f"perturbation scale must be positive, got {scale}")
         for name, value in (("number of seeds", seeds), ("map stride", map_stride), ("box width", box_width)):
             if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+                raise SettingError(f"{name} must be at least 1, got {value}")
         if box_width % 2 == 0:
-            raise ValueError(f"box width must be odd, got {box_width}")
+            raise SettingError(f"box width must be odd, got {box_width}")
         self.scale = scale
         self.seeds = seeds
         self.two_sided = two_sided
@@ -69,7 +70,9 @@ class Activation:
         """
         height, width = feature_shape[-2:]
         if height % self.map_stride or width % self.map_stride:
-            raise ValueError(f"map stride {self.map_stride} must divide the feature map of {height}x{width}")
+            raise SettingError(
+                f"map stride {self.map_stride} must divide the feature map of {height}x{width}"
+            )
         return height // self.map_stride, width // self.map_stride
 
     def propose(self, features_BCHW: NDArray[np.float32], seed: int) -> Perturbations:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from protocol.errors import SettingError
 from protocol.noise import derive_seed, segmented_uniform
 
 
@@ -34,9 +35,9 @@ class Spsa:
 
     def __init__(self, *, perturbation: float = 0.01, queries: int = 5) -> None:
         if not (math.isfinite(perturbation) and perturbation > 0):
-            raise ValueError(f"perturbation scale must be positive, got {perturbation}")
+            raise SettingError(f"perturbation scale must be positive, got {perturbation}")
         if queries < 1:
-            raise ValueError(f"number of queries must be at least 1, got {queries}")
+            raise SettingError(f"number of queries must be at least 1, got {queries}")
         self.perturbation = perturbation
         self.queries = queries
         self._directions: list[NDArray[np.float32]] = []

@@ -15,6 +15,7 @@ from edge_client.learners.subspaces import begin_learning
 from edge_client.optimizers import Adam
 from edge_client.state import VehicleState
 from edge_client.turn import TurnTools
+from protocol.errors import SettingError
 from protocol.messages import ActivationPlan, SeededQuery
 from protocol.noise import derive_seed
 from protocol.perturbation import pack_scale
@@ -41,7 +42,7 @@ def learn_from_loss_maps(tools: TurnTools, state: VehicleState) -> tuple[Vehicle
         )
         map_size = estimator.map_size(tools.encoder.spec.feature_shape)
         optimizer = Adam(plan.rate)
-    except ValueError as error:
+    except SettingError as error:
         raise TurnRefused(f"the turn's activation settings don't fit: {error}") from error
     learning = begin_learning(tools, plan, state, optimizer)
     tools.send_train_labels()

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_client.errors import TurnRefused
+from edge_client.errors import StateError, TurnRefused
 from edge_client.learners.loss_maps import ask_for_loss_maps
 from edge_client.learners.subspaces import begin_learning
 from edge_client.local.cross_entropy import cross_entropy, downsample_label
@@ -23,6 +23,7 @@ from edge_client.optimizers import Adam
 from edge_client.state import VehicleState
 from edge_client.turn import TurnTools
 from protocol.batches import batch_bounds
+from protocol.errors import SettingError
 from protocol.messages import FetchLossMaps, LocalLossPlan, LossWeighting
 
 _PARAMETERS = "head"
@@ -67,7 +68,7 @@ def _fetch_weights(tools: TurnTools, weighting: LossWeighting, head: LocalHead) 
             known_shares(downsample_label(tools.frames.label(index), head.spec.logit_shape[1:]), cells_yx)
             for index in train
         ]
-    except (ValueError, ZeroDivisionError) as error:
+    except (SettingError, ZeroDivisionError) as error:
         raise TurnRefused(f"the turn's loss weighting doesn't fit: {error}") from error
     maps = [
         ask_for_loss_maps(
@@ -101,7 +102,7 @@ class _Training:
             encoder_adam, self._head_adam = Adam(plan.rate), Adam(plan.head_rate)
             if state.optimizer:
                 self._take_up(state.optimizer)
-        except ValueError as error:
+        except (SettingError, StateError) as error:
             raise TurnRefused(f"local learning can't start: {error}") from error
         encoder_state = VehicleState(theta=state.theta, optimizer=_part(state.optimizer, _ENCODER))
         self._encoder = begin_learning(tools, plan, encoder_state, encoder_adam, rate_name="local-loss rate")
@@ -109,7 +110,7 @@ class _Training:
     def _take_up(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
         parameters = arrays.get(_PARAMETERS)
         if parameters is None or parameters.shape != self._head.initial.shape:
-            raise ValueError("the vehicle's state is of another way of learning, or of another local head")
+            raise StateError("the vehicle's state is of another way of learning, or of another local head")
         self._parameters = parameters.astype(np.float32)
         self._head_adam.load_state_arrays(_part(arrays, _HEAD))
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from edge_client.encoder.bundle import EncoderSpec
 from edge_client.encoder.film import Everything, Film, Subspace, Vector
-from edge_client.errors import TurnRefused
+from edge_client.errors import StateError, TurnRefused
 from edge_client.optimizers import Optimizer
 from edge_client.state import VehicleState
 from edge_client.turn import TurnTools
@@ -84,7 +84,7 @@ class Learning:
             phi = subspace.start() if phi is None and origin is None else None
         try:
             optimizer.load_state_arrays(arrays)
-        except ValueError as error:
+        except StateError as error:
             raise TurnRefused(f"the vehicle's state is of another way of learning: {error}") from error
         if phi is None or phi.shape != (subspace.size,):
             raise TurnRefused("the vehicle's state is of another way of learning; start a new run")

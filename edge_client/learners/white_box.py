@@ -18,6 +18,7 @@ from edge_client.state import VehicleState
 from edge_client.turn import TurnTools
 from protocol.batches import batch_bounds
 from protocol.codec.tensor import CodecError, decode
+from protocol.errors import SettingError
 from protocol.messages import Gradient, TrainStep, WhiteBoxPlan
 
 
@@ -34,7 +35,7 @@ def learn_from_gradients(tools: TurnTools, state: VehicleState) -> tuple[Vehicle
     assert isinstance(plan, WhiteBoxPlan)
     try:
         optimizer = Adam(plan.rate)
-    except ValueError as error:
+    except SettingError as error:
         raise TurnRefused(f"the turn's white-box settings don't fit: {error}") from error
     learning = begin_learning(tools, plan, state, optimizer, rate_name="white-box rate")
     tools.send_train_labels()

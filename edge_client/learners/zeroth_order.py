@@ -17,6 +17,7 @@ from edge_client.learners.subspaces import begin_learning
 from edge_client.optimizers import Nesterov
 from edge_client.state import VehicleState
 from edge_client.turn import TurnTools
+from protocol.errors import SettingError
 from protocol.messages import Answer, Feedback, Query, Request, SpsaPlan
 from protocol.noise import derive_seed
 
@@ -32,7 +33,7 @@ def learn_from_losses(tools: TurnTools, state: VehicleState) -> tuple[VehicleSta
     try:
         estimator = Spsa(perturbation=plan.perturbation, queries=plan.queries)
         optimizer = Nesterov(rate=plan.rate, momentum=plan.momentum)
-    except ValueError as error:
+    except SettingError as error:
         raise TurnRefused(f"the turn's zeroth-order settings don't fit: {error}") from error
     learning = begin_learning(tools, plan, state, optimizer)
     tools.send_train_labels()

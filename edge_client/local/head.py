@@ -31,7 +31,7 @@ Positive = Annotated[int, msgspec.Meta(ge=1)]
 Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 
-class HeadError(Mistake, ValueError):
+class HeadError(Mistake):
     """A folder that holds no usable local head; the message says what to do."""
 
 

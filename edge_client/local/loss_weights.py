@@ -9,17 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datasets.labels import VOID
+from protocol.errors import SettingError
 
 
 def known_shares(label_hw: NDArray[np.uint8], cells_yx: tuple[int, int]) -> NDArray[np.float32]:
     """The share of each cell's pixels that is not void, float32 (y, x).
 
     Raises:
-        ValueError: the cells are no whole numbers of pixels.
+        SettingError: the cells are no whole numbers of pixels.
     """
     (h, w), (y, x) = label_hw.shape, cells_yx
     if h % y or w % x:
-        raise ValueError(f"a loss map of {y}x{x} cells doesn't fit logits of {h}x{w} pixels")
+        raise SettingError(f"a loss map of {y}x{x} cells doesn't fit logits of {h}x{w} pixels")
     known_yaxb = (label_hw != VOID).reshape(y, h // y, x, w // x)
     share_yx: NDArray[np.float32] = known_yaxb.mean(axis=(1, 3), dtype=np.float32)
     return share_yx

@@ -18,10 +18,12 @@ from datasets.catalog import LABELLED
 from datasets.generated import GeneratorSettings, generate_dataset
 from fleet.cli.evaluate import run_evaluate
 from fleet.cli.options import PRETRAIN_KEYS, SCENARIO_KEYS, with_scenario_options
+from fleet.errors import OperatorError
 from fleet.export.bundle import export_bundle
 from fleet.export.encoders import DEFAULT_ENCODER, ENCODER_DOOR
 from fleet.report.page import write_report
 from fleet.scenario import Scenario, parse_image_size
+from protocol.errors import MENDABLE
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -62,7 +64,7 @@ def launch(
     Without options: four vehicles on generated driving frames. Ctrl-C stops cleanly; --resume goes on.
     """
     if resume and run_dir is None:
-        raise ValueError("--resume needs --run-dir, the folder of the run to go on with")
+        raise OperatorError("--resume needs --run-dir, the folder of the run to go on with")
     folder = run_dir or launching.default_run_folder(scenario)
     try:
         launching.launch(scenario, folder, resume=resume, console=Console())
@@ -214,7 +216,7 @@ def main() -> NoReturn:
     """Run the command; a mistake ends in one line and exit code 2."""
     try:
         app(standalone_mode=True)
-    except (ValueError, OSError) as error:
+    except MENDABLE as error:
         logging.getLogger(__name__).debug("", exc_info=True)
         print(f"blackfleet: {error}", file=sys.stderr)
         sys.exit(2)

@@ -116,7 +116,7 @@ class _Tally:
         if true.instance_HW is not None and self._instances is not None:
             try:
                 self._instances.add(true.ids_HW, prediction_ids_HW, true.instance_HW)
-            except ValueError as error:
+            except EvaluationError as error:
                 self._faults.append(f"ground truth of {key}: {error}")
                 return
             self._frames_with_instances += 1

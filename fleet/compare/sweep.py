@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from fleet.run.folder import (
     with_absolute_paths,
     write_scenario,
 )
+from fleet.run.job import read_object
 from fleet.run.launch import launch
 from fleet.scenario import Scenario, load_scenario
 from protocol.atomic import write_bytes_atomic, write_json_atomic
@@ -98,7 +98,7 @@ def compare(
     the others are to reach; None = blackfed-v2 if it is there, else the first.
 
     Raises:
-        OperatorError, ValueError, OSError: the folder holds another comparison, or see `launch`.
+        Mistake, OSError: the folder holds another comparison, or see `launch`.
         KeyboardInterrupt: the user stopped it; calling again goes on.
     """
     reference = _reference(algorithms, reference)
@@ -118,7 +118,7 @@ def compare(
             "algorithm": run.algorithm,
             "seed": run.seed,
             "folder": run.folder.name,
-            "result": json.loads((run.folder / RESULT_NAME).read_text()),
+            "result": read_object(run.folder / RESULT_NAME),
         }
         for run in sorted(runs, key=lambda run: algorithms.index(run.algorithm))
     ]

@@ -51,7 +51,7 @@ def export_bundle(name: str, out_dir: Path | str, *, image_size: tuple[int, int]
         The bundle as a vehicle reads it.
 
     Raises:
-        ValueError: unknown encoder, negative seed, image size that does not fit.
+        SettingError: unknown encoder, negative seed, image size that does not fit.
         OSError: the folder can't be written, or holds something else.
         ExportError: the graphs disagree with torch.
     """

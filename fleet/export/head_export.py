@@ -41,7 +41,7 @@ def export_head(
         depth: residual blocks, 0 at least.
 
     Raises:
-        ValueError: an unknown label space, or sizes that do not fit.
+        SettingError: an unknown label space, or sizes that do not fit.
         OSError: the folder can't be written.
         ExportError: the graphs disagree with torch.
     """

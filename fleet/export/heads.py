@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cloud_server.networks.spec import LOGIT_STRIDE
+from protocol.errors import SettingError
 from protocol.noise import derive_seed, uniform
 
 
@@ -34,15 +35,15 @@ class HeadModule(nn.Module):
         """`stride`: image pixels per feature cell along each side.
 
         Raises:
-            ValueError: a width below 1, a depth below 0, or a stride that is no multiple of 4.
+            SettingError: a width below 1, a depth below 0, or a stride that is no multiple of 4.
         """
         super().__init__()
         if width < 1 or depth < 0:
-            raise ValueError(
+            raise SettingError(
                 f"a local head needs a width of 1 and a depth of 0 at least, got {width}, {depth}"
             )
         if stride % LOGIT_STRIDE:
-            raise ValueError(
+            raise SettingError(
                 f"a local head takes features of a stride that is a multiple of {LOGIT_STRIDE}, got {stride}"
             )
         self.channels = channels
@@ -104,7 +105,7 @@ def build_head(channels: int, classes: int, *, stride: int, width: int, depth: i
     """A freshly initialised head; the same seed gives the same weights on every machine.
 
     Raises:
-        ValueError: see `HeadModule`.
+        SettingError: see `HeadModule`.
     """
     head = HeadModule(channels, classes, stride=stride, width=width, depth=depth)
     head.initialise(seed)

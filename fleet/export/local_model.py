@@ -79,7 +79,7 @@ def build_whole_network(
     `begin` puts other weights than the seeds' into encoder and network.
 
     Raises:
-        ValueError: an unknown name, or sizes that do not fit.
+        SettingError: an unknown name, or sizes that do not fit.
         OSError: `network_weights` can't be read.
     """
     plain = build_encoder(encoder, encoder_seed).folded()
@@ -117,7 +117,7 @@ def export_local_model(
         begin: see `build_whole_network`.
 
     Raises:
-        ValueError: an unknown name, or sizes that do not fit.
+        SettingError: an unknown name, or sizes that do not fit.
         OSError: the folder can't be written.
     """
     width, height = image_size

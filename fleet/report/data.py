@@ -24,7 +24,9 @@ from fleet.compare.tables import COMPARISON_NAME
 from fleet.errors import OperatorError
 from fleet.run.allocation import PARTITION_NAME
 from fleet.run.folder import SCENARIO_NAME
+from fleet.run.job import read_object
 from fleet.scenario import DatasetPart, Scenario, load_scenario
+from protocol.errors import Mistake
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +186,7 @@ def collect(folder: Path) -> ReportData:
         OperatorError: it is neither, or its `result.json` or `compare.json` can't be read.
     """
     if (folder / COMPARISON_NAME).is_file():
-        content = _read_object(folder / COMPARISON_NAME)
+        content = read_object(folder / COMPARISON_NAME)
         runs = _comparison_runs(folder, content)
         if not runs:
             raise OperatorError(f"{folder / COMPARISON_NAME} names no runs; run `blackfleet compare` again")
@@ -192,7 +194,7 @@ def collect(folder: Path) -> ReportData:
         seeds = [seed for seed in content.get("seeds") or [] if isinstance(seed, int)]
         return _assemble(folder, runs, algorithms=named, seeds=seeds, comparison=content)
     if (folder / RESULT_NAME).is_file():
-        result = _read_object(folder / RESULT_NAME)
+        result = read_object(folder / RESULT_NAME)
         if not isinstance(result.get("algorithm"), str):
             raise OperatorError(f"{folder / RESULT_NAME} names no algorithm: it is no result of a run")
         run = _run(result["algorithm"], result.get("seed"), folder, result)
@@ -328,29 +330,17 @@ def _sent_bytes(event: Mapping[str, Any]) -> int:
 def _scenario(run_folder: Path) -> Scenario | None:
     try:
         return load_scenario(run_folder / SCENARIO_NAME, {})
-    except ValueError:
+    except Mistake:
         return None
 
 
 def read_partition(run_folder: Path) -> dict[str, Any] | None:
     """`partition.json`'s vehicles; None where there is no such file, or it can't be read."""
     try:
-        vehicles = _read_object(run_folder / PARTITION_NAME)["vehicles"]
+        vehicles = read_object(run_folder / PARTITION_NAME)["vehicles"]
     except (OperatorError, KeyError):
         return None
     return vehicles if isinstance(vehicles, dict) else None
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise OperatorError(f"can't read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise OperatorError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise OperatorError(f"{path} must hold a JSON object, got {type(content).__name__}")
-    return content
 
 
 def _number(value: Any) -> float | None:

@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from datasets.catalog import open_dataset
 from datasets.frame import FrameRef, FrameSource, resize_frame
 from datasets.labels import VOID, LabelSpace
-from evaluation.predictions import prediction_name, read_prediction
+from evaluation.predictions import PredictionError, prediction_name, read_prediction
 from evaluation.scores import ConfusionMatrix
+from fleet.errors import OperatorError
 from fleet.report.data import ReportData, Run, read_partition
 from fleet.run.allocation import data_folder, evenly_spaced, vehicle_sight
 from fleet.run.folder import SCENARIO_NAME
 from fleet.scenario import load_scenario, parse_image_size
+from protocol.errors import MENDABLE
 
 _FRAMES_A_VEHICLE = 3
 _MOST_PICTURES = 260
@@ -87,7 +89,7 @@ def gather_pictures(data: ReportData) -> Gallery:
         return _nothing("No run has written down which frames its vehicles have (partition.json).")
     try:
         shots = _shoot(data, runs)
-    except (ValueError, OSError) as error:
+    except MENDABLE as error:
         return _nothing(f"The frames can't be read: {error}")
     if not shots:
         return _nothing("No vehicle has test frames.")
@@ -128,7 +130,7 @@ def _shoot(data: ReportData, runs: Sequence[Run]) -> list[_Shot]:
     # Generated frames differ from seed to seed: scenario, frames and partition are those of the runs shown.
     with_scenario = next((run for run in runs if (run.folder / SCENARIO_NAME).is_file()), None)
     if with_scenario is None:
-        raise ValueError(f"no run of this seed has a {SCENARIO_NAME}")
+        raise OperatorError(f"no run of this seed has a {SCENARIO_NAME}")
     scenario = load_scenario(with_scenario.folder / SCENARIO_NAME, {})
     source = open_dataset(scenario.dataset.name, data_folder(scenario, with_scenario.folder))
     partition = read_partition(with_scenario.folder) or data.partition
@@ -179,7 +181,7 @@ def _prediction(
             try:
                 path = run.folder / "predictions" / vehicle / prediction_name(key)
                 prediction_HW = read_prediction(path, label_space)
-            except ValueError:
+            except PredictionError:
                 return None
             return prediction_HW if prediction_HW.shape == label_HW.shape else None
     return None

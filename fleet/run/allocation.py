@@ -59,7 +59,7 @@ def open_data(scenario: Scenario, run_folder: Path, console: Console) -> FrameSo
     """Open the data set of a run; a generated one is rendered, or completed, first.
 
     Raises:
-        DatasetError, ValueError, OSError: it is missing, malformed or can't be written.
+        DatasetError, SettingError, OSError: it is missing, malformed or can't be written.
     """
     root = data_folder(scenario, run_folder)
     render = find_dataset(scenario.dataset.name).render
@@ -113,7 +113,7 @@ def allocate(
     `source_keys` are those of `source_test_frames`.
 
     Raises:
-        ValueError, DatasetError: see `partition_frames` and `CitySubset`.
+        SettingError, DatasetError: see `partition_frames` and `CitySubset`.
     """
     cities = scenario.dataset.cities
     partition = partition_frames(

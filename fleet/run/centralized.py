@@ -141,7 +141,7 @@ class _CentralRun:
         """Become what `tensors` and `meta` were taken from; CloudError where they are of another network."""
         try:
             self._trainer.load_state_dict(unflatten_state(tensors, meta["trainer"]))
-        except ValueError as error:
+        except CloudError as error:
             raise CloudError(f"the checkpoint doesn't fit this run: {error}") from error
         self.scores = Scores.from_dict(meta["scores"])
         self.progress = TrainingProgress.from_dict(meta["progress"])

@@ -31,7 +31,7 @@ def check_runnable(scenario: Scenario) -> None:
     """Refuse a scenario whose names nobody knows, whose frames no encoder takes, or whose broker can't be.
 
     Raises:
-        OperatorError, ValueError: the message names the value and what was expected.
+        OperatorError, SettingError: the message names the value and what was expected.
     """
     first = scenario.first_order
     check_combination(scenario.cloud_config())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import threading
 import time
@@ -44,7 +43,7 @@ def run_fleet(job: Job) -> None:
     """Write every process's settings, start the processes, and follow the run to its end.
 
     Raises:
-        OperatorError, ValueError, OSError: a setting doesn't fit, or a process failed; one readable line.
+        Mistake, OSError: a setting doesn't fit, or a process failed; one readable line.
         KeyboardInterrupt: the user stopped the run; it can be resumed.
     """
     hosts = _write_settings(job)
@@ -200,7 +199,7 @@ def _encoder_mode(scenario: Scenario, hosts_folder: Path, bundle: EncoderBundle)
     if scenario.encoder.mode != "auto":
         return scenario.encoder.mode
     for path in sorted(hosts_folder.glob("host-*.json")):
-        return str(json.loads(path.read_text())["encoder_mode"])
+        return read_host_config(path).encoder_mode
     return Encoder(bundle, threads=scenario.encoder.threads).mode
 
 

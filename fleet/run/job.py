@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from datasets.frame import FrameSource
+from fleet.errors import OperatorError
 from fleet.run.allocation import Share
 from fleet.run.start import Start
 from fleet.scenario import Scenario
@@ -31,3 +34,20 @@ class Job:
     def has_begun(self) -> bool:
         """Whether something may be committed already, so that the run is resumed."""
         return (self.run_folder / "cloud" / "checkpoints").is_dir()
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A file of a run folder that holds a JSON object.
+
+    Raises:
+        OperatorError: it can't be read, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OperatorError(f"can't read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise OperatorError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise OperatorError(f"{path} must hold a JSON object, got {type(content).__name__}")
+    return content

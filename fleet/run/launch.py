@@ -6,7 +6,6 @@ overlays and prints the table.
 
 from __future__ import annotations
 
-import json
 import shutil
 from datetime import datetime
 from pathlib import Path
@@ -22,7 +21,7 @@ from fleet.run.centralized import run_centralized
 from fleet.run.checks import check_runnable, check_start
 from fleet.run.fleet_run import run_fleet
 from fleet.run.folder import SCENARIO_NAME, begin_run, held, kept_scenario, readable_by_owner_alone
-from fleet.run.job import Job
+from fleet.run.job import Job, read_object
 from fleet.run.overlays import draw_overlays
 from fleet.run.progress import result_table
 from fleet.run.start import FOLDER_NAME as START_FOLDER
@@ -41,7 +40,7 @@ def launch(scenario: Scenario, run_folder: Path, *, resume: bool, console: Conso
     """Run a scenario to its end; returns the content of `result.json`. A complete run is not run again.
 
     Raises:
-        OperatorError, ValueError, OSError: see each part; one readable line.
+        Mistake, OSError: see each part; one readable line.
         KeyboardInterrupt: the user stopped the run; it can be resumed.
     """
     check_runnable(scenario)
@@ -84,7 +83,7 @@ def _launch(scenario: Scenario, run_folder: Path, *, resume: bool, console: Cons
                 start=start,
             )
         )
-    result: dict[str, Any] = json.loads((run_folder / RESULT_NAME).read_text())
+    result = read_object(run_folder / RESULT_NAME)
     draw_overlays(source, shares, run_folder, per_vehicle=scenario.evaluation.overlays)
     console.print(result_table(result))
     console.print(f"results in {run_folder}")

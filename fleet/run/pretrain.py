@@ -49,7 +49,7 @@ def pretrain(scenario: Scenario, folder: Path, *, resume: bool, console: Console
     test as those of one vehicle.
 
     Raises:
-        OperatorError, ValueError, OSError: see `fleet.run.launch.launch`; one readable line.
+        Mistake, OSError: see `fleet.run.launch.launch`; one readable line.
         KeyboardInterrupt: the user stopped it; `resume` goes on.
     """
     if scenario.start is not None:
@@ -113,7 +113,7 @@ def write_start(
     """Write a start of these weights, which were reached on the frames of the scenario's one vehicle.
 
     Raises:
-        ExportError, DatasetError, ValueError, OSError: see `export_encoder` and `allocate`.
+        ExportError, DatasetError, SettingError, OSError: see `export_encoder` and `allocate`.
     """
     image_size = parse_image_size(scenario.image_size)
     bundle = export_encoder(encoder, scenario.encoder.name, folder / ENCODER_NAME, image_size=image_size)

@@ -116,10 +116,13 @@ class Start:
             theta = torch.from_numpy(EncoderBundle.load(self.encoder_folder).theta0.copy())
             own = sum(parameter.numel() for parameter in encoder.parameters())
             if theta.numel() != own:
-                raise ValueError(f"its encoder has {theta.numel()} parameters, expected {own}")
+                raise OperatorError(
+                    f"the start in {self.folder} doesn't fit: its encoder has {theta.numel()} parameters, "
+                    f"expected {own}"
+                )
             torch.nn.utils.vector_to_parameters(theta, encoder.parameters())
             network.load_state_dict(self.network_weights())
-        except (RuntimeError, ValueError, BundleError, CheckpointError) as error:
+        except (RuntimeError, BundleError, CheckpointError) as error:
             raise OperatorError(f"the start in {self.folder} doesn't fit: {_one_line(error)}") from error
 
     def network_weights(self) -> dict[str, Tensor]:

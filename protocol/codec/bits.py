@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from protocol.codec.packing import STEPS_PER_BYTE, packed_bytes
-from protocol.codec.quantiser import CodedChannels, Quantiser
+from protocol.codec.quantiser import CodedChannels, Quantiser, UncodableError
 from protocol.codec.tensor import EncodedTensor, assemble, most_coded_bytes
+from protocol.errors import SettingError
 
 FEWEST_BITS = min(STEPS_PER_BYTE)
 _RANGE_BYTES = 8  # scale and zero point of a channel
@@ -30,11 +31,11 @@ def sure_frame_bytes(feature_shape: tuple[int, int, int]) -> int:
 
 
 def check_frame_bytes(frame_bytes: int, feature_shape: tuple[int, int, int]) -> None:
-    """Raise ValueError, naming the setting, where a bound is below `sure_frame_bytes`."""
+    """Raise SettingError, naming the setting, where a bound is below `sure_frame_bytes`."""
     least = sure_frame_bytes(feature_shape)
     if frame_bytes < least:
         shape = "x".join(map(str, feature_shape))
-        raise ValueError(
+        raise SettingError(
             f"frame_bytes must be at least {least} for features of {shape}, {FEWEST_BITS} bits an element, "
             f"got {frame_bytes}"
         )
@@ -47,11 +48,12 @@ def encode_within(
 
     Each channel gets from 2 to `most_bits` bits an element; all get `most_bits` where that fits.
 
-    Raises ValueError for another dtype or rank, an empty tensor, NaN or infinity, `most_bits` that a channel
-    can't have, or a bound that even 2 bits do not keep; from `sure_frame_bytes` on every tensor keeps it.
+    Raises SettingError for `most_bits` that a channel can't have, UncodableError for NaN, infinity or a bound
+    that even 2 bits do not keep; from `sure_frame_bytes` on every tensor keeps it. Any but a non-empty tensor
+    BCHW is a ValueError.
     """
     if most_bits not in STEPS_PER_BYTE:
-        raise ValueError(f"most bits must be one of {tuple(STEPS_PER_BYTE)}, got {most_bits}")
+        raise SettingError(f"most bits must be one of {tuple(STEPS_PER_BYTE)}, got {most_bits}")
     quantiser = Quantiser(features_BCHW)
     batch, channels, height, width = quantiser.shape
     bound = batch * bytes_per_frame
@@ -79,7 +81,7 @@ def encode_within(
         if excess <= 0:
             return encoded
         if taken == 0:
-            raise ValueError(
+            raise UncodableError(
                 f"features can't be coded into {bytes_per_frame} bytes a frame: at {FEWEST_BITS} bits an "
                 f"element they take {-(-encoded.payload_bytes // batch)}; "
                 f"{sure_frame_bytes((channels, height, width))} is enough for any"

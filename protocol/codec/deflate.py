@@ -10,7 +10,7 @@ from protocol.errors import WireError
 _RAW = -zlib.MAX_WBITS
 
 
-class CodecError(WireError, ValueError):
+class CodecError(WireError):
     """Bytes from the network that do not decode to what was expected."""
 
 

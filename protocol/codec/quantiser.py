@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from protocol.codec.packing import pack
+from protocol.errors import BlackfleetError
 
 _FLOAT32_TINY = np.finfo(np.float32).tiny
 _LARGEST = 1e38
@@ -27,10 +28,14 @@ class CodedChannels:
     """Summed over the elements; zeros where it was not asked for."""
 
 
+class UncodableError(BlackfleetError):
+    """Numbers that can't be sent: not finite, or too many for the bytes that they may take."""
+
+
 class Quantiser:
     """Features whose values were checked and whose channels' ranges are known.
 
-    Raises ValueError for another dtype or rank than float32 BCHW, an empty tensor, NaN or infinity.
+    Raises UncodableError for NaN or infinity, ValueError for any but a non-empty float32 tensor BCHW.
     """
 
     def __init__(self, features_BCHW: npt.NDArray[np.float32]) -> None:
@@ -41,7 +46,7 @@ class Quantiser:
         high_C = features_BCHW.max(axis=(0, 2, 3))
         # min and max carry NaN along, so that the tensor itself need not be searched.
         if not (low_C.min() >= -_LARGEST and high_C.max() <= _LARGEST):
-            raise ValueError(
+            raise UncodableError(
                 f"features must be finite and within ±{_LARGEST:g}, got {low_C.min()} to {high_C.max()}"
             )
         batch, channels, height, width = features_BCHW.shape

@@ -19,6 +19,7 @@ from protocol.codec.deflate import CodecError as CodecError
 from protocol.codec.deflate import deflate, deflate_pieces, inflate
 from protocol.codec.packing import STEPS_PER_BYTE, packed_bytes, unpack
 from protocol.codec.quantiser import Quantiser
+from protocol.errors import SettingError
 
 BITS = (32, *STEPS_PER_BYTE)
 """Bits that an element may be coded with; 32 is float32 as it is, for a whole tensor only."""
@@ -56,10 +57,11 @@ def encode(features_BCHW: npt.NDArray[np.float32], bits: int) -> EncodedTensor:
     """Code float32 features; `decode` returns them within half a quantisation step plus float32 rounding.
 
     A step is 1/(2^bits − 1) of the channel's range over the batch; a range below 1e-36 counts as constant.
-    Raises ValueError for another dtype or rank, an empty tensor, NaN or infinity, or unknown `bits`.
+    Raises UncodableError for NaN or infinity, SettingError for unknown `bits`, ValueError for any but a
+    non-empty tensor BCHW.
     """
     if bits not in BITS:
-        raise ValueError(f"bits must be one of {BITS}, got {bits}")
+        raise SettingError(f"bits must be one of {BITS}, got {bits}")
     quantiser = Quantiser(features_BCHW)
     if bits == 32:
         plain = features_BCHW.astype(_FLOAT32, copy=False).tobytes()

@@ -28,7 +28,7 @@ class WeightTensor(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_
     """float32, little endian, C order."""
 
 
-class WeightsError(WireError, ValueError):
+class WeightsError(WireError):
     """Weights that are not those of the network at hand; the message names the first tensor that differs."""
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from protocol.errors import SettingError
+
 _DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
 BROKER_VARIABLE = "BLACKFLEET_BROKER"
 """Environment variable with the broker's URL where no option names it. Others can't read it, unlike a command
@@ -55,7 +57,7 @@ class BrokerUrl:
     def ssl_context(self) -> ssl.SSLContext:
         """What a TLS connection is checked against.
 
-        Raises ValueError when a certificate or key file can't be used.
+        Raises SettingError when a certificate or key file can't be used.
         """
         try:
             context = ssl.create_default_context(cafile=self.ca)
@@ -63,7 +65,7 @@ class BrokerUrl:
                 context.load_cert_chain(self.cert, self.key)
         except OSError as exc:
             files = ", ".join(str(file) for file in (self.ca, self.cert, self.key) if file)
-            raise ValueError(f"certificate files of the broker URL can't be used ({files}): {exc}") from exc
+            raise SettingError(f"certificate files of the broker URL can't be used ({files}): {exc}") from exc
         if self.insecure:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
@@ -73,11 +75,14 @@ class BrokerUrl:
 def parse_broker_url(url: str) -> BrokerUrl:
     """Read `url`; options are `?ca=FILE&cert=FILE&key=FILE&insecure=1&version=5`.
 
-    Raises ValueError with what is wrong and what is accepted.
+    Raises SettingError with what is wrong and what is accepted.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:  # brackets that don't match, for instance
+        raise SettingError(f"can't read the broker URL {_hide_password(url)!r}: {error}") from error
     if parts.scheme not in _DEFAULT_PORTS:
-        raise ValueError(
+        raise SettingError(
             f"broker URL must start with mqtt://, mqtts://, ws:// or wss://, got {_hide_password(url)!r}"
         )
     try:
@@ -85,14 +90,14 @@ def parse_broker_url(url: str) -> BrokerUrl:
     except ValueError:
         port = 0
     if not parts.hostname or not 0 < port < 65536:
-        raise ValueError(f"broker URL needs a host and a port from 1 to 65535, got {_hide_password(url)!r}")
+        raise SettingError(f"broker URL needs a host and a port from 1 to 65535, got {_hide_password(url)!r}")
     options = parse_qs(parts.query, keep_blank_values=True)
     unknown = sorted(set(options) - set(_OPTIONS))
     if unknown:
-        raise ValueError(f"unknown broker URL option {unknown[0]!r}, known are {', '.join(_OPTIONS)}")
+        raise SettingError(f"unknown broker URL option {unknown[0]!r}, known are {', '.join(_OPTIONS)}")
     version = options.get("version", ["3.1.1"])[-1]
     if version not in _VERSIONS:
-        raise ValueError(f"broker URL option version must be 3.1.1 or 5, got {version!r}")
+        raise SettingError(f"broker URL option version must be 3.1.1 or 5, got {version!r}")
 
     def file_option(name: str) -> Path | None:
         return Path(options[name][-1]) if name in options else None
@@ -111,7 +116,7 @@ def parse_broker_url(url: str) -> BrokerUrl:
         version=version,
     )
     if not broker.tls and (broker.ca or broker.cert or broker.key or broker.insecure):
-        raise ValueError(
+        raise SettingError(
             f"broker URL options ca, cert, key and insecure need mqtts:// or wss://, got {broker}"
         )
     return broker

@@ -14,7 +14,7 @@ def connector(url: str, loop: NetworkLoop) -> Connect:
     """A factory of MQTT transports to the broker at `url`, all driven by `loop`.
 
     Raises:
-        ValueError: `url` is no broker URL.
+        SettingError: `url` is no broker URL.
     """
 
     def connect(client_id: str, will: Will, on_connect: Callable[[], None]) -> Transport:

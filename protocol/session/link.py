@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from protocol import messages
+from protocol.errors import WireError
 from protocol.session import parts, topics
 from protocol.session.transport import Delivery, Transport, Will, publish_packet_bytes
 
@@ -121,7 +122,7 @@ class _Link:
             return None  # a cleared retained status
         try:
             address = topics.parse(delivery.topic)
-        except ValueError as error:
+        except WireError as error:
             return Malformed(vehicle="", reason=str(error), packet_bytes=0)
         channel, vehicle = address.channel, address.vehicle
         self._pending_bytes[delivery.topic] += publish_packet_bytes(
@@ -129,14 +130,14 @@ class _Link:
         )
         try:
             if not self._may_send_parts(vehicle) and parts.is_part(delivery.payload):
-                raise ValueError(f"a part of a message, and {vehicle!r} is not in this fleet")
+                raise WireError(f"a part of a message, and {vehicle!r} is not in this fleet")
             payload = self._reassembler.feed(delivery.topic, delivery.payload)
             if payload is None:
                 return None
             message = _DECODERS[channel.name].decode(payload)
             if message.vehicle != vehicle:
-                raise ValueError(f"message of vehicle {message.vehicle!r} on the topic of {vehicle!r}")
-        except (ValueError, msgspec.DecodeError) as error:
+                raise WireError(f"message of vehicle {message.vehicle!r} on the topic of {vehicle!r}")
+        except (WireError, msgspec.DecodeError, UnicodeDecodeError) as error:
             cost = self._pending_bytes.pop(delivery.topic)
             return Malformed(vehicle=vehicle, reason=_one_line(error), packet_bytes=cost)
         return Received(

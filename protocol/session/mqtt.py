@@ -79,7 +79,7 @@ class MqttTransport(Transport):
         """`on_connect` runs on the network thread after each (re)connect, when subscriptions are answered.
 
         `max_queued` QoS 1 messages may be unacknowledged, `max_in_flight` of them sent; more are dropped.
-        Raises ValueError for a bad `url` (see `protocol.session.broker_url`).
+        Raises SettingError for a bad `url` (see `protocol.session.broker_url`).
         """
         self._url = parse_broker_url(url)
         self._client_id = client_id

@@ -19,7 +19,7 @@ _HEADER = struct.Struct(">BQIHH")
 _MAX_PARTS = 0xFFFF
 
 
-class PartsError(WireError, ValueError):
+class PartsError(WireError):
     """A payload that is no message and no part of one."""
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from protocol import messages
-from protocol.errors import SettingError
+from protocol.errors import SettingError, WireError
 
 PREFIX = "blackfleet/v1"
 CLOUD_ID = "cloud"
@@ -62,10 +62,10 @@ def check_id(value: str, what: str) -> str:
     """Return `value` if it may stand in a topic.
 
     Raises:
-        ValueError: it holds other characters than letters, digits, `_` and `-`, or is too long.
+        SettingError: it holds other characters than letters, digits, `_` and `-`, or is too long.
     """
     if not _ID.fullmatch(value):
-        raise ValueError(f"{what} must be 1 to 64 letters, digits, '_' or '-', got {value!r}")
+        raise SettingError(f"{what} must be 1 to 64 letters, digits, '_' or '-', got {value!r}")
     return value
 
 
@@ -103,14 +103,11 @@ def parse(topic_name: str) -> Address:
     """Take a topic apart.
 
     Raises:
-        ValueError: it is no topic of ours.
+        WireError: it is no topic of ours.
     """
     prefix, _, rest = topic_name.partition(f"{PREFIX}/")
     levels = rest.split("/")
-    if prefix or len(levels) != 3 or levels[2] not in CHANNELS:
-        raise ValueError(f"not a blackfleet topic: {topic_name!r}")
-    return Address(
-        fleet=check_id(levels[0], "fleet id"),
-        vehicle=check_id(levels[1], "vehicle id"),
-        channel=CHANNELS[levels[2]],
-    )
+    ids, channel = levels[:2], levels[-1]
+    if prefix or len(levels) != 3 or channel not in CHANNELS or not all(map(_ID.fullmatch, ids)):
+        raise WireError(f"not a blackfleet topic: {topic_name!r}")
+    return Address(fleet=ids[0], vehicle=ids[1], channel=CHANNELS[channel])

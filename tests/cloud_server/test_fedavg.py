@@ -20,6 +20,7 @@ from edge_client.host import HostConfig
 from edge_client.local.network import require_torch
 from evaluation.predictions import prediction_name
 from protocol.codec.weights import WeightTensor, unpack
+from protocol.errors import Mistake
 from protocol.local_model import LocalModel
 from protocol.messages import Down, FetchWeights, Finish, Status, Turn, Up, Update, Weights
 from protocol.session.memory import MemoryBus
@@ -298,13 +299,13 @@ def test_vehicle_without_the_local_model_says_what_is_missing(tiny_world: World,
         def host(self, *cars: str, **patience: float) -> HostConfig:
             return TinyFleet.host(self, *cars, **patience)
 
-    with pytest.raises(ValueError, match="no local model, which fedavg needs"):
+    with pytest.raises(Mistake, match="no local model, which fedavg needs"):
         Supervisor(Bare(tiny_world, tmp_path)).run()
 
 
 def test_cloud_without_the_local_model_says_what_is_missing(tiny_world: World, tmp_path: Path) -> None:
     fleet = TinyFleet(tiny_world, tmp_path, algorithm="fedavg")
-    with pytest.raises(ValueError, match="fedavg needs the initial weights of the whole network"):
+    with pytest.raises(Mistake, match="fedavg needs the initial weights of the whole network"):
         Supervisor(fleet).run()
 
 
@@ -315,5 +316,5 @@ def test_turns_of_fedavg_ask_for_no_upload(silo: RecordedRun) -> None:
 
 def test_vehicle_without_torch_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)  # as where it is not installed
-    with pytest.raises(ValueError, match=r"pip install 'blackfleet\[federated\]'"):
+    with pytest.raises(Mistake, match=r"pip install 'blackfleet\[federated\]'"):
         require_torch()

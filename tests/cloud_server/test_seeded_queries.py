@@ -27,6 +27,7 @@ from cloud_server.training.trainer import Trainer, TrainerConfig
 from edge_client.errors import TurnRefused
 from fleet.run.in_process import run_in_process
 from protocol.codec.tensor import EncodedTensor, decode, encode
+from protocol.errors import Mistake
 from protocol.messages import LossMaps, Query, SeededQuery, Turn
 from protocol.noise import derive_seed
 from protocol.perturbation import pack_scale, perturb
@@ -386,7 +387,7 @@ def test_map_that_does_not_fit_the_features_ends_the_run_in_one_line(
     tiny_world: World, tmp_path: Path
 ) -> None:
     fleet = tiny(tiny_world, tmp_path / "run", rounds=1, zeroth_order=zeroth(activation={"map_stride": 4}))
-    with pytest.raises(ValueError, match=r"activation settings don't fit: map stride 4 must divide .* 6x8"):
+    with pytest.raises(Mistake, match=r"activation settings don't fit: map stride 4 must divide .* 6x8"):
         run_in_process(fleet.config, [fleet.host()], fleet.run_folder)
 
 
@@ -397,7 +398,5 @@ def test_bundle_without_vjp_ends_the_run_with_the_way_out(tiny_world: World, tmp
         del description["graphs"][name]
     (bundle / "encoder.json").write_text(json.dumps(description))
     fleet = tiny(dataclasses.replace(tiny_world, bundle=bundle), tmp_path / "run", rounds=1)
-    with pytest.raises(
-        ValueError, match=r"stride8-c4 has no VJP; use an estimator that needs forward passes"
-    ):
+    with pytest.raises(Mistake, match=r"stride8-c4 has no VJP; use an estimator that needs forward passes"):
         run_in_process(fleet.config, [fleet.host()], fleet.run_folder)

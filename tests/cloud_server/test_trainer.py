@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from cloud_server.errors import CloudError
 from cloud_server.networks.build import build_network
 from cloud_server.storage.checkpoint import flatten_state, load_checkpoint, save_checkpoint, unflatten_state
 from cloud_server.training.inference import threads
@@ -145,11 +146,11 @@ def test_a_snapshot_of_another_network_is_refused_and_changes_nothing() -> None:
     before = trainer.state_dict()
     spoilt = trainer.state_dict()
     spoilt["network"]["1.normalise.weight"] = torch.zeros(9)
-    with pytest.raises(ValueError, match=r"1.normalise.weight is \(9,\), expected \(4,\)"):
+    with pytest.raises(CloudError, match=r"1.normalise.weight is \(9,\), expected \(4,\)"):
         trainer.load_state_dict(spoilt)
-    with pytest.raises(ValueError, match="needs network, optimizer and steps"):
+    with pytest.raises(CloudError, match="needs network, optimizer and steps"):
         trainer.load_state_dict({"network": {}})
-    with pytest.raises(ValueError, match="missing"):
+    with pytest.raises(CloudError, match="missing"):
         trainer.load_weights({})
     assert same(trainer.state_dict(), before)
 

@@ -13,6 +13,7 @@ from datasets.generated import GeneratorSettings, generate_dataset, render_frame
 from datasets.generated.camera import Camera, clip_near
 from datasets.generated.draws import Draws, Purpose
 from datasets.generated.look import make_look
+from datasets.generated.write import GeneratorFolderError
 from datasets.labels import CITYSCAPES, VOID
 from datasets.readers.cityscapes import CityscapesFrames
 
@@ -149,29 +150,29 @@ def test_dataset_of_another_generator_version_is_refused(tmp_path: Path) -> None
     generate_dataset(tmp_path, TINY)
     path = tmp_path / "generated.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "version": 0}))
-    with pytest.raises(ValueError, match="version 0 instead of"):
+    with pytest.raises(GeneratorFolderError, match="version 0 instead of"):
         generate_dataset(tmp_path, TINY)
 
 
 def test_folder_of_other_settings_is_refused(tmp_path: Path) -> None:
     generate_dataset(tmp_path, TINY)
     other = GeneratorSettings(**{**vars(TINY), "seed": 4})
-    with pytest.raises(ValueError, match=r"other settings \(seed 3 instead of 4\)"):
+    with pytest.raises(GeneratorFolderError, match=r"other settings \(seed 3 instead of 4\)"):
         generate_dataset(tmp_path, other)
-    with pytest.raises(ValueError, match="split 'train' instead of 'val'"):
+    with pytest.raises(GeneratorFolderError, match="split 'train' instead of 'val'"):
         generate_dataset(tmp_path, TINY, split="val")
 
 
 def test_folder_of_other_frames_is_refused(tmp_path: Path) -> None:
     (tmp_path / "leftImg8bit").mkdir()
-    with pytest.raises(ValueError, match=r"no generated\.json"):
+    with pytest.raises(GeneratorFolderError, match=r"no generated\.json"):
         generate_dataset(tmp_path, TINY)
 
 
 @pytest.mark.parametrize("text", ["{", "[]"])
 def test_folder_with_damaged_description_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "generated.json").write_text(text)
-    with pytest.raises(ValueError, match="damaged"):
+    with pytest.raises(GeneratorFolderError, match="damaged"):
         generate_dataset(tmp_path, TINY)
 
 

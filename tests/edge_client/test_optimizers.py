@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from edge_client.errors import StateError
 from edge_client.optimizers import Adam, Nesterov, Optimizer
 
 THETA = np.random.default_rng(0).standard_normal(50).astype(np.float32)
@@ -74,7 +75,7 @@ def test_step_leaves_its_arguments_alone(name: str) -> None:
 def test_state_of_another_optimizer_is_rejected() -> None:
     adam = Adam(0.1)
     adam.step(THETA, GRADIENTS[0])
-    with pytest.raises(ValueError, match="optimizer state needs velocity, got mean, square, steps"):
+    with pytest.raises(StateError, match="optimizer state needs velocity, got mean, square, steps"):
         Nesterov(0.1).load_state_arrays(adam.state_arrays())
 
 

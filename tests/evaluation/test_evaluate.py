@@ -18,6 +18,7 @@ from evaluation import official as official_evaluation
 from evaluation.errors import EvaluationError
 from evaluation.predictions import write_prediction
 from fleet.cli.evaluate import evaluate_predictions, run_evaluate
+from protocol.errors import Mistake
 
 SETTINGS = GeneratorSettings(cities=2, frames_per_sequence=3, image_size=(160, 120), seed=5)
 
@@ -304,7 +305,7 @@ def test_missing_ground_truth_is_named(
     ground_truth: str, dataset: str | None, message: str, tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(Mistake, match=message):
         evaluate_predictions(tmp_path, tmp_path / ground_truth, dataset=dataset)
 
 

@@ -15,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets.labels import CAMVID, CITYSCAPES, VOID
+from evaluation.errors import EvaluationError
 from evaluation.scores import ConfusionMatrix, InstanceScores, summarize
+from protocol.errors import Mistake
 
 TOLERANCE = 1e-9
 
@@ -252,14 +254,14 @@ def test_counts_survive_json() -> None:
     ],
 )
 def test_malformed_counts_are_refused(content: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(Mistake, match=message):
         ConfusionMatrix.from_dict(content)
 
 
 def test_instance_sums_that_are_not_finite_are_refused() -> None:
     content = InstanceScores(CITYSCAPES).to_dict()
     content["classes"][0][0] = float("nan")
-    with pytest.raises(ValueError, match="finite"):
+    with pytest.raises(EvaluationError, match="finite"):
         InstanceScores.from_dict(content)
 
 
@@ -282,7 +284,7 @@ def test_frame_that_does_not_fit_is_refused(label: np.ndarray, prediction: np.nd
 @pytest.mark.parametrize("instance", [7001, 34000, 300_000])
 def test_instance_id_of_a_class_without_instances_is_refused(instance: int) -> None:
     ids_HW = np.full((4, 4), 7, np.uint8)
-    with pytest.raises(ValueError, match=f"instance id {instance}"):
+    with pytest.raises(EvaluationError, match=f"instance id {instance}"):
         InstanceScores(CITYSCAPES).add(ids_HW, ids_HW, np.full((4, 4), instance, np.int32))
 
 

@@ -49,7 +49,7 @@ def test_ignored_ids_in_a_prediction_read_as_void(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["", "../x", "a/b", "a b", "a\n"])
 def test_key_that_is_no_file_name_is_refused(key: str) -> None:
-    with pytest.raises(ValueError, match="frame key"):
+    with pytest.raises(PredictionError, match="frame key"):
         prediction_name(key)
 
 

@@ -19,6 +19,7 @@ from cloud_server.learner_config import ZerothOrderConfig
 from datasets.labels import CAMVID
 from edge_client.errors import VehicleError
 from fleet.run.in_process import run_in_process
+from protocol.errors import Mistake
 from protocol.session.memory import MemoryBus
 from protocol.session.transport import BrokerUnreachable
 
@@ -197,7 +198,7 @@ def test_vehicle_that_stays_away_ends_the_run_in_one_line(tiny_world: World, tmp
 def test_diverging_encoder_ends_the_run_in_one_line(tiny_world: World, tmp_path: Path) -> None:
     zeroth = ZerothOrderConfig(batches=3, batch_size=3, queries=1, rate=1e38, perturbation=0.005)
     fleet = TinyFleet(tiny_world, tmp_path, zeroth_order=zeroth)
-    _ends_with(ValueError, "lower the zeroth-order rate|features can't be sent", fleet)
+    _ends_with(Mistake, "lower the zeroth-order rate|features can't be sent", fleet)
 
 
 def test_bundle_of_another_shape_ends_vehicle_and_run_in_one_line(tiny_world: World, tmp_path: Path) -> None:

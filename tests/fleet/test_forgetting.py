@@ -11,6 +11,7 @@ import torch
 from start_fixtures import changed, changed_network, killed_after, learnt, run
 
 from cloud_server.config import CloudConfig, FirstOrderConfig, NetworkConfig
+from cloud_server.errors import CloudError
 from cloud_server.learner_config import ActivationConfig
 from cloud_server.training.source_features import (
     SourceFeatures,
@@ -148,9 +149,9 @@ def test_source_features_of_another_encoder_are_refused(tmp_path: Path) -> None:
         fleet="f", vehicles=("car",), network=NetworkConfig(source_features="features", source_replay=0.5)
     )
     with pytest.raises(
-        ValueError, match=r"source features of shape \(4, 6, 8\), the vehicles' are of \(8, 6, 8\)"
+        CloudError, match=r"source features of shape \(4, 6, 8\), the vehicles' are of \(8, 6, 8\)"
     ):
         load_source_replay(config, tmp_path, num_classes=11, feature_shapes=[(8, 6, 8)])
     (tmp_path / "features").write_bytes(b"x" * 100)
-    with pytest.raises(ValueError, match="features is damaged: its checksum is wrong"):
+    with pytest.raises(CloudError, match="features is damaged: its checksum is wrong"):
         load_source_replay(config, tmp_path, num_classes=11, feature_shapes=[(4, 6, 8)])

@@ -21,6 +21,7 @@ from fleet.compare.sweep import compare
 from fleet.errors import OperatorError
 from fleet.run.start import Start
 from fleet.scenario import DatasetPart, EncoderPart, EvaluationPart, Scenario, load_scenario
+from protocol.errors import Mistake
 from protocol.local_model import LocalModel
 
 ALGORITHMS = (
@@ -165,7 +166,7 @@ def _with_other_labels(root: Path) -> None:
 def test_start_that_does_not_fit_is_refused_and_leaves_the_folder_free(
     target_scenario: Scenario, tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(Mistake, match=message):
         run(changed(target_scenario, **change), tmp_path / "run")
     assert not (tmp_path / "run" / "target_scenario.yaml").exists()
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from edge_client.encoder.bundle import EncoderBundle
+from edge_client.encoder.bundle import BundleError, EncoderBundle
 from edge_client.encoder.runtime import Encoder
 from fleet.export.bundle import export_bundle, export_encoder
 from fleet.export.encoders import ENCODERS, ConvolutionEncoder, Layer, build_encoder
@@ -137,7 +137,7 @@ def test_bundle_without_vjp_says_so_and_still_runs_forward(bundle: EncoderBundle
     spec = msgspec.structs.replace(bundle.spec, graphs={name: bundle.spec.graphs[name] for name in kept})
     encoder = Encoder(dataclasses.replace(bundle, spec=spec, graphs=kept), mode="bind")
     assert encoder.forward(bundle.theta0, frames(1)).shape == (1, 8, 6, 8)
-    with pytest.raises(ValueError, match="encoder stride8-c8 has no VJP; use an estimator that"):
+    with pytest.raises(BundleError, match="encoder stride8-c8 has no VJP; use an estimator that"):
         encoder.vjp(bundle.theta0, frames(1), vector(bundle, 1))
 
 

@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 
 from fleet.run.in_process import run_in_process
 from protocol.codec.bits import check_frame_bytes, encode_within, sure_frame_bytes
-from protocol.codec.quantiser import Quantiser
+from protocol.codec.quantiser import Quantiser, UncodableError
 from protocol.codec.tensor import EncodedTensor, assemble, decode, encode
 from protocol.messages import Query, Turn, Upload
 from protocol.session import topics
@@ -152,7 +152,7 @@ def test_choice_is_the_same_for_any_memory_layout() -> None:
 
 def test_a_bound_that_2_bits_do_not_keep_is_refused() -> None:
     features_BCHW = np.random.default_rng(0).integers(0, 4, (2, 3, 8, 8)).astype(np.float32)
-    with pytest.raises(ValueError, match=r"into 60 bytes a frame: at 2 bits .* take \d+; \d+ is enough"):
+    with pytest.raises(UncodableError, match=r"into 60 bytes a frame: at 2 bits .* take \d+; \d+ is enough"):
         encode_within(features_BCHW, bytes_per_frame=60)
     with pytest.raises(ValueError, match=f"at least {sure_frame_bytes((3, 8, 8))} for features of 3x8x8"):
         check_frame_bytes(60, (3, 8, 8))
@@ -167,7 +167,7 @@ def test_bits_that_a_channel_cannot_have_are_refused(most_bits: int) -> None:
 def test_features_that_are_not_finite_are_refused() -> None:
     features_BCHW = features(1, 2, 4, 4)
     features_BCHW[0, 1, 2, 3] = np.nan
-    with pytest.raises(ValueError, match="must be finite"):
+    with pytest.raises(UncodableError, match="must be finite"):
         encode_within(features_BCHW, bytes_per_frame=1000)
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from protocol.codec import tensor as tensor_codec
+from protocol.codec.quantiser import UncodableError
 from protocol.codec.tensor import BITS, CodecError, EncodedTensor
 
 ANY = (None, None, None, None)
@@ -111,7 +112,7 @@ def test_largest_values_decode(bits: int) -> None:
 def test_encode_refuses_what_is_not_finite_or_too_large(value: float, bits: int) -> None:
     features_BCHW = features(2, 2, 2, 2)
     features_BCHW[1, 0, 1, 0] = value
-    with pytest.raises(ValueError, match="must be finite"):
+    with pytest.raises(UncodableError, match="must be finite"):
         tensor_codec.encode(features_BCHW, bits)
 
 
