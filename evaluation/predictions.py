@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from datasets.frame import DatasetError
 from datasets.labels import UNKNOWN_ID, VOID, LabelSpace
-from datasets.readers.folder import decode_png
+from datasets.readers.image_files import decode_ids
 from protocol.atomic import write_bytes_atomic
 from protocol.errors import Mistake
 
@@ -83,13 +83,9 @@ def read_prediction_ids(path: Path, label_space: LabelSpace) -> NDArray[np.uint8
         PredictionError: the file is missing or no image, has colours, or holds ids that are not in the table.
     """
     try:
-        ids_HW = decode_png(path)
+        ids_HW = decode_ids(path, bits=(8, 16), what=f"{label_space.name} label ids")
     except DatasetError as exc:
         raise PredictionError(str(exc)) from exc
-    if ids_HW.ndim != 2 or ids_HW.dtype.kind != "u":
-        raise PredictionError(
-            f"{path} is a colour or palette image, expected one channel of {label_space.name} label ids"
-        )
     known = label_space.id_to_train_id != UNKNOWN_ID
     unknown = [int(i) for i in np.unique(ids_HW) if i > 255 or not known[i]]
     if unknown:

@@ -17,11 +17,11 @@ from datasets.labels import CAMVID, LabelSpace, Rgb
 from datasets.readers.folder import (
     FrameFolder,
     dataset_missing,
-    decode_rgb,
     files_by_stem,
     pair_files,
     raise_faults,
 )
+from datasets.readers.image_files import decode_rgb
 
 SPLITS = ("train", "val", "test")
 ORIGINAL_IMAGES = ("701_StillsRaw_full", "images")
@@ -114,7 +114,7 @@ class CamVidFrames(FrameFolder):
         """
         if self._colors is None:
             return super().decode_label(path)
-        return self._colors.to_train_ids(decode_rgb(path), path)
+        return self._colors.to_train_ids(decode_rgb(path, labelled=True), path)
 
 
 class _ColorTable:

@@ -20,14 +20,12 @@ from datasets.ground_truth import TrueLabels
 from datasets.labels import CITYSCAPES, UNKNOWN_ID, LabelSpace
 from datasets.readers.folder import (
     FrameFolder,
-    Pixels,
     dataset_missing,
-    decode_instances,
-    decode_png,
     files_by_stem,
     pair_files,
     raise_faults,
 )
+from datasets.readers.image_files import Pixels, decode_ids, decode_instances
 
 IMAGES = "leftImg8bit"
 LABELS = "gtFine"
@@ -201,10 +199,7 @@ class CityscapesGroundTruth:
     def load(self, key: str) -> TrueLabels:
         """See `GroundTruth.load`."""
         path = self.label_paths[key]
-        pixels = decode_png(path)
-        if pixels.ndim != 2 or pixels.dtype != np.uint8:
-            raise DatasetError(f"{path} is not one 8-bit channel of label ids")
-        ids_HW = pixels.astype(np.uint8, copy=False)
+        ids_HW = decode_ids(path, what="label ids").astype(np.uint8, copy=False)
         try:
             self.label_space.to_train_ids(ids_HW)
         except ValueError as exc:

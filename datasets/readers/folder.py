@@ -1,20 +1,16 @@
-"""What every reader of frames on disk shares: decoding files, loading by reference, checking it all."""
+"""What every reader of frames on disk shares: finding files, loading by reference, checking it all."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from datasets.frame import DatasetError, Frame, FrameRef
 from datasets.labels import VOID, LabelSpace
-
-Pixels: TypeAlias = NDArray[np.integer[Any] | np.floating[Any]]
-"""What OpenCV decodes and encodes: [H, W] or [H, W, C]."""
+from datasets.readers.image_files import Pixels, decode_ids, decode_instances, decode_rgb
 
 _FAULTS_NAMED = 10
 
@@ -47,9 +43,7 @@ class FrameFolder:
         Raises:
             DatasetError: the file is missing, unreadable, or holds unknown ids.
         """
-        ids_HW = decode_png(path)
-        if ids_HW.ndim != 2 or ids_HW.dtype != np.uint8:
-            raise DatasetError(f"{path}: expected one 8-bit channel of ids, got {_describe(ids_HW)}")
+        ids_HW = decode_ids(path)
         try:
             return self.label_space.to_train_ids(ids_HW.astype(np.uint8, copy=False))
         except ValueError as exc:
@@ -61,7 +55,7 @@ class FrameFolder:
         Raises:
             DatasetError: the file is missing or unreadable.
         """
-        return decode_rgb(ref.image_path)
+        return decode_rgb(ref.image_path, labelled=ref.label_path is not None)
 
     def load_label(self, ref: FrameRef) -> NDArray[np.uint8]:
         """Read only the label, uint8 trainIds [H, W]; all void where the frame has none.
@@ -140,54 +134,6 @@ def pair_files(
     faults += [f"label without image: {labels[stem]}" for stem in labels.keys() - images.keys()]
     faults.sort()
     return {stem: (image, labels[stem]) for stem, image in images.items() if stem in labels}
-
-
-def decode_png(path: Path, flags: int = cv2.IMREAD_UNCHANGED) -> Pixels:
-    """Decode an image file as OpenCV does, colour channels as BGR.
-
-    Raises:
-        DatasetError: the file is missing, unreadable or no image.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as exc:
-        raise DatasetError(f"{path}: {exc.strerror or exc}") from exc
-    try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error:  # an empty buffer or an absurd size; other faults give None
-        pixels = None
-    if pixels is None:
-        raise DatasetError(f"{path}: not a readable image ({len(data)} bytes)")
-    return pixels
-
-
-def decode_rgb(path: Path) -> NDArray[np.uint8]:
-    """Decode an image file to uint8 RGB [H, W, 3].
-
-    Raises:
-        DatasetError: the file is missing, unreadable or no image.
-    """
-    image_HWC = cv2.cvtColor(decode_png(path, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
-    return image_HWC.astype(np.uint8, copy=False)
-
-
-def decode_instances(path: Path) -> NDArray[np.int32]:
-    """Decode a Cityscapes `instanceIds` file, 16-bit in one channel, to int32 [H, W].
-
-    Raises:
-        DatasetError: the file is missing, unreadable or of another kind.
-    """
-    instance_HW = decode_png(path)
-    if instance_HW.ndim != 2 or instance_HW.dtype != np.uint16:
-        raise DatasetError(
-            f"{path}: expected one 16-bit channel of instance ids, got {_describe(instance_HW)}"
-        )
-    return instance_HW.astype(np.int32)
-
-
-def _describe(pixels: Pixels) -> str:
-    channels = 1 if pixels.ndim == 2 else pixels.shape[2]
-    return f"{channels} channel(s) of {pixels.dtype}"
 
 
 def _check_size(path: Path, pixels_HW: Pixels, image_HWC: NDArray[np.uint8]) -> None:

@@ -15,7 +15,8 @@ from datasets.frame import DatasetError, Frame, FrameSource, resize_frame
 from datasets.labels import CAMVID, CITYSCAPES, VOID
 from datasets.readers.camvid import ORIGINAL_CLASSES, CamVidFrames
 from datasets.readers.cityscapes import CityscapesFrames, write_cityscapes_frame
-from datasets.readers.folder import DatasetMissing, decode_png
+from datasets.readers.folder import DatasetMissing
+from datasets.readers.image_files import decode_ids
 
 
 def make_frame(number: int, city: str = "aachen", sequence: str = "000000") -> Frame:
@@ -78,7 +79,7 @@ def test_writer_keeps_the_ids_of_void_classes(tmp_path: Path) -> None:
     frame = make_frame(1)
     ref = write_cityscapes_frame(tmp_path, "train", frame)
     assert frame.instance_HW is not None
-    ids_HW = decode_png(ref.label_path)
+    ids_HW = decode_ids(ref.label_path)
     np.testing.assert_array_equal(ids_HW[2:], frame.instance_HW[2:])
     np.testing.assert_array_equal(ids_HW[:2], 26)
 
@@ -86,7 +87,7 @@ def test_writer_keeps_the_ids_of_void_classes(tmp_path: Path) -> None:
 def test_writer_without_instances_uses_the_table(tmp_path: Path) -> None:
     frame = replace(make_frame(1), instance_HW=None)
     ref = write_cityscapes_frame(tmp_path, "train", frame)
-    ids_HW = decode_png(ref.label_path)
+    ids_HW = decode_ids(ref.label_path)
     np.testing.assert_array_equal(ids_HW, CITYSCAPES.to_ids(frame.label_HW))
     assert same_frames(CityscapesFrames(tmp_path, splits=["train"]).load(ref), frame)
 
@@ -165,7 +166,7 @@ def test_faulty_files_are_named_when_loaded_and_gathered_by_verify(cityscapes_ro
         unknown: "label ids 77 are not cityscapes ids",
         broken: r"not a readable image \(60 bytes\)",
         small: "6x4 pixels, but its image has 12x8",
-        instances: r"expected one 16-bit channel of instance ids, got 1 channel\(s\) of uint8",
+        instances: "expected a grey PNG of 16 bits that holds instance ids, got a grey PNG of 8 bits",
     }
     for ref, message in expected.items():
         with pytest.raises(DatasetError, match=rf"{ref.key}_\w+\.png: {message}"):
@@ -179,8 +180,14 @@ def test_labels_that_are_no_id_images_are_refused(cityscapes_root: Path) -> None
     frames = CityscapesFrames(cityscapes_root)
     path = label_file(cityscapes_root, 1)
     for content, message in (
-        (np.zeros((8, 12, 3), np.uint8), r"expected one 8-bit channel of ids, got 3 channel\(s\) of uint8"),
-        (np.zeros((8, 12), np.uint16), r"expected one 8-bit channel of ids, got 1 channel\(s\) of uint16"),
+        (
+            np.zeros((8, 12, 3), np.uint8),
+            "expected a grey PNG of 8 bits that holds ids, got an RGB PNG of 8 bits",
+        ),
+        (
+            np.zeros((8, 12), np.uint16),
+            "expected a grey PNG of 8 bits that holds ids, got a grey PNG of 16 bits",
+        ),
     ):
         cv2.imwrite(str(path), content)
         with pytest.raises(DatasetError, match=message):

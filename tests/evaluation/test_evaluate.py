@@ -267,7 +267,7 @@ def _remove_all(predictions: Path) -> None:
         (_unknown_id, r"1 of 6 .* holds 77: not cityscapes label ids"),
         (_duplicate, r"1 of 7 .* predicts the same frame as"),
         (_truncate, r"1 of 6 .* not a readable image"),
-        (_colour, r"1 of 6 .* colour or palette image"),
+        (_colour, r"1 of 6 .* expected a grey PNG of 8 or 16 bits .* got an RGB PNG"),
         (_train_ids, r"6 of 6 .* holds trainIds by its name.*; and 1 more"),
         (_remove_all, r"no predictions in .*: expected label images"),
     ],

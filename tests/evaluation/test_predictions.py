@@ -81,7 +81,7 @@ def test_failed_write_keeps_the_old_prediction(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (np.full((4, 4, 3), 7, np.uint8), "colour or palette image"),
+        (np.full((4, 4, 3), 7, np.uint8), "expected a grey PNG .* got an RGB PNG"),
         (np.full((4, 4), 34, np.uint8), "holds 34"),
         (np.full((4, 4), 255, np.uint8), "holds 255"),
         (np.full((4, 4), 26001, np.uint16), "holds 26001"),
