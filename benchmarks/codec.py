@@ -37,7 +37,7 @@ from edge_client.frames import FrameCache
 from evaluation.scores import ConfusionMatrix
 from fleet.export.encoders import DEFAULT_ENCODER, build_encoder
 from fleet.run.allocation import allocate, open_data
-from fleet.run.centralized import JointNetwork
+from fleet.run.joint_network import JointNetwork
 from fleet.scenario import DatasetPart, Scenario, parse_image_size
 from protocol.batches import batch_bounds
 from protocol.codec.bits import encode_within

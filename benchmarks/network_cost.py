@@ -21,8 +21,8 @@ from rich.table import Table
 
 from cloud_server.config import FirstOrderConfig, read_config
 from cloud_server.learner_config import ZerothOrderConfig
+from cloud_server.storage.recorders import LOG_NAME
 from cloud_server.storage.results import RESULT_NAME
-from cloud_server.storage.run_log import LOG_NAME
 from edge_client.host import read_host_config
 from fleet.run.in_process import run_in_process
 from fleet.run.launch import launch

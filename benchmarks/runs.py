@@ -18,8 +18,8 @@ from rich.console import Console
 
 from cloud_server.config import network_seed
 from cloud_server.networks.stems import build_shared_network
+from cloud_server.storage.recorders import LOG_NAME as EVENTS_NAME
 from cloud_server.storage.results import RESULT_NAME
-from cloud_server.storage.run_log import LOG_NAME as EVENTS_NAME
 from datasets.catalog import label_space
 from edge_client.encoder.bundle import EncoderBundle
 from edge_client.state import StateStore

@@ -18,11 +18,11 @@ from cloud_server.desk.desk import Desk
 from cloud_server.desk.ledger import UploadLedger
 from cloud_server.desk.registry import Registry
 from cloud_server.errors import CloudError, Stopped
+from cloud_server.events import Events
 from cloud_server.stage_turns import StageTurns
 from cloud_server.stages import StageLoop
 from cloud_server.storage.label_store import LabelStore
 from cloud_server.storage.persistence import RunState
-from cloud_server.storage.run_log import RunLog
 from cloud_server.training.shared_trainer import build_trainer
 from datasets.catalog import label_space
 from protocol.errors import SettingError
@@ -47,7 +47,7 @@ class Server:
         link: CloudLink,
         presence: Presence,
         run_folder: Path,
-        run_log: RunLog,
+        events: Events,
         stop: threading.Event,
         resume: bool,
     ) -> None:
@@ -67,7 +67,7 @@ class Server:
         self._link = link
         self._presence = presence
         self._run_folder = run_folder
-        self._run_log = run_log
+        self._events = events
         self._stop = stop
         self._registry = Registry(
             config.vehicles,
@@ -81,7 +81,7 @@ class Server:
             link,
             registry=self._registry,
             labels=self._labels,
-            run_log=run_log,
+            events=events,
             max_answers_per_frame=config.zeroth_order.max_answers_per_frame,
             heartbeat_s=config.patience.heartbeat_s,
         )
@@ -116,7 +116,7 @@ class Server:
             state=self._state,
             label_space=self._label_space,
             run_folder=self._run_folder,
-            run_log=self._run_log,
+            events=self._events,
         )
         loop.resume()
         turns = StageTurns(
@@ -125,7 +125,7 @@ class Server:
             desk=self._desk,
             registry=self._registry,
             ledger=self._ledger,
-            run_log=self._run_log,
+            events=self._events,
             last_trained=loop.last_trained,
             train_label_sizes=self._train_label_sizes,
             serve=self._serve,
@@ -169,7 +169,7 @@ class Server:
                 label_space=self._label_space,
                 trainer=trainer,
                 labels=self._labels,
-                run_log=self._run_log,
+                events=self._events,
                 run_folder=self._run_folder,
                 check_stop=self._check_stop,
                 train_frames=train_frames,

@@ -7,8 +7,9 @@ import threading
 from pathlib import Path
 
 from cloud_server.config import CloudConfig
+from cloud_server.events import Events
 from cloud_server.server import Server
-from cloud_server.storage.run_log import RunLog
+from cloud_server.storage.recorders import Board, RunLog
 from protocol.messages import Status
 from protocol.session.link import CloudLink, Connect, encode_status
 from protocol.session.presence import Heartbeat, Presence
@@ -34,7 +35,7 @@ def serve(
         if presence is not None and presence.bytes_sent:
             presence.announce()
 
-    with RunLog(run_folder) as run_log:
+    with RunLog(run_folder) as run_log, Board(run_folder) as board:
         transport = connect(client_id(config.fleet, CLOUD_ID, session), will, announce_again)
         link = CloudLink(
             transport,
@@ -49,7 +50,7 @@ def serve(
                 link=link,
                 presence=presence,
                 run_folder=run_folder,
-                run_log=run_log,
+                events=Events(run_log, board),
                 stop=stop,
                 resume=resume,
             )

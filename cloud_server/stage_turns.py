@@ -13,8 +13,8 @@ from cloud_server.desk.ledger import UploadLedger
 from cloud_server.desk.registry import Registry
 from cloud_server.desk.turns import ActiveTurn, new_grant
 from cloud_server.errors import CloudError
+from cloud_server.events import Events
 from cloud_server.schedule import Stage
-from cloud_server.storage.run_log import RunLog
 from cloud_server.training.trainer import DivergedError
 from protocol.messages import Turn
 from protocol.noise import derive_seed
@@ -36,7 +36,7 @@ class StageTurns:
         desk: Desk,
         registry: Registry,
         ledger: UploadLedger,
-        run_log: RunLog,
+        events: Events,
         last_trained: dict[str, int],
         train_label_sizes: Mapping[str, tuple[int, int]],
         serve: Callable[[], None],
@@ -49,7 +49,7 @@ class StageTurns:
         self._desk = desk
         self._registry = registry
         self._ledger = ledger
-        self._run_log = run_log
+        self._events = events
         self._last_trained = last_trained
         self._train_label_sizes = train_label_sizes
         self._serve = serve
@@ -68,7 +68,7 @@ class StageTurns:
                 except DivergedError as error:
                     raise CloudError(f"training diverged in round {stage.round}: {error}") from error
                 return
-            self._run_log.event("repeated", stage=stage.number, round=stage.round)
+            self._events.event("repeated", stage=stage.number, round=stage.round)
         raise CloudError(
             f"no vehicle finished its turn in round {stage.round} within {stage.deadline_s:g} s, in "
             f"{_STAGE_ATTEMPTS} attempts; raise the deadline, or start the vehicles again and resume the run"
@@ -97,7 +97,7 @@ class StageTurns:
                     self._drop(stage, active)
                 elif active.abandoned:
                     log.warning("turn %d of vehicle %s starts over", stage.number, vehicle)
-                    self._run_log.event("restarted", vehicle=vehicle, stage=stage.number)
+                    self._events.event("restarted", vehicle=vehicle, stage=stage.number)
                     self._discard(active)
                     self._grant(stage, vehicle)
                 else:
@@ -110,7 +110,7 @@ class StageTurns:
         active.abandoned = True
         self._discard(active)
         log.warning("turn %d of vehicle %s took over %g s: dropped", stage.number, vehicle, stage.deadline_s)
-        self._run_log.event("dropped", vehicle=vehicle, stage=stage.number, round=stage.round)
+        self._events.event("dropped", vehicle=vehicle, stage=stage.number, round=stage.round)
 
     def _discard(self, active: ActiveTurn) -> None:
         """Count what an attempt that is given up has had acknowledged."""
@@ -143,7 +143,7 @@ class StageTurns:
         )
         self._desk.active[vehicle] = ActiveTurn(turn=turn)
         self._algorithm.begin(stage, vehicle)
-        self._run_log.event(
+        self._events.event(
             "turn", stage=stage.number, round=stage.round, kind=stage.kind.value, vehicle=vehicle
         )
         self._desk.send(vehicle, turn)
@@ -160,10 +160,10 @@ class StageTurns:
             raise CloudError(f"training diverged in turn {stage.number}: {error}") from error
         active.uploads.clear()
         if active.loss is not None:
-            self._run_log.scalar(f"vehicle_loss/{vehicle}", active.loss, stage.number)
+            self._events.scalar(f"vehicle_loss/{vehicle}", active.loss, stage.number)
         if active.turn.learner is not None:
             self._last_trained[vehicle] = stage.number
-        self._run_log.event(
+        self._events.event(
             "turn_done",
             stage=stage.number,
             round=stage.round,
@@ -182,7 +182,7 @@ class StageTurns:
         record, patience, now = self._registry.vehicles[vehicle], self._config.patience, time.monotonic()
         if now - active.reported_at > _REPORT_S:
             active.reported_at = now
-            self._run_log.event(
+            self._events.event(
                 "traffic",
                 vehicle=vehicle,
                 queries=record.queries + active.queries,

@@ -13,10 +13,10 @@ from typing import Any
 from cloud_server.algorithms.base import Learning, MayEndEarly
 from cloud_server.config import CloudConfig
 from cloud_server.desk.registry import Registry
+from cloud_server.events import Events
 from cloud_server.schedule import Kind, Stage
 from cloud_server.storage.persistence import RunState
 from cloud_server.storage.results import RESULT_NAME, assemble
-from cloud_server.storage.run_log import RunLog
 from datasets.labels import LabelSpace
 from protocol.atomic import write_json_atomic
 
@@ -33,7 +33,7 @@ class StageLoop:
         state: RunState,
         label_space: LabelSpace,
         run_folder: Path,
-        run_log: RunLog,
+        events: Events,
     ) -> None:
         self._config = config
         self._learning = learning
@@ -41,7 +41,7 @@ class StageLoop:
         self._state = state
         self._label_space = label_space
         self._run_folder = run_folder
-        self._run_log = run_log
+        self._events = events
         self._first = 0
         self.last_trained: dict[str, int] = {}
         """By vehicle: the latest turn that it has learnt in; committed with every stage."""
@@ -57,7 +57,7 @@ class StageLoop:
             committed.restore(self._learning, self._registry)
             self.last_trained.update(committed.last_trained)
             self._first = committed.next_stage
-        self._run_log.event(
+        self._events.event(
             "run",
             algorithm=self._config.algorithm,
             stages=len(self._learning.stages),
@@ -96,14 +96,14 @@ class StageLoop:
             self._state.wall_s(),
         )
         write_json_atomic(self._run_folder / RESULT_NAME, result)
-        self._run_log.event("result", mean_local_miou=result["mean_local_miou"])
+        self._events.event("result", mean_local_miou=result["mean_local_miou"])
         return result
 
     def _commit(self, stage: Stage) -> None:
         self._note_curve(stage)
         self._state.commit(stage.number + 1, self._learning, self._registry, self.last_trained)
         self._learning.committed()
-        self._run_log.event("committed", stage=stage.number, round=stage.round, kind=stage.kind.value)
+        self._events.event("committed", stage=stage.number, round=stage.round, kind=stage.kind.value)
 
     def _note_curve(self, stage: Stage) -> None:
         """Log how far the run is, before the commit, so that no committed stage is without it."""
@@ -116,9 +116,9 @@ class StageLoop:
             "wall_s": round(self._state.wall_s(), 3),
         }
         if stage.kind is Kind.INITIAL:
-            self._run_log.event("training", stage=stage.number, **spent)
+            self._events.event("training", stage=stage.number, **spent)
             return
-        self._run_log.event(
+        self._events.event(
             "curve",
             stage=stage.number,
             round=stage.round,

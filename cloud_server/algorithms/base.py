@@ -21,9 +21,9 @@ from cloud_server.config import CloudConfig
 from cloud_server.desk.ledger import UploadLedger
 from cloud_server.desk.seeded_queries import LossMapsOf
 from cloud_server.desk.turns import Features
+from cloud_server.events import Events
 from cloud_server.schedule import Kind, Stage
 from cloud_server.storage.label_store import LabelStore
-from cloud_server.storage.run_log import RunLog
 from cloud_server.training.trainer import Trainer
 from datasets.labels import LabelSpace
 from evaluation.predictions import write_prediction
@@ -55,7 +55,7 @@ class Context:
     label_space: LabelSpace
     trainer: Trainer
     labels: LabelStore
-    run_log: RunLog
+    events: Events
     run_folder: Path
     check_stop: Callable[[], None]
     """Raises `Stopped` when the process was asked to stop; called during long work."""
@@ -348,7 +348,7 @@ def evaluate_test_frames(
                 folder = context.run_folder / "predictions" / vehicle
                 write_prediction(folder, key, prediction_HW, context.label_space)
         scores.of(stage.kind, split)[vehicle] = matrix
-        context.run_log.event(
+        context.events.event(
             "evaluation",
             stage=stage.number,
             vehicle=vehicle,

@@ -90,7 +90,7 @@ class BlackFed(OneNetwork):
         first = self._config.first_order
         if first.epochs == 0:
             return
-        log = self._context.run_log
+        log = self._context.events
         self._replay.keep(vehicle, train.indices, train.features_BCHW)
         bounds = batch_bounds(len(train.indices), first.batch_size)
         replayed_frames = 0

@@ -173,7 +173,7 @@ class BlackFleet(OneNetwork):
     def _learn(self, stage: Stage) -> None:
         """First-order epochs over the union of the uploads: no vehicle's frames come last; each step is
         followed by replay."""
-        first, log = self._config.first_order, self._context.run_log
+        first, log = self._config.first_order, self._context.events
         groups = self._groups(stage)
         seed = derive_seed(self._config.seed, "first-order", stage.number)
         frames = sum(len(group.frames) for group in groups)

@@ -164,7 +164,7 @@ class FedAvg:
     def turn_done(self, stage: Stage, vehicle: str, uploads: Mapping[str, Features]) -> None:
         report = self._reports[vehicle]
         self._done.add(vehicle)
-        log_event = self._context.run_log.event
+        log_event = self._context.events.event
         for split, (frames, matrix) in report.scores.items():
             miou = matrix.mean_iou()
             if stage.kind is Kind.TRAIN:
@@ -177,7 +177,7 @@ class FedAvg:
                     miou=miou,
                     best=max(miou, self._best_miou),
                 )
-                self._context.run_log.scalar(f"val_miou/{vehicle}", miou, stage.number)
+                self._context.events.scalar(f"val_miou/{vehicle}", miou, stage.number)
                 continue
             self.scores.of(stage.kind, split)[vehicle] = matrix
             log_event(
@@ -192,7 +192,7 @@ class FedAvg:
         if report.update is not None:
             self.progress.loss[vehicle] = report.update.loss
             self.progress.frames_seen += report.update.samples * self._config.first_order.passes
-            self._context.run_log.scalar(f"loss/{vehicle}", report.update.loss, stage.number)
+            self._context.events.scalar(f"loss/{vehicle}", report.update.loss, stage.number)
 
     def stage_done(self, stage: Stage) -> None:
         if stage.kind is Kind.TRAIN:
@@ -266,7 +266,7 @@ class FedAvg:
             self._rounds_without_gain += 1
         if self._rounds_without_gain == self._federated.patience_rounds:
             log.info("converged in round %d: mean validation mIoU %.4f", stage.round, self._best_miou)
-            self._context.run_log.event("converged", round=stage.round, best_val_miou=self._best_miou)
+            self._context.events.event("converged", round=stage.round, best_val_miou=self._best_miou)
 
 
 def weighted_average(updates: Sequence[LocalUpdate]) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:

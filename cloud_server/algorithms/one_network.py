@@ -85,7 +85,7 @@ class OneNetwork:
                 self._best.put(vehicle, self._trainer.weights(), score=latest, turn_id=stage.number)
             best = max(latest, kept_miou)
         self.progress.val_miou[vehicle] = best
-        log = self._context.run_log
+        log = self._context.events
         log.event(
             "validation", stage=stage.number, round=stage.round, vehicle=vehicle, miou=latest, best=best
         )

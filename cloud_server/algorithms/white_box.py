@@ -132,7 +132,7 @@ class WhiteBox:
         steps = 1 + self._config.first_order.replay_steps
         done, total = len(losses) * steps, self._steps_of_turn(vehicle)
         if len(losses) % max(1, total // steps // _LIVE_LINES_A_TURN) == 0:
-            self._context.run_log.event(
+            self._context.events.event(
                 "learning", stage=self._stage_number, vehicle=vehicle, done=done, total=total, loss=loss
             )
         return StepResult(loss=loss, rate_share=rate_share, gradient_BCHW=gradient_BCHW)
@@ -182,7 +182,7 @@ class WhiteBox:
         means = [float(np.average(part[:, 0], weights=part[:, 1])) for part in passes]
         self.progress.frames_seen += sum(frames for _, frames in steps) + self._replayed_frames[vehicle]
         self.progress.loss[vehicle] = means[-1]
-        log = self._context.run_log
+        log = self._context.events
         log.event("learned", stage=stage.number, vehicle=vehicle, losses=[round(mean, 5) for mean in means])
         log.scalar(f"loss/{vehicle}", means[-1], stage.number)
 
@@ -190,7 +190,7 @@ class WhiteBox:
         score = validation_miou(self._context, vehicle, val, self._trainer.predict)
         self._networks.keep(vehicle, stage.number, score)
         self.progress.val_miou[vehicle] = score
-        log = self._context.run_log
+        log = self._context.events
         log.event(
             "validation", stage=stage.number, round=stage.round, vehicle=vehicle, miou=score, best=score
         )

@@ -23,8 +23,8 @@ from cloud_server.desk.registry import Registry
 from cloud_server.desk.seeded_queries import checked_scale, coded_loss_maps
 from cloud_server.desk.turns import ActiveTurn
 from cloud_server.errors import CloudError, RequestError
+from cloud_server.events import Events
 from cloud_server.storage.label_store import LabelError, LabelStore
-from cloud_server.storage.run_log import RunLog
 from cloud_server.training.trainer import DivergedError
 from protocol.codec.tensor import CodecError, encode
 from protocol.messages import (
@@ -77,7 +77,7 @@ class Desk:
         *,
         registry: Registry,
         labels: LabelStore,
-        run_log: RunLog,
+        events: Events,
         max_answers_per_frame: int,
         heartbeat_s: float,
     ) -> None:
@@ -86,7 +86,7 @@ class Desk:
         self._labels = labels
         self._checks = RequestChecks(registry, labels)
         self._newcomers = Newcomers(registry, heartbeat_s)
-        self._run_log = run_log
+        self._events = events
         self._max_answers_per_frame = max_answers_per_frame
         self.algorithm: Algorithm | None = None
         """Answers queries; None before the first stage and after the last."""
@@ -177,7 +177,7 @@ class Desk:
         if is_new:
             # A new subscriber gets the retained status of the cloud.
             self._registry.vehicles[hello.vehicle].downlink["status"] += self.status_bytes
-            self._run_log.event("joined", vehicle=hello.vehicle, encoder=hello.encoder, frames=hello.frames)
+            self._events.event("joined", vehicle=hello.vehicle, encoder=hello.encoder, frames=hello.frames)
         active = self.active.get(hello.vehicle)
         if active and not active.done:
             active.abandoned = True
@@ -339,7 +339,7 @@ class Desk:
         count = self._registry.count_reject(vehicle)
         if count <= _LOGGED_REJECTS or count & (count - 1) == 0:
             log.warning("rejected a message of %r (%d so far): %s", vehicle, count, reason)
-            self._run_log.event("reject", vehicle=vehicle, reason=reason, count=count)
+            self._events.event("reject", vehicle=vehicle, reason=reason, count=count)
 
     def _reject_malformed(self, malformed: Malformed) -> None:
         """Answer only the fleet's own vehicles: nobody else can be expected to speak the protocol."""

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from cloud_server.storage.recorders import LOG_NAME
 from cloud_server.storage.results import RESULT_NAME
-from cloud_server.storage.run_log import LOG_NAME
 from datasets.catalog import DATASETS
 from datasets.labels import LabelSpace
 from fleet.compare.milestones import Point

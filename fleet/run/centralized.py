@@ -3,57 +3,41 @@
 What pooling every vehicle's frames would give. Budget, rate schedule, loss, batch size, initial weights and
 evaluation are those of the other algorithms; the features are not quantised, and there is one model for all,
 with the encoder of the scenario's `encoder.name`.
-Legend: B frames, C channels, H W rows and columns, K classes, h w logit rows and columns.
+Legend: B frames, C channels, H W rows and columns.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from cloud_server.algorithms.base import Scores, TrainingProgress
-from cloud_server.config import network_seed
 from cloud_server.desk.registry import Registry
 from cloud_server.errors import CloudError
-from cloud_server.networks.build import build_network
-from cloud_server.schedule import Kind
+from cloud_server.events import Events
+from cloud_server.schedule import Kind, Stage, all_together
+from cloud_server.stages import StageLoop
 from cloud_server.storage.checkpoint import flatten_state, unflatten_state
 from cloud_server.storage.persistence import RunState
-from cloud_server.storage.results import RESULT_NAME, assemble
-from cloud_server.storage.run_log import RunLog
-from cloud_server.training.trainer import DivergedError, PartConfig, Trainer, TrainerConfig
+from cloud_server.storage.recorders import Board, RunLog
+from cloud_server.training.trainer import DivergedError
 from edge_client.frames import FrameCache, Sight
 from evaluation.predictions import write_prediction
 from evaluation.scores import ConfusionMatrix
 from fleet.errors import OperatorError
-from fleet.export.encoders import build_encoder
 from fleet.run.allocation import sights
 from fleet.run.job import Job
+from fleet.run.joint_network import joint_trainer
 from fleet.run.progress import Progress
 from fleet.scenario import parse_image_size
-from protocol.atomic import write_json_atomic
 from protocol.batches import batch_bounds
 from protocol.messages import PROTOCOL_VERSION, Hello
 from protocol.noise import derive_seed, permutation
-
-
-class JointNetwork(nn.Module):
-    """Encoder and cloud network, trained in one place: image_BCHW, RGB 0 to 255, to logits_BKhw."""
-
-    def __init__(self, encoder: nn.Module, network: nn.Module) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.network = network
-
-    def forward(self, image_BCHW: Tensor) -> Tensor:
-        logits_BKhw: Tensor = self.network(self.encoder(image_BCHW.permute(0, 2, 3, 1)))
-        return logits_BKhw
 
 
 def run_centralized(job: Job) -> None:
@@ -64,66 +48,60 @@ def run_centralized(job: Job) -> None:
         DatasetError, OSError: a frame can't be read, or the folder can't be written.
     """
     try:
-        with RunLog(job.run_folder) as run_log, Progress(job.scenario, job.run_folder, job.console) as view:
-            _CentralRun(job, run_log, view).run()
+        with (
+            RunLog(job.run_folder) as run_log,
+            Board(job.run_folder) as board,
+            Progress(job.scenario, job.console) as view,
+        ):
+            _run(job, Events(run_log, board, view))
     except (CloudError, DivergedError) as error:
         raise OperatorError(str(error)) from error
 
 
-class _CentralRun:
-    """Stage 0 evaluates the start, stages 1 to R train E epochs each, stage R + 1 evaluates; each is
-    committed."""
+def _run(job: Job, events: Events) -> None:
+    config = job.scenario.cloud_config()
+    learning = _CentralLearning(job, events)
+    loop = StageLoop(
+        config,
+        learning,
+        registry=_registry(job),
+        state=RunState(job.run_folder / "cloud", config, resume=True),
+        label_space=job.source.label_space,
+        run_folder=job.run_folder,
+        events=events,
+    )
+    loop.resume()
+    loop.run(learning.do_stage)
+    loop.conclude()
 
-    def __init__(self, job: Job, run_log: RunLog, view: Progress) -> None:
+
+class _CentralLearning:
+    """Stage 0 evaluates the start, stages 1 to R train E epochs each, stage R + 1 evaluates."""
+
+    def __init__(self, job: Job, events: Events) -> None:
         self._job = job
         self._shares = job.shares
         self._config = job.scenario.cloud_config()
-        self._log = run_log
-        self._view = view
+        self._events = events
         self._label_space = job.source.label_space
         self._cache = FrameCache(job.source, parse_image_size(job.scenario.image_size))
         self._sights = {key: sight.sight() for key, sight in sights(job.shares).items()}
         self._train_keys = [key for share in self._shares.values() for key in share.train]
         self._bounds = batch_bounds(len(self._train_keys), self._config.first_order.batch_size)
-        self._trainer = self._build_trainer()
+        self._trainer = joint_trainer(
+            job, steps=len(self._bounds) * self._config.first_order.passes * self._config.rounds
+        )
+        self.stages = all_together(self._config.vehicles, self._config.rounds)
         self.scores = Scores()
         self.progress = TrainingProgress()
 
-    def run(self) -> None:
-        config = self._config
-        registry = _registry(self._job)
-        state = RunState(self._job.run_folder / "cloud", config, resume=True)
-        committed = state.load()
-        if committed is not None:
-            self.restore(committed.tensors, committed.algorithm)
-        first, last = committed.next_stage if committed else 0, config.rounds + 1
-        self._log.event(
-            "run",
-            algorithm=config.algorithm,
-            stages=last + 1,
-            first=first,
-            rounds=config.rounds,
-            vehicles=list(config.vehicles),
-        )
-        for stage in range(first, last + 1):
-            if 0 < stage < last:
-                kind = "train"
-                self._train(stage)
-                self._validate(stage)
-                self._note_curve(stage, state.wall_s())
-            else:
-                kind = "final" if stage else "initial"
-                self._evaluate(stage, kind)
-                if stage == 0:
-                    spent = {"uplink_bytes": 0, "downlink_bytes": 0, "wall_s": round(state.wall_s(), 3)}
-                    self._log.event("training", stage=stage, **spent)
-            state.commit(stage + 1, self, registry, {})
-            self._log.event("committed", stage=stage, round=stage, kind=kind)
-            self._view.update()
-        result = assemble(config, self.scores, self.progress, registry, self._label_space, state.wall_s())
-        write_json_atomic(self._job.run_folder / RESULT_NAME, result)
-        self._log.event("result", mean_local_miou=result["mean_local_miou"])
-        self._view.update()
+    def do_stage(self, stage: Stage) -> None:
+        """All of a stage's work, in this process."""
+        if stage.kind is Kind.TRAIN:
+            self._train(stage)
+            self._validate(stage)
+        else:
+            self._evaluate(stage)
 
     # What a checkpoint holds
 
@@ -138,24 +116,23 @@ class _CentralRun:
         }
 
     def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-        """Become what `tensors` and `meta` were taken from; CloudError where they are of another network."""
-        try:
-            self._trainer.load_state_dict(unflatten_state(tensors, meta["trainer"]))
-        except CloudError as error:
-            raise CloudError(f"the checkpoint doesn't fit this run: {error}") from error
+        self._trainer.load_state_dict(unflatten_state(tensors, meta["trainer"]))
         self.scores = Scores.from_dict(meta["scores"])
         self.progress = TrainingProgress.from_dict(meta["progress"])
 
+    def committed(self) -> None:
+        pass  # everything is in the checkpoint
+
     # The stages
 
-    def _train(self, stage: int) -> None:
+    def _train(self, stage: Stage) -> None:
         """Passes over the union of all train frames, in an order drawn anew for each; those that stand for
         replay follow the others."""
         passes, n = self._config.first_order.passes, len(self._train_keys)
         total = passes * len(self._bounds)
         losses = []
         for epoch in range(passes):
-            order_n = permutation(derive_seed(self._config.seed, "centralized", stage, epoch), n)
+            order_n = permutation(derive_seed(self._config.seed, "centralized", stage.number, epoch), n)
             summed = 0.0
             for step, (start, stop) in enumerate(self._bounds):
                 keys = [self._train_keys[index] for index in order_n[start:stop]]
@@ -164,18 +141,17 @@ class _CentralRun:
                 done = epoch * len(self._bounds) + step + 1
                 if done % max(1, total // 10) == 0:
                     for vehicle in self._shares:
-                        self._log.event(
-                            "learning", stage=stage, vehicle=vehicle, done=done, total=total, loss=loss
+                        self._events.event(
+                            "learning", stage=stage.number, vehicle=vehicle, done=done, total=total, loss=loss
                         )
-                    self._view.update()
             losses.append(summed / n)
         self.progress.frames_seen += passes * n
         if losses:
             self.progress.loss = dict.fromkeys(self._shares, losses[-1])
-            self._log.event("learned", stage=stage, losses=[round(loss, 5) for loss in losses])
-            self._log.scalar("loss", losses[-1], stage)
+            self._events.event("learned", stage=stage.number, losses=[round(loss, 5) for loss in losses])
+            self._events.scalar("loss", losses[-1], stage.number)
 
-    def _validate(self, stage: int) -> None:
+    def _validate(self, stage: Stage) -> None:
         for vehicle, share in self._shares.items():
             matrix = ConfusionMatrix(self._label_space)
             for key in share.val:
@@ -184,24 +160,12 @@ class _CentralRun:
             miou = matrix.mean_iou()
             miou = miou if math.isfinite(miou) else 0.0
             self.progress.val_miou[vehicle] = miou
-            self._log.event("validation", stage=stage, round=stage, vehicle=vehicle, miou=miou, best=miou)
-            self._log.scalar(f"val_miou/{vehicle}", miou, stage)
+            self._events.event(
+                "validation", stage=stage.number, round=stage.round, vehicle=vehicle, miou=miou, best=miou
+            )
+            self._events.scalar(f"val_miou/{vehicle}", miou, stage.number)
 
-    def _note_curve(self, stage: int, wall_s: float) -> None:
-        self._log.event(
-            "curve",
-            stage=stage,
-            round=stage,
-            frames_seen=self.progress.frames_seen,
-            loss=self.progress.mean_loss,
-            val_miou=self.progress.mean_val_miou,
-            validated=len(self.progress.val_miou),
-            uplink_bytes=0,
-            downlink_bytes=0,
-            wall_s=round(wall_s, 3),
-        )
-
-    def _evaluate(self, stage: int, kind: str) -> None:
+    def _evaluate(self, stage: Stage) -> None:
         """Local test frames, and at the end, from the same predictions, those of other vehicles."""
         by_key: dict[str, ConfusionMatrix] = {}
         for vehicle, share in self._shares.items():
@@ -210,18 +174,18 @@ class _CentralRun:
                 prediction_HW = self._predict(key, label_HW, self._sights.get(key))
                 by_key[key] = ConfusionMatrix(self._label_space)
                 by_key[key].add(label_HW, prediction_HW)
-                if kind == "final":
+                if stage.kind is Kind.FINAL:
                     folder = self._job.run_folder / "predictions" / vehicle
                     write_prediction(folder, key, prediction_HW, self._label_space)
         for vehicle, share in self._shares.items():
-            if kind == "final":
-                self.scores.local[vehicle] = self._sum(by_key, share.test, stage, kind, vehicle, "test")
-                self.scores.ood[vehicle] = self._sum(by_key, share.ood, stage, kind, vehicle, "ood")
+            if stage.kind is Kind.FINAL:
+                self.scores.local[vehicle] = self._sum(by_key, share.test, stage, vehicle, "test")
+                self.scores.ood[vehicle] = self._sum(by_key, share.ood, stage, vehicle, "ood")
             else:
-                self.scores.initial[vehicle] = self._sum(by_key, share.test, stage, kind, vehicle, "test")
-        self._evaluate_source(stage, kind)
+                self.scores.initial[vehicle] = self._sum(by_key, share.test, stage, vehicle, "test")
+        self._evaluate_source(stage)
 
-    def _evaluate_source(self, stage: int, kind: str) -> None:
+    def _evaluate_source(self, stage: Stage) -> None:
         """Frames of the source, seen clearly: the same, with the same model, for every vehicle."""
         matrix = ConfusionMatrix(self._label_space)
         keys = next(iter(self._shares.values())).source
@@ -229,30 +193,35 @@ class _CentralRun:
             label_HW = self._cache.full_label(key)
             matrix.add(label_HW, self._predict(key, label_HW, None))
         for vehicle in self._shares if keys else ():
-            self.scores.of(Kind(kind), "source")[vehicle] = self._logged(
-                matrix, len(keys), stage, kind, vehicle, "source"
+            self.scores.of(stage.kind, "source")[vehicle] = self._logged(
+                matrix, len(keys), stage, vehicle, "source"
             )
 
     def _sum(
         self,
         by_key: Mapping[str, ConfusionMatrix],
         keys: Sequence[str],
-        stage: int,
-        kind: str,
+        stage: Stage,
         vehicle: str,
         split: str,
     ) -> ConfusionMatrix:
         matrix = ConfusionMatrix(self._label_space)
         for key in keys:
             matrix.merge(by_key[key])
-        return self._logged(matrix, len(keys), stage, kind, vehicle, split)
+        return self._logged(matrix, len(keys), stage, vehicle, split)
 
     def _logged(
-        self, matrix: ConfusionMatrix, frames: int, stage: int, kind: str, vehicle: str, split: str
+        self, matrix: ConfusionMatrix, frames: int, stage: Stage, vehicle: str, split: str
     ) -> ConfusionMatrix:
         miou = matrix.mean_iou()
-        self._log.event(
-            "evaluation", stage=stage, vehicle=vehicle, split=split, kind=kind, miou=miou, frames=frames
+        self._events.event(
+            "evaluation",
+            stage=stage.number,
+            vehicle=vehicle,
+            split=split,
+            kind=stage.kind.value,
+            miou=miou,
+            frames=frames,
         )
         return matrix
 
@@ -271,37 +240,6 @@ class _CentralRun:
         image_BCHW = image_HWC.transpose(2, 0, 1)[None]
         prediction_HW: NDArray[np.uint8] = self._trainer.predict(image_BCHW, (height, width))[0]
         return prediction_HW
-
-    def _build_trainer(self) -> Trainer:
-        """Encoder and network with the very weights that a fleet of this scenario starts from; the encoder
-        takes the steps of white-box split learning."""
-        config, first = self._config, self._config.first_order
-        width, height = parse_image_size(self._job.scenario.image_size)
-        encoder = build_encoder(self._job.scenario.encoder.name, config.seed).folded()
-        network = build_network(
-            config.network.name,
-            feature_shape=(encoder.channels, height // encoder.stride, width // encoder.stride),
-            feature_stride=encoder.stride,
-            num_classes=self._label_space.num_classes,
-            seed=network_seed(config.seed),
-            weights=Path(config.network.weights) if config.network.weights else None,
-        )
-        if self._job.start is not None:
-            self._job.start.begin(encoder, network)
-        return Trainer(
-            JointNetwork(encoder, network),
-            TrainerConfig(
-                loss=first.loss,
-                rate=first.rate,
-                weight_decay=first.weight_decay,
-                schedule=first.schedule,
-                total_steps=max(1, len(self._bounds) * first.passes * config.rounds),
-                training_threads=config.training_threads,
-                inference_threads=config.training_threads,
-                seed=derive_seed(config.seed, "training"),
-                parts=(PartConfig(prefix="encoder.", rate=config.white_box.rate, weight_decay=0.0),),
-            ),
-        )
 
 
 def _registry(job: Job) -> Registry:

@@ -23,6 +23,7 @@ from fleet.export.head_export import export_head
 from fleet.export.local_model import export_local_model
 from fleet.run.allocation import data_folder, sights
 from fleet.run.checks import MEMORY_BUS, OWN_BROKERS
+from fleet.run.follow import LogFollower
 from fleet.run.in_process import run_in_process
 from fleet.run.job import Job
 from fleet.run.processes import ProcessSpec, ProcessTable
@@ -52,11 +53,12 @@ def run_fleet(job: Job) -> None:
         return
     table = _process_table(job.scenario, job.run_folder, hosts, resume=job.has_begun)
     with ProcessTable(table, job.run_folder / "processes") as processes:
-        with Progress(job.scenario, job.run_folder, job.console) as progress:
+        with Progress(job.scenario, job.console) as progress:
+            follower = LogFollower(job.run_folder, progress)
             while processes.check():
-                progress.update()
+                follower.update()
                 time.sleep(_POLL_S)
-            progress.update()
+            follower.update()
         processes.wait_all_but_first(_LEAVE_S)
 
 
@@ -80,11 +82,12 @@ def _run_in_memory(job: Job, hosts: Sequence[Path]) -> None:
     fleet = threading.Thread(target=work, name="fleet")
     fleet.start()
     try:
-        with Progress(job.scenario, job.run_folder, job.console) as progress:
+        with Progress(job.scenario, job.console) as progress:
+            follower = LogFollower(job.run_folder, progress)
             while fleet.is_alive():
-                progress.update()
+                follower.update()
                 fleet.join(_POLL_S)
-            progress.update()
+            follower.update()
     finally:
         stop.set()
         fleet.join()

@@ -1,12 +1,10 @@
-"""A run as it goes: what its log says, drawn as a live table or, without a terminal, as lines."""
+"""A run as it goes: its events drawn as a live table or, without a terminal, as lines."""
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -18,7 +16,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
-from cloud_server.storage.run_log import LOG_NAME
+from cloud_server.events import Recorder
 from fleet.scenario import Scenario
 
 _REFRESH_PER_S = 4
@@ -34,12 +32,10 @@ class _VehicleView:
     downlink_bytes: int = 0
 
 
-class Progress:
-    """Follows `log.jsonl` of a run folder."""
+class Progress(Recorder):
+    """Shows events as they are told."""
 
-    def __init__(self, scenario: Scenario, run_folder: Path, console: Console) -> None:
-        self._path = run_folder / LOG_NAME
-        self._offset = self._path.stat().st_size if self._path.exists() else 0
+    def __init__(self, scenario: Scenario, console: Console) -> None:
         self._console = console
         self._vehicles = {vehicle: _VehicleView() for vehicle in scenario.vehicle_ids}
         self._round = 0
@@ -60,7 +56,10 @@ class Progress:
     def __enter__(self) -> Progress:
         if self._console.is_terminal:
             self._live = Live(
-                self._render(), console=self._console, refresh_per_second=_REFRESH_PER_S, transient=True
+                get_renderable=self._render,
+                console=self._console,
+                refresh_per_second=_REFRESH_PER_S,
+                transient=True,
             )
             self._live.start()
         return self
@@ -74,28 +73,8 @@ class Progress:
         if self._live is not None:
             self._live.stop()
 
-    def update(self) -> None:
-        """Take in what has been logged since the last call."""
-        for event in self._new_events():
-            self._note(event)
-        self._bar.update(self._task, left=self._clock.left())
-        if self._live is not None:
-            self._live.update(self._render())
-
-    def _new_events(self) -> Iterator[dict[str, Any]]:
-        try:
-            with self._path.open("rb") as file:
-                file.seek(self._offset)
-                for line in file:
-                    if not line.endswith(b"\n"):
-                        return  # still being written
-                    self._offset += len(line)
-                    try:
-                        yield json.loads(line)
-                    except json.JSONDecodeError:
-                        continue  # the torn line of a killed process
-        except FileNotFoundError:
-            return
+    def event(self, name: str, values: Mapping[str, Any]) -> None:
+        self._note({"event": name, **values})
 
     def _note(self, event: dict[str, Any]) -> None:
         view = self._vehicles.get(event.get("vehicle", ""), _VehicleView())
@@ -146,6 +125,7 @@ class Progress:
             self._console.print(line, highlight=False, soft_wrap=True)
 
     def _render(self) -> RenderableType:
+        self._bar.update(self._task, left=self._clock.left())
         table = Table(box=None, pad_edge=False)
         for column in ("vehicle", "state", "loss", "mIoU", "queries", "up", "down"):
             table.add_column(column, justify="left" if column in ("vehicle", "state") else "right")

@@ -1,0 +1,60 @@
+"""Events reach every recorder as JSON types, in order; the log on disk keeps them line by line."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cloud_server.events import Events, Recorder
+from cloud_server.storage.recorders import LOG_NAME, Board, RunLog
+
+
+class _Heard(Recorder):
+    def __init__(self, name: str, heard: list[tuple[Any, ...]]) -> None:
+        self._name = name
+        self._heard = heard
+
+    def event(self, name: str, values: Mapping[str, Any]) -> None:
+        self._heard.append((self._name, name, dict(values)))
+
+    def scalar(self, tag: str, value: float, step: int) -> None:
+        self._heard.append((self._name, tag, value, step))
+
+
+def test_every_recorder_hears_in_the_order_of_subscription_and_no_nan() -> None:
+    heard: list[tuple[Any, ...]] = []
+    events = Events(_Heard("a", heard), Recorder(), _Heard("b", heard))
+    events.event("learned", loss=math.nan, frames=3)
+    events.scalar("loss", 0.5, 7)
+    events.scalar("loss", math.inf, 8)
+    told = {"loss": None, "frames": 3}
+    assert heard == [
+        ("a", "learned", told),
+        ("b", "learned", told),
+        ("a", "loss", 0.5, 7),
+        ("b", "loss", 0.5, 7),
+    ]
+
+
+def test_log_keeps_events_and_stands_after_a_torn_line(tmp_path: Path) -> None:
+    (tmp_path / LOG_NAME).write_text('{"event": "tor')
+    with RunLog(tmp_path) as log:
+        Events(log).event("committed", stage=1, miou=math.nan)
+        Events(log).scalar("loss", 0.5, 1)
+    torn, line = (tmp_path / LOG_NAME).read_text().splitlines()
+    assert torn == '{"event": "tor'
+    content = json.loads(line)
+    assert content.pop("time") > 0
+    assert content == {"event": "committed", "stage": 1, "miou": None}
+
+
+def test_board_keeps_curves_alone(tmp_path: Path) -> None:
+    with Board(tmp_path) as board:
+        Events(board).event("committed", stage=1)
+        Events(board).scalar("loss", 0.5, 1)
+    [written] = (tmp_path / "tensorboard").iterdir()
+    assert b"loss" in written.read_bytes()
+    assert b"committed" not in written.read_bytes()
