@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cloud_server.algorithms.base import Algorithm, Context
 from cloud_server.algorithms.table import build_algorithm, check_fleet_algorithm
+from cloud_server.claim import FleetClaim
 from cloud_server.combinations import check_combination
 from cloud_server.config import CloudConfig
 from cloud_server.desk.desk import Desk
@@ -46,6 +47,7 @@ class Server:
         *,
         link: CloudLink,
         presence: Presence,
+        claim: FleetClaim,
         run_folder: Path,
         events: Events,
         stop: threading.Event,
@@ -66,6 +68,7 @@ class Server:
         self._config = config
         self._link = link
         self._presence = presence
+        self._claim = claim
         self._run_folder = run_folder
         self._events = events
         self._stop = stop
@@ -105,8 +108,11 @@ class Server:
         except BrokerUnreachable:
             self._check_stop()
             raise
+        said = self._claim.take(self._config.patience.join_s, self._check_stop)
         self._presence.announce()
         self._desk.status_bytes = self._statuses_counted = self._presence.bytes_sent
+        for received in said:
+            self._desk.handle(received)
         self._gather()
         algorithm = self._build_algorithm()
         loop = StageLoop(
@@ -217,6 +223,7 @@ class Server:
             if received is None:
                 break
             timeout_s = 0.0
+            self._claim.note(received)
             self._desk.handle(received)
         away_s = self._link.transport.seconds_disconnected()
         self._desk.settle(connected=away_s == 0)

@@ -6,6 +6,7 @@ import secrets
 import threading
 from pathlib import Path
 
+from cloud_server.claim import FleetClaim
 from cloud_server.config import CloudConfig
 from cloud_server.events import Events
 from cloud_server.server import Server
@@ -30,9 +31,11 @@ def serve(
     gone = encode_status(Status(vehicle=CLOUD_ID, session=session, online=False, beat=0))
     will = Will(topic(STATUS, config.fleet, CLOUD_ID), gone)
     presence: Presence | None = None
+    claim: FleetClaim | None = None
 
     def announce_again() -> None:
-        if presence is not None and presence.bytes_sent:
+        if presence is not None and claim is not None and presence.bytes_sent:
+            claim.reconnected()
             presence.announce()
 
     with RunLog(run_folder) as run_log, Board(run_folder) as board:
@@ -44,11 +47,13 @@ def serve(
             payload_limit_bytes=config.payload_limit_bytes,
         )
         presence = Presence(link.announce, CLOUD_ID, session)
+        claim = FleetClaim(link, session, heartbeat_s=config.patience.heartbeat_s, announce=presence.announce)
         try:
             server = Server(
                 config,
                 link=link,
                 presence=presence,
+                claim=claim,
                 run_folder=run_folder,
                 events=Events(run_log, board),
                 stop=stop,
@@ -57,6 +62,6 @@ def serve(
             with Heartbeat([presence], config.patience.heartbeat_s):
                 server.run()
         finally:
-            if transport.connected:
+            if transport.connected and presence.bytes_sent:
                 presence.announce(online=False)
             link.close()

@@ -21,13 +21,18 @@ class Presence:
         """PUBLISH bytes of all statuses so far."""
 
     def announce(self, online: bool = True) -> None:
-        """Publish the status now."""
+        """Publish the status now; from the first time on, `beat` repeats it."""
         with self._lock:
             status = messages.Status(
                 vehicle=self._vehicle, session=self._session, online=online, beat=self._beat
             )
             self._beat += 1
             self.bytes_sent += self._announce(status)
+
+    def beat(self) -> None:
+        """Say once more that the sender is there, if it has said so before."""
+        if self.bytes_sent:
+            self.announce()
 
 
 class Heartbeat:
@@ -50,4 +55,4 @@ class Heartbeat:
     def _run(self) -> None:
         while not self._stop.wait(self._interval_s):
             for presence in self._presences:
-                presence.announce()
+                presence.beat()

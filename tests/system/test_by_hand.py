@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from brokers import running_broker, skip_without
 from process_fixtures import WAIT_S, module, run, start, wait_for
 
 from cloud_server.config import CloudConfig
@@ -24,19 +26,24 @@ class HandMade:
     """What an operator types, one command a process; ends what still runs."""
 
     def __init__(self, folder: Path, port: int) -> None:
+        self.users = False
+        """Whether everybody gives a user name: the vehicle's id, or the cloud's."""
         self.folder = folder
-        self.run_folder = folder / "run"
-        self._port = port
+        self.run_folder = folder / "cloud-run"
+        self.port = port
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
-    def start(self, name: str) -> None:
-        url = broker.broker_url(self._port)
+    def start(self, name: str, process: str | None = None) -> None:
+        """Start the broker, the cloud or a vehicle; a second one is called `process`."""
+        process = process or name
+        user = f"{name}@" if self.users else ""
+        url = f"mqtt://{user}127.0.0.1:{self.port}"
         commands = {
-            "broker": module("fleet.broker", "--port", str(self._port), "--workdir", self.folder / "broker"),
+            "broker": module("fleet.broker", "--port", str(self.port), "--workdir", self.folder / "broker"),
             "cloud": module(
                 "cloud_server",
                 *("--broker", url, "--fleet", "hand", "--vehicles", ",".join(CARS)),
-                *("--algorithm", "blackfed-v2", "--rounds", "1", "--run-dir", self.run_folder),
+                *("--algorithm", "blackfed-v2", "--rounds", "1", "--run-dir", self.folder / f"{process}-run"),
             ),
         }
         if name in CARS:
@@ -44,11 +51,11 @@ class HandMade:
                 "edge_client",
                 *("--broker", url, "--fleet", "hand", "--vehicle", name),
                 *("--bundle", self.folder / "bundle", "--data-root", self.folder / name),
-                *("--state", self.folder / "state" / name),
+                *("--state", self.folder / "state" / process),
             )
         else:
             command = commands[name]
-        self._processes[name] = start(command, self.output(name))
+        self._processes[process] = start(command, self.output(process))
 
     def output(self, name: str) -> Path:
         return self.folder / f"{name}.log"
@@ -112,6 +119,61 @@ def test_processes_started_by_hand_in_any_order_form_a_fleet(
     assert 0 <= result["mean_local_miou"] <= 1
     # A vehicle in the field knows only its own frames.
     assert result["mean_ood_miou"] is None
+
+
+def _refused(hand_made: HandMade, process: str) -> str:
+    """The last line of a process that must end with exit code 2."""
+    assert hand_made.end(process) == 2, hand_made.output(process).read_text()
+    return hand_made.output(process).read_text().splitlines()[-1]
+
+
+@pytest.mark.parametrize("kind", ["amqtt", "mosquitto"])
+def test_second_cloud_and_the_copy_of_a_vehicle_are_refused_and_the_run_goes_on(
+    hand_made: HandMade, kind: broker.Kind, tmp_path: Path
+) -> None:
+    skip_without(kind)
+    with running_broker(kind, tmp_path) as hand_made.port:
+        hand_made.start("cloud")
+        hand_made.start("alpha")
+        wait_for(lambda: "welcome to the fleet" in hand_made.output("alpha").read_text(), "alpha has joined")
+        hand_made.start("cloud", "second cloud")
+        hand_made.start("alpha", "copy of alpha")
+        assert _refused(hand_made, "second cloud") == (
+            "cloud_server: fleet 'hand' has a cloud already, which is alive; stop it, or give this run a "
+            "fleet name of its own"
+        )
+        assert _refused(hand_made, "copy of alpha") == (
+            "edge_client: the cloud refuses vehicle 'alpha': another process of this vehicle is at work; "
+            "stop it, or give this one an id of its own"
+        )
+        hand_made.start("beta")
+        for name in ("cloud", *CARS):
+            assert hand_made.end(name) == 0, hand_made.output(name).read_text()
+    assert "session with" not in hand_made.output("alpha").read_text()
+
+
+def test_fleet_runs_where_the_broker_takes_the_user_name_for_the_client_id(
+    hand_made: HandMade, tmp_path: Path
+) -> None:
+    skip_without("mosquitto")
+    config = tmp_path / "mosquitto.conf"
+    config.write_text(
+        f"listener {hand_made.port} 127.0.0.1\nallow_anonymous true\nuse_username_as_clientid true\n"
+        "user root\n"
+    )
+    program = shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
+    assert program is not None
+    process = subprocess.Popen([program, "-c", config], stderr=subprocess.DEVNULL)
+    hand_made.users = True
+    try:
+        for name in ("cloud", *CARS):
+            hand_made.start(name)
+        for name in ("cloud", *CARS):
+            assert hand_made.end(name) == 0, hand_made.output(name).read_text()
+            assert "session with" not in hand_made.output(name).read_text()
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_processes_that_wait_for_a_broker_stop_when_told(hand_made: HandMade) -> None:
