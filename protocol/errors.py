@@ -20,7 +20,7 @@ BlackfleetError                 the root
 │   ├── CheckpointError         cloud_server.storage.checkpoint
 │   ├── LabelError              cloud_server.storage.label_store
 │   └── OperatorError           fleet.errors
-│       └── ExportError         fleet.export.bundle: the graphs don't compute what the network computes
+│       └── ExportError         fleet.export.errors: the graphs don't compute what the network computes
 ├── WireError                   from the network: rejected, counted and logged, and nothing has changed
 │   ├── CodecError              protocol.codec.deflate: bytes that don't decode
 │   ├── WeightsError            protocol.codec.weights: weights of another network

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 import shutil
 from pathlib import Path
 
 import msgspec
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 
@@ -21,21 +23,19 @@ from edge_client.encoder.bundle import (
     GraphSpec,
 )
 from edge_client.encoder.runtime import Encoder
-from fleet.errors import OperatorError
-from fleet.export.encoders import PIXEL_MEAN, PIXEL_STD, ConvolutionEncoder, build_encoder, check_image_size
-from fleet.export.graphs import OPSET, byte_offsets, forward_graph, parameter_specs
-from fleet.export.vjp import vjp_graph
+from fleet.export.encoders import ImageEncoder, build_encoder, check_image_size
+from fleet.export.errors import ExportError
+from fleet.export.graphs import byte_offsets
+from fleet.export.reverse import derive
 from protocol.atomic import new_folder_beside
 
+FEATURES = "features_BCHW"
+"""Name of an encoder's output."""
 TOLERANCE = 1e-5
 """Largest difference to torch, relative to the largest element."""
 KINK_DRAWS = 3
 """Draws for the check of the VJP, of which the best counts: where a ReLU's input is zero to rounding, ONNX
 and torch may rightly disagree by its whole slope, but hardly in every draw."""
-
-
-class ExportError(OperatorError):
-    """The exported graphs don't compute what the torch module computes."""
 
 
 def export_bundle(name: str, out_dir: Path | str, *, image_size: tuple[int, int], seed: int) -> EncoderBundle:
@@ -59,7 +59,7 @@ def export_bundle(name: str, out_dir: Path | str, *, image_size: tuple[int, int]
 
 
 def export_encoder(
-    encoder: ConvolutionEncoder, name: str, out_dir: Path | str, *, image_size: tuple[int, int]
+    encoder: ImageEncoder, name: str, out_dir: Path | str, *, image_size: tuple[int, int]
 ) -> EncoderBundle:
     """Export an encoder as it is, trained or not; arguments and errors as for `export_bundle`."""
     plain = encoder.folded()
@@ -79,16 +79,23 @@ def export_encoder(
     return bundle
 
 
-def _write(encoder: ConvolutionEncoder, name: str, image_size: tuple[int, int], folder: Path) -> None:
-    parameters = parameter_specs(encoder)
+def _write(encoder: ImageEncoder, name: str, image_size: tuple[int, int], folder: Path) -> None:
+    parameters = encoder.parameter_specs()
     theta = torch.nn.utils.parameters_to_vector(encoder.parameters()).detach().numpy()
-    forward, tape = (forward_graph(encoder, image_size, tape=tape) for tape in (False, True))
+    forward = encoder.forward_graph(image_size)
+    way_back = derive(
+        onnx.load_from_string(forward.serialise(parameters, theta)),
+        {parameter.name: parameter.shape for parameter in parameters},
+        FEATURES,
+    )
+    taped = [value for value in way_back.tape if value[0] != FEATURES]
+    tape = dataclasses.replace(forward, outputs=[*forward.outputs, *taped])
     models: dict[GraphName, bytes] = {
         "forward": forward.serialise(parameters, theta),
         "forward_bound": forward.serialise(parameters, None),
         "tape": tape.serialise(parameters, theta),
         "tape_bound": tape.serialise(parameters, None),
-        "vjp": vjp_graph(encoder, image_size).serialise(parameters, None),
+        "vjp": way_back.graph.serialise(parameters, None),
     }
     graphs: dict[GraphName, GraphSpec] = {}
     for graph, model in models.items():
@@ -99,18 +106,18 @@ def _write(encoder: ConvolutionEncoder, name: str, image_size: tuple[int, int], 
         format_version=FORMAT_VERSION,
         name=name,
         image_size=image_size,
-        pixel_mean=PIXEL_MEAN,
-        pixel_std=PIXEL_STD,
+        pixel_mean=encoder.rgb_mean,
+        pixel_std=encoder.rgb_std,
         feature_shape=(encoder.channels, image_size[1] // encoder.stride, image_size[0] // encoder.stride),
         parameters=parameters,
-        opset=OPSET,
+        opset=forward.opset,
         theta_sha256=hashlib.sha256(theta.astype("<f4").tobytes()).hexdigest(),
         graphs=graphs,
     )
     (folder / "encoder.json").write_bytes(msgspec.json.format(msgspec.json.encode(spec), indent=2) + b"\n")
 
 
-def _check_against_torch(encoder: ConvolutionEncoder, bundle: EncoderBundle) -> None:
+def _check_against_torch(encoder: ImageEncoder, bundle: EncoderBundle) -> None:
     """At a θ of its own, whose every element differs from the initial one, so that no offset can be wrong."""
     random = np.random.default_rng(0)
     spread = float(np.abs(bundle.theta0).mean())
@@ -132,7 +139,7 @@ def _check_against_torch(encoder: ConvolutionEncoder, bundle: EncoderBundle) -> 
 
 
 def _differences(
-    module: ConvolutionEncoder,
+    module: ImageEncoder,
     onnx_encoder: Encoder,
     theta: NDArray[np.float32],
     random: np.random.Generator,

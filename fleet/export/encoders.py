@@ -1,130 +1,25 @@
-"""The encoder architectures a vehicle can run, as torch modules, and the table that names them.
+"""The table of encoder architectures that a vehicle can run, and what stands behind a name.
 
-Shapes: B frames, H by W pixels, C channels; weights are OIHW (output, input, kernel height, width).
+An encoder is a chain of convolutions (`convolutions.py`) or any torch module (`modules.py`). Both know their
+`stride` and `channels`, draw initial weights from a seed (`initialise`), give the same function without
+BatchNorm (`folded`), and write themselves as a graph (`forward_graph`, `parameter_specs`).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-import torch
 from torch import nn
-from torch.nn import functional as F
 
+from fleet.export.convolutions import ConvolutionEncoder, Layer
+from fleet.export.modules import ModuleEncoder
 from protocol.doors import Door
 from protocol.errors import SettingError
-from protocol.noise import derive_seed, uniform
 
-PIXEL_MEAN = (0.485, 0.456, 0.406)
-"""Mean of RGB pixels scaled to [0, 1], over ImageNet."""
-PIXEL_STD = (0.229, 0.224, 0.225)
-"""Standard deviation of the same."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layer:
-    """One convolution with bias and padding kernel // 2, optionally followed by BatchNorm, then by ReLU."""
-
-    channels: int
-    """Output channels."""
-    kernel: int = 3
-    """Kernel height and width in pixels, odd."""
-    stride: int = 1
-    norm: bool = False
-    relu: bool = True
-
-    def __post_init__(self) -> None:
-        if self.channels < 1:
-            raise SettingError(f"a layer's channels must be at least 1, got {self.channels}")
-        if self.kernel < 1 or self.kernel % 2 == 0:
-            raise SettingError(f"a layer's kernel must be odd and at least 1, got {self.kernel}")
-        if self.stride < 1:
-            raise SettingError(f"a layer's stride must be at least 1, got {self.stride}")
-
-
-class ConvolutionEncoder(nn.Module):
-    """Pixels to features through a chain of convolutions; the ONNX graphs are built from `layers`.
-
-    Attributes:
-        layers: the chain, first to last.
-        stride: image pixels per feature cell, along each side.
-        channels: C of the features.
-    """
-
-    pixel_mean: torch.Tensor
-    pixel_std: torch.Tensor
-
-    def __init__(self, layers: Sequence[Layer]) -> None:
-        super().__init__()
-        if not layers:
-            raise SettingError("an encoder needs at least one layer, got none")
-        self.layers = tuple(layers)
-        self.stride = math.prod(layer.stride for layer in layers)
-        self.channels = layers[-1].channels
-        self.convolutions = nn.ModuleList()
-        self.norms = nn.ModuleList()
-        channels = 3
-        for layer in layers:
-            self.convolutions.append(
-                nn.Conv2d(channels, layer.channels, layer.kernel, layer.stride, padding=layer.kernel // 2)
-            )
-            self.norms.append(nn.BatchNorm2d(layer.channels) if layer.norm else nn.Identity())
-            channels = layer.channels
-        self.register_buffer("pixel_mean", 255 * torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", 255 * torch.tensor(PIXEL_STD).view(1, 3, 1, 1), persistent=False)
-
-    def forward(self, image_BHWC: torch.Tensor) -> torch.Tensor:
-        """Features float32 (B, C, H / stride, W / stride) of RGB pixels 0 to 255 (uint8 or float)."""
-        pixels_BCHW = image_BHWC.permute(0, 3, 1, 2).to(torch.float32)
-        x_BCHW = (pixels_BCHW - self.pixel_mean) / self.pixel_std
-        for layer, convolution, norm in zip(self.layers, self.convolutions, self.norms, strict=True):
-            x_BCHW = norm(convolution(x_BCHW))
-            if layer.relu:
-                x_BCHW = F.relu(x_BCHW)
-        return x_BCHW
-
-    def initialise(self, seed: int) -> None:
-        """Draw weights that keep the variance from layer to layer (He et al., 2015), biases zero.
-
-        The numbers are the same on every machine, which torch's generators don't promise.
-        """
-        gain = 1.0
-        for index, (layer, convolution) in enumerate(zip(self.layers, self.convolutions, strict=True)):
-            weight_OIHW = convolution.get_parameter("weight")
-            bound = math.sqrt(3 * gain / math.prod(weight_OIHW.shape[1:]))
-            drawn = bound * (2 * uniform(derive_seed(seed, "encoder", index), weight_OIHW.numel()) - 1)
-            with torch.no_grad():
-                weight_OIHW.copy_(torch.from_numpy(drawn).view_as(weight_OIHW))
-                convolution.get_parameter("bias").zero_()
-            gain = 2.0 if layer.relu else 1.0
-
-    def folded(self) -> ConvolutionEncoder:
-        """The same function without BatchNorm layers, which become part of the convolutions before them.
-
-        Its `parameters()`, in order and flattened, are the θ of an encoder bundle. Always a new module.
-        """
-        plain = ConvolutionEncoder(
-            [
-                Layer(channels=layer.channels, kernel=layer.kernel, stride=layer.stride, relu=layer.relu)
-                for layer in self.layers
-            ]
-        )
-        for source, norm, target in zip(self.convolutions, self.norms, plain.convolutions, strict=True):
-            weight_OIHW: torch.Tensor = source.get_parameter("weight")
-            bias_O: torch.Tensor = source.get_parameter("bias")
-            if isinstance(norm, nn.BatchNorm2d):
-                assert norm.running_mean is not None and norm.running_var is not None
-                scale_O = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-                weight_OIHW = weight_OIHW * scale_O.view(-1, 1, 1, 1)
-                bias_O = (bias_O - norm.running_mean) * scale_O + norm.bias
-            with torch.no_grad():
-                target.get_parameter("weight").copy_(weight_OIHW)
-                target.get_parameter("bias").copy_(bias_O)
-        return plain.eval()
+ImageEncoder = ConvolutionEncoder | ModuleEncoder
+"""What an encoder is to everything that exports, trains or starts from one."""
 
 
 def _stack(strides: Sequence[int], channels: int) -> ConvolutionEncoder:
@@ -163,8 +58,8 @@ def check_image_size(image_size: tuple[int, int], name: str, stride: int) -> Non
 class BuildsEncoder(Protocol):
     """What is behind the name of an architecture."""
 
-    def __call__(self) -> ConvolutionEncoder:
-        """A new encoder, not yet initialised."""
+    def __call__(self) -> ImageEncoder | nn.Module:
+        """A new encoder, or a module from normalised image_BCHW to features_BCHW; not yet initialised."""
         ...
 
 
@@ -182,11 +77,11 @@ ENCODERS: dict[str, BuildsEncoder] = {
 ENCODER_DOOR: Door[BuildsEncoder] = Door("encoder", BuildsEncoder, ENCODERS)  # type: ignore[type-abstract]
 
 
-def architecture(name: str) -> ConvolutionEncoder:
+def architecture(name: str) -> ImageEncoder:
     """A new encoder, not yet initialised.
 
     Args:
-        name: a key of `ENCODERS`, or `package.module:name` of a function that returns a `ConvolutionEncoder`.
+        name: a key of `ENCODERS`, or `package.module:name` of a function that returns a torch module.
 
     Raises:
         SettingError: nothing that fits is behind the name.
@@ -194,12 +89,14 @@ def architecture(name: str) -> ConvolutionEncoder:
     build = ENCODER_DOOR.find(name)
     with ENCODER_DOOR.guard(name):
         encoder = build()
-    if not isinstance(encoder, ConvolutionEncoder):
-        raise ENCODER_DOOR.refuse(name, f"must return a ConvolutionEncoder, got {type(encoder).__name__}")
+        if isinstance(encoder, nn.Module) and not isinstance(encoder, ConvolutionEncoder | ModuleEncoder):
+            encoder = ModuleEncoder(build)
+    if not isinstance(encoder, ConvolutionEncoder | ModuleEncoder):
+        raise ENCODER_DOOR.refuse(name, f"must return a torch module, got {type(encoder).__name__}")
     return encoder
 
 
-def build_encoder(name: str, seed: int) -> ConvolutionEncoder:
+def build_encoder(name: str, seed: int) -> ImageEncoder:
     """A freshly initialised encoder, in evaluation mode.
 
     Args:

@@ -1,6 +1,6 @@
-"""ONNX graphs of an encoder, built from its chain of convolutions with plain operators.
+"""ONNX graphs under construction, with plain operators; what they all begin with.
 
-Layer i reads `x{i}` and writes `x{i+1}`, the last one `features_BCHW`. θ is float32 (n,): the values of
+θ is float32 (n,): the values of
 initializers, or one more input `theta` that the graph takes apart.
 """
 
@@ -16,8 +16,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from edge_client.encoder.bundle import ParameterSpec
-from fleet.export.encoders import PIXEL_MEAN, PIXEL_STD, ConvolutionEncoder
 
+PIXEL_MEAN = (0.485, 0.456, 0.406)
+"""Mean of RGB pixels scaled to [0, 1], over ImageNet."""
+PIXEL_STD = (0.229, 0.224, 0.225)
+"""Standard deviation of the same."""
 OPSET = 17
 IR_VERSION = 8
 """Of ONNX 1.12, which every ONNX Runtime since 1.12 reads."""
@@ -34,6 +37,7 @@ class Graph:
     outputs: list[Value] = field(default_factory=list)
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: dict[str, NDArray[np.generic]] = field(default_factory=dict)
+    opset: int = OPSET
 
     def add(self, operator: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
         """Append a node and return the name of its output."""
@@ -74,7 +78,7 @@ class Graph:
         )
         model = helper.make_model(
             graph,
-            opset_imports=[helper.make_opsetid("", OPSET)],
+            opset_imports=[helper.make_opsetid("", self.opset)],
             ir_version=IR_VERSION,
             producer_name="blackfleet",
         )
@@ -83,18 +87,17 @@ class Graph:
         return serialised
 
 
-def forward_graph(encoder: ConvolutionEncoder, image_size: tuple[int, int], *, tape: bool = False) -> Graph:
-    """`image_BHWC` uint8 RGB to `features_BCHW` float32.
+def pixels_graph(image_size: tuple[int, int], mean: Sequence[float], std: Sequence[float]) -> Graph:
+    """The beginning of every encoder: `image_BHWC` uint8 RGB to `x0`, normalised and channels first.
 
     Args:
-        encoder: without BatchNorm, see `ConvolutionEncoder.folded`.
         image_size: width and height.
-        tape: also return every layer's input, which the backward pass needs.
+        mean, std: of RGB scaled to [0, 1].
     """
     width, height = image_size
     graph = Graph([("image_BHWC", TensorProto.UINT8, ["B", height, width, 3])])
-    scale = 1 / (255 * np.array(PIXEL_STD, np.float64))
-    shift = np.array(PIXEL_MEAN) * 255 * scale
+    scale = 1 / (255 * np.array(std, np.float64))
+    shift = np.array(mean) * 255 * scale
     # transposing bytes moves a quarter of what transposing floats would
     graph.add("Transpose", ["image_BHWC"], "image_BCHW", perm=[0, 3, 1, 2])
     graph.add("Cast", ["image_BCHW"], "pixels_BCHW", to=TensorProto.FLOAT)
@@ -102,50 +105,7 @@ def forward_graph(encoder: ConvolutionEncoder, image_size: tuple[int, int], *, t
     graph.constant("pixel_shift", shift.astype(np.float32).reshape(3, 1, 1))
     graph.add("Mul", ["pixels_BCHW", "pixel_scale"], "scaled_BCHW")
     graph.add("Sub", ["scaled_BCHW", "pixel_shift"], "x0")
-    values = activations(encoder, image_size)
-    for index, layer in enumerate(encoder.layers):
-        output = values[index + 1][0]
-        graph.add(
-            "Conv",
-            [f"x{index}", f"conv{index}.weight", f"conv{index}.bias"],
-            f"z{index}" if layer.relu else output,
-            kernel_shape=[layer.kernel] * 2,
-            strides=[layer.stride] * 2,
-            pads=[layer.kernel // 2] * 4,
-        )
-        if layer.relu:
-            graph.add("Relu", [f"z{index}"], output)
-    graph.outputs = [values[-1], *values[:-1]] if tape else [values[-1]]
     return graph
-
-
-def activations(encoder: ConvolutionEncoder, image_size: tuple[int, int]) -> list[Value]:
-    """The normalised image `x0` and what each layer writes."""
-    channels, width, height = 3, *image_size
-    values: list[Value] = [("x0", TensorProto.FLOAT, ["B", channels, height, width])]
-    for index, layer in enumerate(encoder.layers):
-        width, height = width // layer.stride, height // layer.stride
-        name = "features_BCHW" if index == len(encoder.layers) - 1 else f"x{index + 1}"
-        values.append((name, TensorProto.FLOAT, ["B", layer.channels, height, width]))
-    return values
-
-
-def parameter_specs(encoder: ConvolutionEncoder) -> tuple[ParameterSpec, ...]:
-    """What θ consists of, in the order of `encoder.parameters()`."""
-    specs: list[ParameterSpec] = []
-    offset = 0
-    for name, parameter in encoder.named_parameters():
-        _, layer, kind = name.split(".")
-        specs.append(
-            ParameterSpec(
-                name=f"conv{layer}.{kind}",
-                shape=tuple(parameter.shape),
-                offset=offset,
-                kind="weight" if kind == "weight" else "bias",
-            )
-        )
-        offset += parameter.numel()
-    return tuple(specs)
 
 
 def byte_offsets(model: bytes, parameters: Sequence[ParameterSpec]) -> tuple[int, ...]:

@@ -22,7 +22,8 @@ from edge_client.local.head import (
     HeadSpec,
     LocalHead,
 )
-from fleet.export.bundle import KINK_DRAWS, TOLERANCE, ExportError, relative_difference
+from fleet.export.bundle import KINK_DRAWS, TOLERANCE, relative_difference
+from fleet.export.errors import ExportError
 from fleet.export.head_graphs import head_graphs, head_parameter_specs
 from fleet.export.heads import HeadModule, build_head
 from protocol.atomic import write_bytes_atomic

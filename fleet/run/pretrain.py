@@ -21,7 +21,7 @@ from edge_client.encoder.runtime import Encoder
 from edge_client.frames import FrameCache
 from fleet.errors import OperatorError
 from fleet.export.bundle import export_encoder
-from fleet.export.encoders import ConvolutionEncoder, build_encoder
+from fleet.export.encoders import ImageEncoder, build_encoder
 from fleet.run.allocation import (
     Share,
     allocate,
@@ -104,7 +104,7 @@ def _write_start(scenario: Scenario, folder: Path, test_miou: float | None) -> S
 def write_start(
     scenario: Scenario,
     folder: Path,
-    encoder: ConvolutionEncoder,
+    encoder: ImageEncoder,
     network_weights: Mapping[str, Tensor],
     *,
     val_miou: float,

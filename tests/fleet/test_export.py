@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from edge_client.encoder.bundle import BundleError, EncoderBundle, read_theta, write_theta
-from fleet.export import graphs
-from fleet.export.bundle import ExportError, export_bundle
+from fleet.export.bundle import export_bundle
+from fleet.export.convolutions import ConvolutionEncoder
 from fleet.export.encoders import ENCODERS, build_encoder
+from fleet.export.errors import ExportError
 
 SIZE = (64, 48)
 
@@ -71,7 +72,7 @@ def test_export_into_a_folder_of_something_else_is_refused(tmp_path: Path) -> No
 def test_export_that_disagrees_with_torch_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(graphs, "PIXEL_MEAN", (0.5, 0.5, 0.5))
+    monkeypatch.setattr(ConvolutionEncoder, "rgb_mean", (0.5, 0.5, 0.5))
     with pytest.raises(ExportError, match="the features of ONNX and torch differ by"):
         export_bundle("stride8-c8", tmp_path / "e", image_size=SIZE, seed=0)
     assert list(tmp_path.iterdir()) == []

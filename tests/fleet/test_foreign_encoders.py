@@ -16,7 +16,7 @@ from protocol.doors import DoorError
 from protocol.errors import Mistake
 
 MODULE = """
-from fleet.export.encoders import ConvolutionEncoder, Layer
+from fleet.export.convolutions import ConvolutionEncoder, Layer
 
 def thin():
     return ConvolutionEncoder([Layer(channels=5, stride=4), Layer(channels=3, stride=2, relu=False)])
@@ -55,7 +55,7 @@ def test_bundle_of_somebody_elses_encoder_carries_its_name(module: str, tmp_path
     [
         ("empty", ["at least one layer"]),
         ("even", ["kernel must be odd", "got 2"]),
-        ("list_of_layers", ["must return a ConvolutionEncoder, got list"]),
+        ("list_of_layers", ["must return a torch module, got list"]),
         ("unfinished", ["NameError", "MORE", "foreign_encoders.py, line"]),
     ],
 )

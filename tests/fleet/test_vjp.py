@@ -13,7 +13,8 @@ import torch
 from edge_client.encoder.bundle import BundleError, EncoderBundle
 from edge_client.encoder.runtime import Encoder
 from fleet.export.bundle import export_bundle, export_encoder
-from fleet.export.encoders import ENCODERS, ConvolutionEncoder, Layer, build_encoder
+from fleet.export.convolutions import ConvolutionEncoder, Layer
+from fleet.export.encoders import ENCODERS, build_encoder
 
 SIZE = (64, 48)
 
