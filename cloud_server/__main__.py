@@ -94,7 +94,11 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--rounds", type=int, help=f"in each, every vehicle has a turn (default {defaults['rounds']})"
     )
     parser.add_argument("--seed", type=int, help=f"decides every random draw (default {defaults['seed']})")
-    parser.add_argument("--label-space", help=f"the classes of the labels: one of {', '.join(LABEL_SPACES)}")
+    parser.add_argument(
+        "--label-space",
+        help=f"the classes of the labels: one of {', '.join(LABEL_SPACES)}, or the "
+        "package.module:name of your own data set",
+    )
     parser.add_argument("--bits", type=int, help="bits of a feature element: 32, 8, 6, 4, 3 or 2")
     parser.add_argument(
         "--frame-bytes", type=int, help="most bytes of a frame's features; --bits is then the most bits"

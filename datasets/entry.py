@@ -38,6 +38,20 @@ class Renderer(Protocol):
         """
 
 
+class OpensFrames(Protocol):
+    """Opens a folder of frames."""
+
+    def __call__(self, root: Path, label_space: LabelSpace, /) -> FrameSource:
+        """See `DatasetEntry.open`."""
+
+
+class OpensGroundTruth(Protocol):
+    """Opens a folder of labels."""
+
+    def __call__(self, root: Path, /) -> GroundTruth:
+        """See `DatasetEntry.ground_truth`."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetEntry:
     """One data set: nothing else in the product knows it by name.
@@ -52,7 +66,7 @@ class DatasetEntry:
     label_space: LabelSpace | None
     """Its classes; None: its frames have no labels, and the classes are those of the network that looks at
     them."""
-    open: Callable[[Path, LabelSpace], FrameSource]
+    open: OpensFrames
     """Opens a folder, with `label_space` or, where that is None, with the network's classes.
 
     Raises `DatasetMissing` where the folder doesn't hold this data set, `DatasetError` where it is incomplete
@@ -60,7 +74,7 @@ class DatasetEntry:
     """
     how_to_get: str
     """Ends the message about missing data; `{root}` stands for the folder that was asked for."""
-    ground_truth: Callable[[Path], GroundTruth] | None = None
+    ground_truth: OpensGroundTruth | None = None
     """Opens a folder's labels to score predictions against; None: those of the frames that `open` finds."""
     render: Renderer | None = None
     """Draws the frames where there are none yet; None: they are recorded, and somebody has to bring them."""

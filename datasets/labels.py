@@ -5,11 +5,14 @@ Cityscapes: the official table (cityscapesscripts, `helpers/labels.py`). CamVid:
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+
+from protocol.errors import SettingError
 
 VOID = 255
 """The trainId of pixels that are neither trained on nor evaluated."""
@@ -43,6 +46,27 @@ class LabelSpace:
 
     name: str
     classes: tuple[LabelClass, ...]
+
+    def __post_init__(self) -> None:
+        names = Counter(c.name for c in self.classes)
+        ids = Counter(c.label_id for c in self.classes if c.label_id >= 0)
+        for what, counts in (("name", names), ("label id", ids)):
+            for value, count in counts.items():
+                if count > 1:
+                    raise SettingError(f"{self.name} has the {what} {value!r} twice")
+        strange = next((c for c in self.classes if not -1 <= c.label_id <= 255), None)
+        if strange is not None:
+            raise SettingError(
+                f"{self.name} label ids must be 0 to 255, or -1, got {strange.label_id} for {strange.name}"
+            )
+        train_ids = [c.train_id for c in self.trained_classes]
+        if train_ids != list(range(len(train_ids))) or not 2 <= len(train_ids) < UNKNOWN_ID:
+            raise SettingError(
+                f"{self.name} trainIds must count from 0 without a gap, 2 to {UNKNOWN_ID - 1} of them, got "
+                f"{', '.join(map(str, train_ids)) or 'none'}"
+            )
+        if not any(c.train_id == VOID and c.label_id >= 0 for c in self.classes):
+            raise SettingError(f"{self.name} needs a class of trainId {VOID}, void, with a label id")
 
     @cached_property
     def trained_classes(self) -> tuple[LabelClass, ...]:

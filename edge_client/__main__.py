@@ -14,6 +14,7 @@ from datasets.catalog import DATASETS, LABEL_SPACES
 from edge_client.conversation import Stopped
 from edge_client.errors import VehicleError
 from edge_client.host import Host, HostConfig, VehicleConfig, read_host_config
+from protocol.doors import FOREIGN_CHOICE
 from protocol.errors import MENDABLE
 from protocol.session.broker_url import BROKER_VARIABLE
 from protocol.session.connect import connector
@@ -71,13 +72,14 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--dataset",
         default="cityscapes",
-        help=f"one of {', '.join(DATASETS)} (PNG or JPEG files without labels); default: cityscapes",
+        help=f"one of {', '.join(DATASETS)} (PNG or JPEG files without labels), {FOREIGN_CHOICE}; default: "
+        "cityscapes",
     )
     parser.add_argument(
         "--label-space",
         default="cityscapes",
-        help=f"classes of the network that looks at frames without labels: one of {', '.join(LABEL_SPACES)}; "
-        "default: cityscapes",
+        help=f"classes of the network that looks at frames without labels: one of {', '.join(LABEL_SPACES)}, "
+        "or the package.module:name of your own data set; default: cityscapes",
     )
     parser.add_argument("--data-root", help="folder of the data set")
     parser.add_argument("--state", help="folder for what the vehicle learns; keep it to resume")

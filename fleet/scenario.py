@@ -19,7 +19,7 @@ from cloud_server.learner_config import (
     WhiteBoxConfig,
     ZerothOrderConfig,
 )
-from datasets.catalog import LABELLED, find_dataset
+from datasets.catalog import LABELLED, LABELLED_CHOICES, find_dataset
 from datasets.conditions import Condition
 from datasets.labels import LabelSpace
 from fleet.errors import OperatorError
@@ -29,6 +29,7 @@ from fleet.run.start import FEATURES_NAME, NETWORK_NAME
 from fleet.run.start import FOLDER_NAME as START_FOLDER
 from fleet.scenario_file import read_table, write_table
 from protocol.codec.bits import check_frame_bytes
+from protocol.doors import is_foreign
 from protocol.errors import SettingError
 from protocol.session.link import DEFAULT_PAYLOAD_LIMIT_BYTES
 
@@ -41,7 +42,7 @@ class DatasetPart(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The frames."""
 
     name: str = "generated"
-    """A row of `datasets.catalog.DATASETS` that has labels."""
+    """A row of `datasets.catalog.DATASETS` that has labels, or `package.module:name` of your own."""
     root: str | None = None
     """Folder of the data set; for `generated` where to write it (default: inside the run folder)."""
     cities: tuple[str, ...] | None = None
@@ -60,8 +61,9 @@ class DatasetPart(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`generated` only: cities rendered; None = as many as vehicles, 8 at most."""
 
     def __post_init__(self) -> None:
-        if self.name not in LABELLED:
-            raise SettingError(f"dataset must be one of {', '.join(LABELLED)}, got {self.name!r}")
+        named = self.name in LABELLED or is_foreign(self.name)
+        if not named or find_dataset(self.name).label_space is None:
+            raise SettingError(f"dataset must be one of {LABELLED_CHOICES}, with labels; got {self.name!r}")
         if self.root is None and not self.is_rendered:
             raise SettingError(f"dataset {self.name} needs --data-root, the folder it lies in")
         if not 0 <= self.partition_seed < 2**63:

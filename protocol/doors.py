@@ -24,9 +24,13 @@ T = TypeVar("T")
 
 SEPARATOR = ":"
 """Between module and name; no name of ours has one."""
+FOREIGN_CHOICE = "or package.module:name of your own"
+"""Ends every list of names that may be given."""
 _SPEC = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 _NOT_MEMBERS = (object, Protocol, Generic)
 _MOST_NAMES = 8
+MOST_CHARACTERS = 128
+"""Of a name: it is sent over the network, and becomes part of file names."""
 
 
 class DoorError(SettingError):
@@ -47,7 +51,7 @@ class Door(Generic[T]):
     @property
     def choices(self) -> str:
         """What a name may be, for help and errors."""
-        return ", ".join((*self.table, "or package.module:name of your own"))
+        return ", ".join((*self.table, FOREIGN_CHOICE))
 
     def find(self, name: str) -> T:
         """What stands behind a name.
@@ -62,17 +66,15 @@ class Door(Generic[T]):
         return load(name, self.kind, self.what)
 
     @contextlib.contextmanager
-    def guard(self, name: str) -> Iterator[None]:
+    def guard(self, name: str, *, keeping: tuple[type[Exception], ...] = ()) -> Iterator[None]:
         """While somebody else's code runs: whatever it raises becomes a `DoorError` that says where.
 
-        What our own code raises goes through.
+        What our own code raises goes through, and what is `keeping` its class.
         """
         try:
             yield
-        except DoorError:
-            raise
         except Exception as error:
-            if not is_foreign(name):
+            if not is_foreign(name) or isinstance(error, (DoorError, *keeping)):
                 raise
             told = str(error) if isinstance(error, Mistake) else _told(error)
             raise self.refuse(name, told) from error
@@ -104,6 +106,10 @@ def load(name: str, kind: type[T], what: str) -> T:
     """
     if not _SPEC.fullmatch(name):
         raise DoorError(f"{what} of your own must be package.module:name, got {name!r}")
+    if len(name) > MOST_CHARACTERS:
+        raise DoorError(
+            f"{what} {name}: a name must have at most {MOST_CHARACTERS} characters, got {len(name)}"
+        )
     module_name, _, attribute = name.partition(SEPARATOR)
     try:
         module = importlib.import_module(module_name)
@@ -143,7 +149,7 @@ def misfit(value: Any, kind: type) -> str | None:
         if not _takes(found, member):
             label = "" if name == "__call__" else f"{name} "
             return f"{label}must take {_arguments(member)}, takes {inspect.signature(found)}"
-    for name, hint in get_type_hints(kind).items():
+    for name, hint in _attributes(kind).items():
         if not hasattr(value, name):
             return f"lacks the attribute {name}, got {_described(value)}"
         if not _is_of(getattr(value, name), hint):
@@ -151,14 +157,27 @@ def misfit(value: Any, kind: type) -> str | None:
     return None
 
 
-def _methods(kind: type) -> dict[str, FunctionType]:
+def _members(kind: type) -> dict[str, Any]:
     classes = [base for base in reversed(kind.__mro__) if base not in _NOT_MEMBERS]
+    return {name: member for base in classes for name, member in vars(base).items()}
+
+
+def _methods(kind: type) -> dict[str, FunctionType]:
     return {
         name: member
-        for base in classes
-        for name, member in vars(base).items()
+        for name, member in _members(kind).items()
         if isinstance(member, FunctionType) and (name == "__call__" or not name.startswith("_"))
     }
+
+
+def _attributes(kind: type) -> dict[str, Any]:
+    """Annotated attributes and properties, by name, with what they are to be."""
+    properties = {
+        name: get_type_hints(member.fget).get("return", Any)
+        for name, member in _members(kind).items()
+        if isinstance(member, property)
+    }
+    return {**get_type_hints(kind), **properties}
 
 
 def _wanted(member: FunctionType) -> list[inspect.Parameter]:
@@ -167,7 +186,13 @@ def _wanted(member: FunctionType) -> list[inspect.Parameter]:
 
 def _arguments(member: FunctionType) -> str:
     """`(tools, *, seed)`."""
-    parameters = [p.replace(annotation=inspect.Parameter.empty) for p in _wanted(member)]
+    parameters = [
+        p.replace(
+            annotation=inspect.Parameter.empty,
+            kind=p.KEYWORD_ONLY if p.kind is p.KEYWORD_ONLY else p.POSITIONAL_OR_KEYWORD,
+        )
+        for p in _wanted(member)
+    ]
     return str(inspect.Signature(parameters))
 
 

@@ -14,7 +14,7 @@ import fleet.compare.sweep as comparing
 import fleet.run.launch as launching
 import fleet.run.pretrain as pretraining
 from cloud_server.algorithms.table import ALGORITHM_DOOR
-from datasets.catalog import LABELLED
+from datasets.catalog import LABELLED_CHOICES
 from datasets.generated import GeneratorSettings, generate_dataset
 from fleet.cli.evaluate import run_evaluate
 from fleet.cli.options import PRETRAIN_KEYS, SCENARIO_KEYS, with_scenario_options
@@ -144,7 +144,7 @@ def evaluate(
     predictions: Annotated[Path, typer.Argument(help="A run folder, or a folder of predicted label images.")],
     ground_truth: Annotated[Path, typer.Argument(help="The data set's folder.")],
     dataset: Annotated[
-        str | None, typer.Option(help=f"One of {', '.join(LABELLED)}; default: as the folder looks.")
+        str | None, typer.Option(help=f"One of {LABELLED_CHOICES}; default: as the folder looks.")
     ] = None,
     official: Annotated[
         bool, typer.Option("--official", help="Also run the cityscapesscripts and compare.")

@@ -14,7 +14,7 @@ import typer
 from cloud_server.algorithms.table import ALGORITHMS
 from cloud_server.learner_config import SERVINGS
 from cloud_server.networks.build import NETWORK_DOOR
-from datasets.catalog import LABELLED
+from datasets.catalog import LABELLED_CHOICES
 from datasets.conditions import CONDITIONS
 from fleet.errors import OperatorError
 from fleet.export.encoders import ENCODER_DOOR
@@ -36,7 +36,7 @@ class ScenarioOption:
 
 
 SCENARIO_OPTIONS = (
-    ScenarioOption("dataset", "dataset.name", str, f"One of {', '.join(LABELLED)}."),
+    ScenarioOption("dataset", "dataset.name", str, f"One of {LABELLED_CHOICES}."),
     ScenarioOption(
         "data_root", "dataset.root", Path, "Folder of the data set; where to write generated frames."
     ),

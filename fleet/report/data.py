@@ -16,7 +16,8 @@ import numpy as np
 
 from cloud_server.storage.recorders import LOG_NAME
 from cloud_server.storage.results import RESULT_NAME
-from datasets.catalog import DATASETS
+from datasets.catalog import find_dataset
+from datasets.entry import DatasetEntry
 from datasets.labels import LabelSpace
 from fleet.compare.milestones import Point
 from fleet.compare.spread import sample_deviation
@@ -230,9 +231,17 @@ def _assemble(
     )
 
 
+def dataset_entry(name: str | None) -> DatasetEntry | None:
+    """The data set that the results name; None where it is not known here."""
+    try:
+        return find_dataset(name or "")
+    except Mistake:
+        return None
+
+
 def _label_space(dataset: str | None) -> LabelSpace:
     """The classes of the data set that the results name; while there are none yet, those of the default."""
-    entry = DATASETS.get(dataset or "")
+    entry = dataset_entry(dataset)
     return (entry and entry.label_space) or DatasetPart().label_space
 
 

@@ -11,9 +11,8 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from datasets.catalog import DATASETS
 from fleet.report import charts, tables, text
-from fleet.report.data import ReportData, Summary, collect
+from fleet.report.data import ReportData, Summary, collect, dataset_entry
 from fleet.report.gallery import FramePictures, Gallery, gather_pictures
 from fleet.scenario import Scenario
 from protocol.atomic import write_bytes_atomic
@@ -84,7 +83,7 @@ def render(data: ReportData, gallery: Gallery) -> str:
 
 
 def _title(data: ReportData) -> str:
-    entry = DATASETS.get(data.dataset)
+    entry = dataset_entry(data.dataset)
     frames = entry.title if entry else data.dataset
     if data.is_comparison:
         return f"{text.count(len(data.algorithms), 'algorithm')} on {frames}"

@@ -25,7 +25,7 @@ class Hello(Message, frozen=True, array_like=True, kw_only=True, tag="hello"):
     """C, H, W of one frame's features."""
     image_size: tuple[int, int]
     """Width, height in pixels of the frames that the encoder sees."""
-    label_space: Annotated[str, Meta(max_length=64)]
+    label_space: Annotated[str, Meta(max_length=128)]
     frames: dict[Split, Index]
     """Number of frames of each split."""
 
