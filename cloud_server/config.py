@@ -26,6 +26,7 @@ from protocol.noise import derive_seed
 from protocol.plans.checks import Config, above, at_least, one_of
 from protocol.session import topics
 from protocol.session.link import DEFAULT_PAYLOAD_LIMIT_BYTES, SMALLEST_PAYLOAD_LIMIT_BYTES
+from protocol.text_files import decode_text
 
 
 class NetworkConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -223,7 +224,7 @@ def read_config(path: Path) -> CloudConfig:
         CloudError: it is missing or does not describe a run; the message names the key.
     """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=CloudConfig)
+        return msgspec.json.decode(decode_text(path.read_bytes()), type=CloudConfig)
     except OSError as error:
         raise CloudError(f"can't read the cloud's settings {path}: {error.strerror}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -22,6 +22,7 @@ from datasets.readers.folder import (
     raise_faults,
 )
 from datasets.readers.image_files import decode_rgb
+from protocol.text_files import decode_text
 
 SPLITS = ("train", "val", "test")
 ORIGINAL_IMAGES = ("701_StillsRaw_full", "images")
@@ -153,7 +154,7 @@ def _read_colors(path: Path) -> dict[Rgb, str]:
     if not path.exists():
         return dict(ORIGINAL_CLASSES.values())
     colors: dict[Rgb, str] = {}
-    for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
+    for number, line in enumerate(_text_lines(path), start=1):
         fields = line.split()
         if not fields:
             continue
@@ -168,6 +169,10 @@ def _read_colors(path: Path) -> dict[Rgb, str]:
     if not colors:
         raise DatasetError(f"{path}: expected `R G B name` a line, got an empty file")
     return colors
+
+
+def _text_lines(path: Path) -> list[str]:
+    return decode_text(path.read_bytes(), errors="replace").splitlines()
 
 
 def _first_folder(root: Path, names: tuple[str, ...]) -> Path | None:
@@ -199,7 +204,7 @@ def _find_segnet_split(root: Path, split: str, faults: list[str]) -> dict[str, t
     if not list_file.exists():
         return pairs
     # The lists in circulation hold paths of other machines; only the names matter.
-    lines = (line.split() for line in list_file.read_text(errors="replace").splitlines())
+    lines = (line.split() for line in _text_lines(list_file))
     listed = {Path(fields[0]).stem for fields in lines if fields}
     faults += [
         f"listed in {list_file.name}, but missing: {folders[0] / stem}.png"
