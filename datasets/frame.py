@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datasets.labels import LabelSpace
+from datasets.natural import NaturalKey, natural_key
 from protocol.errors import Mistake
 
 
@@ -45,8 +46,9 @@ class Frame:
 
 @dataclass(frozen=True, slots=True, order=True)
 class FrameRef:
-    """Where one frame lies; sorted by key, that is by city, sequence and time."""
+    """Where one frame lies; sorted by key in natural order, that is by city, sequence and time."""
 
+    order: NaturalKey = field(init=False, repr=False)
     key: str
     """Unique in the data set: Cityscapes `<city>_<seq6>_<frame6>`, CamVid the file name's stem."""
     city: str
@@ -56,6 +58,9 @@ class FrameRef:
     label_path: Path | None = field(compare=False)
     """None: it has no label."""
     instance_path: Path | None = field(compare=False, default=None)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "order", natural_key(self.key))
 
 
 class FrameSource(Protocol):

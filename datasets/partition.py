@@ -13,6 +13,7 @@ from datasets import allotment
 from datasets.allotment import MIN_FRAMES, Allotment, Frames, group_frames
 from datasets.draws import StableDraws
 from datasets.frame import DatasetError, FrameRef, FrameSource
+from datasets.natural import natural_key
 from protocol.errors import SettingError
 
 PARTS = ("train", "val", "test")
@@ -171,7 +172,7 @@ def _divide_parts(frames: Frames, fractions: tuple[float, float, float]) -> Fram
         for part, length in zip(parts, lengths, strict=True):
             part += [ref.key for ref in run[start : start + length]]
             start += length
-    train, val, test = (tuple(sorted(part)) for part in parts)
+    train, val, test = (tuple(sorted(part, key=natural_key)) for part in parts)
     return FrameSplit(train, val, test)
 
 

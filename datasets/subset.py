@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from datasets.frame import DatasetError, Frame, FrameRef, FrameSource
 from datasets.labels import LabelSpace
+from datasets.natural import natural_key
 
 
 class CitySubset:
@@ -20,7 +21,7 @@ class CitySubset:
         Raises:
             DatasetError: the data set has no such city; the message lists those it has.
         """
-        present = sorted({ref.city for ref in source.refs})
+        present = sorted({ref.city for ref in source.refs}, key=natural_key)
         for city in cities:
             if city not in present:
                 raise DatasetError(f"the data set has no city {city!r}; it has: {', '.join(present)}")

@@ -18,6 +18,7 @@ from datasets.entry import DatasetEntry
 from datasets.frame import DatasetError, Frame, FrameRef
 from datasets.ground_truth import TrueLabels
 from datasets.labels import CITYSCAPES, UNKNOWN_ID, LabelSpace
+from datasets.natural import natural_key
 from datasets.readers.folder import (
     FrameFolder,
     dataset_missing,
@@ -79,7 +80,7 @@ def _find_split(root: Path, split: str, faults: list[str]) -> list[FrameRef]:
     image_folders, label_folders = (root / kind / split for kind in (IMAGES, LABELS))
     cities = {f.name for folder in (image_folders, label_folders) for f in folder.iterdir() if f.is_dir()}
     refs = []
-    for city in sorted(cities):
+    for city in sorted(cities, key=natural_key):
         images, labels, instances = (
             files_by_stem(folder / city, suffix) if (folder / city).is_dir() else {}
             for folder, suffix in (

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from datasets.frame import DatasetError, Frame, FrameRef
 from datasets.labels import VOID, LabelSpace
+from datasets.natural import natural_key
 from datasets.readers.image_files import Pixels, decode_ids, decode_instances, decode_rgb
 
 _FAULTS_NAMED = 10
@@ -123,7 +124,10 @@ def files_by_stem(folder: Path, suffix: str) -> dict[str, Path]:
     files = (
         path for path in folder.iterdir() if path.name.endswith(suffix) and not path.name.startswith(".")
     )
-    return {path.name.removesuffix(suffix): path for path in sorted(files)}
+    return {
+        path.name.removesuffix(suffix): path
+        for path in sorted(files, key=lambda path: natural_key(path.name))
+    }
 
 
 def pair_files(

@@ -11,6 +11,7 @@ from rich.progress import track
 
 from datasets.frame import DatasetError
 from datasets.ground_truth import GroundTruth
+from datasets.natural import natural_key
 from datasets.readers.cityscapes import CityscapesGroundTruth
 from evaluation.errors import EvaluationError
 from evaluation.ground_truth import open_ground_truth
@@ -175,7 +176,7 @@ def _match(folder: Path, truth: GroundTruth) -> dict[str, Path]:
         else:
             files[key] = path
     _raise_faults(faults, f"of {len(named or images)} predictions can't be matched")
-    return dict(sorted(files.items()))
+    return {key: files[key] for key in sorted(files, key=natural_key)}
 
 
 def _raise_faults(faults: list[str], what: str) -> None:

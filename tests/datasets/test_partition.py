@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from datasets.allotment import MIN_FRAMES, distinctive_classes
 from datasets.catalog import open_dataset
 from datasets.draws import StableDraws
-from datasets.frame import Frame, FrameRef
+from datasets.frame import DatasetError, Frame, FrameRef
 from datasets.labels import CAMVID
 from datasets.partition import METHODS, PARTS, FrameSplit, describe_partition, partition_frames
 
@@ -230,7 +230,7 @@ def test_description_counts_frames_and_pixels() -> None:
             pixels = summary[vehicle].pixels[part]
             assert sum(pixels.values()) == 15 * len(getattr(frames, part))
             assert pixels["road"] == 11 * len(getattr(frames, part)) and pixels["car"] == 0
-    with pytest.raises(ValueError, match="no frame 'nowhere', which vehicle a should own"):
+    with pytest.raises(DatasetError, match="no frame 'nowhere', which vehicle a should own"):
         describe_partition(source, {"a": FrameSplit(("nowhere",), (), ())})
 
 
