@@ -87,6 +87,7 @@ class Server:
             events=events,
             max_answers_per_frame=config.zeroth_order.max_answers_per_frame,
             heartbeat_s=config.patience.heartbeat_s,
+            retry_s=config.patience.retry_s,
         )
         self._ledger = UploadLedger()
         self._train_label_sizes: dict[str, tuple[int, int]] = {}

@@ -11,6 +11,7 @@ from cloud_server.config import CloudConfig
 from cloud_server.events import Events
 from cloud_server.server import Server
 from cloud_server.storage.recorders import Board, RunLog
+from protocol.local_model import FOLDER_NAME, largest_message_bytes
 from protocol.messages import Status
 from protocol.session.link import CloudLink, Connect, encode_status
 from protocol.session.presence import Heartbeat, Presence
@@ -34,6 +35,7 @@ def serve(
     claim: FleetClaim | None = None
 
     def announce_again() -> None:
+        link.resume()
         if presence is not None and claim is not None and presence.bytes_sent:
             claim.reconnected()
             presence.announce()
@@ -45,6 +47,8 @@ def serve(
             config.fleet,
             vehicles=config.vehicles,
             payload_limit_bytes=config.payload_limit_bytes,
+            limit_bytes=largest_message_bytes(run_folder / FOLDER_NAME),
+            stall_s=config.patience.retry_s,
         )
         presence = Presence(link.announce, CLOUD_ID, session)
         claim = FleetClaim(link, session, heartbeat_s=config.patience.heartbeat_s, announce=presence.announce)

@@ -1,18 +1,20 @@
 """Requests and their answers, over a network that loses, repeats and reorders.
 
-A request goes out again, unchanged, until its answer is there; the cloud answers a repeated request as
-it did before. So a lost, doubled or late message changes nothing.
+A request goes out once. How it gets to the cloud is the session's business; here it is known when it has
+arrived. If no answer comes, the vehicle asks what became of it (`Recall`, a few bytes): the cloud gives the
+answer that it gave before, or says that it never had the request, which then goes out again, unchanged. So a
+lost, doubled or late message changes nothing, and a busy cloud or a slow line costs no bytes.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from edge_client.errors import VehicleError
+from edge_client.errors import TurnRefused, VehicleError
+from edge_client.pending import Pending
 from protocol.messages import (
     Ack,
     Answer,
@@ -28,6 +30,7 @@ from protocol.messages import (
     Query,
     Reject,
     Request,
+    Resend,
     SeededQuery,
     Status,
     TrainStep,
@@ -35,13 +38,12 @@ from protocol.messages import (
     Weights,
     Welcome,
 )
-from protocol.session.link import Malformed, VehicleLink
+from protocol.session.link import Malformed, MessageTooLarge, Received, Sending, VehicleLink
 from protocol.session.transport import BrokerUnreachable
 
 log = logging.getLogger(__name__)
 
 _POLL_S = 0.5
-_SLOWEST_RETRY_S = 30.0
 _ANSWERS: dict[type, type[Answer]] = {
     LabelOffer: LabelWant,
     Query: Feedback,
@@ -78,19 +80,11 @@ class Patience:
     """How long a vehicle waits for what."""
 
     retry_s: float = 5.0
-    """An unanswered request is sent again after this, then after twice this, up to 30 s."""
+    """An unanswered request is recalled after this, then after twice this, up to 30 s."""
     give_up_s: float = 600.0
     """A lost broker or a silent cloud ends the vehicle after this; far above the cloud's heartbeat."""
     window: int = 4
     """Requests that may be under way at once: the encoder works while the cloud does."""
-
-
-@dataclass
-class _Pending:
-    request: Request
-    first_sent: float
-    last_sent: float
-    wait_s: float
 
 
 class Conversation:
@@ -113,7 +107,7 @@ class Conversation:
         self._cloud_session = ""
         self.is_welcome = False
         """Whether the cloud has taken this process in; earlier grants are for another one of this vehicle."""
-        self._heard_at = time.monotonic()
+        self._heard_at = link.clock.now()
         self._grants: set[str] = set()
         self.malformed = 0
         """Messages that could not be decoded."""
@@ -129,6 +123,27 @@ class Conversation:
             Finished: the cloud ended the run.
             BrokerUnreachable: the broker has been away for `give_up_s`.
         """
+        away_s = self._check_life()
+        received = self._link.receive(min(timeout_s, _POLL_S))
+        if received is None:
+            self._check_silence(away_s)
+            return None
+        return self._interpret(received)
+
+    def _arrived(self, timeout_s: float) -> Iterator[Down]:
+        """All messages that are here, the first of them waited for; raises what `receive` raises."""
+        away_s = self._check_life()
+        received = self._link.receive(min(timeout_s, _POLL_S))
+        if received is None:
+            self._check_silence(away_s)
+        while received is not None:
+            message = self._interpret(received)
+            if message is not None:
+                yield message
+            received = self._link.receive(0.0)
+
+    def _check_life(self) -> float:
+        """How long the broker has been away."""
         if self._stop.is_set():
             raise Stopped
         away_s = self._link.transport.seconds_disconnected()
@@ -137,11 +152,11 @@ class Conversation:
                 f"the broker has been unreachable for {away_s:.0f} s (limit {self._patience.give_up_s:g} s); "
                 f"start it and this vehicle again, nothing is lost"
             )
-        received = self._link.receive(min(timeout_s, _POLL_S))
-        if received is None:
-            self._check_silence(away_s)
-            return None
-        self._heard_at = time.monotonic()
+        return away_s
+
+    def _interpret(self, received: Received | Malformed) -> Down | None:
+        """What is for the vehicle's turn, or for none yet; the rest is heeded here."""
+        self._heard_at = self._link.clock.now()
         if isinstance(received, Malformed):
             self.malformed += 1
             log.warning("ignored a malformed message (%d so far): %s", self.malformed, received.reason)
@@ -168,7 +183,7 @@ class Conversation:
         return message  # type: ignore[return-value]  # the topic decides: a down channel decodes only Down
 
     def _check_silence(self, away_s: float) -> None:
-        now = time.monotonic()
+        now = self._link.clock.now()
         if away_s > 0:
             self._heard_at = now  # that nothing is heard is the broker's doing
         elif now - self._heard_at > self._patience.give_up_s:
@@ -187,56 +202,82 @@ class Conversation:
             Voided: the cloud doesn't know this grant.
             VehicleError: the cloud rejects a request for good, or has been silent for `give_up_s`.
         """
-        pending: dict[int, _Pending] = {}
+        pending: dict[int, Pending] = {}
         answers: dict[int, Answer] = {}
         order: list[int] = []
-        for request in requests:
-            order.append(request.step)
-            now = time.monotonic()
-            self._link.send(request)
-            pending[request.step] = _Pending(request, now, now, self._patience.retry_s)
-            self._collect(turn, pending, answers, timeout_s=0.0)
-            while len(pending) >= self._patience.window:
+        try:
+            for request in requests:
+                order.append(request.step)
+                pending[request.step] = Pending(request, self._send(request), self._patience.retry_s)
+                self._collect(turn, pending, answers, timeout_s=0.0)
+                while len(pending) >= self._patience.window or not self._link.has_room:
+                    self._collect(turn, pending, answers, timeout_s=_POLL_S)
+            while pending:
                 self._collect(turn, pending, answers, timeout_s=_POLL_S)
-        while pending:
-            self._collect(turn, pending, answers, timeout_s=_POLL_S)
+        except Superseded:
+            self._link.forget()
+            raise
         return [answers[step] for step in order]
 
     def attend(self, turn: Turn) -> None:
         """Heed what has arrived in the midst of long work; raises what `ask` raises."""
         self._collect(turn, {}, {}, timeout_s=0.0)
 
+    def _send(self, request: Request) -> Sending:
+        try:
+            return self._link.send(request)
+        except MessageTooLarge as error:
+            raise TurnRefused(str(error)) from error
+
     def _collect(
-        self, turn: Turn, pending: dict[int, _Pending], answers: dict[int, Answer], timeout_s: float
+        self, turn: Turn, pending: dict[int, Pending], answers: dict[int, Answer], timeout_s: float
     ) -> None:
-        soonest = min((entry.last_sent + entry.wait_s for entry in pending.values()), default=0.0)
-        message = self.receive(max(0.0, min(timeout_s, soonest - time.monotonic())))
-        if isinstance(message, Turn):
-            raise Superseded(message)
-        if isinstance(message, Reject):
-            # What somebody else sent in this vehicle's name is rejected at other steps than its own.
-            if message.grant == turn.grant and message.step in pending:
-                if message.final:
-                    raise VehicleError(f"the cloud rejects this vehicle's message: {message.reason}")
-                raise Voided(message.reason)
-            log.warning("rejected (step %d): %s", message.step, message.reason)
-        elif isinstance(message, Answer) and message.grant == turn.grant:
-            entry = pending.get(message.step)
-            if entry is not None and isinstance(message, _ANSWERS.get(type(entry.request), Ack)):
-                del pending[message.step]
-                answers[message.step] = message
-        now = time.monotonic()
-        connected = self._link.transport.seconds_disconnected() == 0
+        """Take in all that has arrived; only then are requests recalled that have no answer."""
+        now = self._link.clock.now()
+        soonest = min(
+            (due for entry in pending.values() if (due := entry.due_at()) is not None), default=None
+        )
+        if soonest is not None:
+            timeout_s = max(0.0, min(timeout_s, soonest - now))
+        for message in self._arrived(timeout_s):
+            if isinstance(message, Turn):
+                raise Superseded(message)
+            if isinstance(message, Reject):
+                _heed_reject(turn, pending, message)
+            elif isinstance(message, Resend) and message.grant == turn.grant:
+                self._send_again(pending.get(message.step))
+            elif isinstance(message, Answer) and message.grant == turn.grant:
+                entry = pending.get(message.step)
+                if entry is not None and isinstance(message, _ANSWERS.get(type(entry.request), Ack)):
+                    del pending[message.step]
+                    answers[message.step] = message
+        self._recall(pending)
+
+    def _send_again(self, entry: Pending | None) -> None:
+        if entry is not None and entry.sending.done:
+            log.info("the cloud lacks the request of step %d: sent again", entry.request.step)
+            entry.sending = self._send(entry.request)
+
+    def _recall(self, pending: dict[int, Pending]) -> None:
+        now = self._link.clock.now()
+        silent_since = now if self._link.transport.seconds_disconnected() > 0 else self._link.moved_at
         for entry in pending.values():
-            if not connected:  # what was sent waits in the transport, and the cloud is not to blame
-                entry.first_sent = entry.last_sent = now
-            if now - entry.last_sent < entry.wait_s:
+            entry.disturbed(silent_since)
+            due = entry.due_at()
+            if due is None or now < due:
                 continue
-            if now - entry.first_sent > self._patience.give_up_s:
+            if entry.waited_s(now) > self._patience.give_up_s:
                 raise VehicleError(
-                    f"the cloud has not answered for {now - entry.first_sent:.0f} s "
+                    f"the cloud has not answered for {entry.waited_s(now):.0f} s "
                     f"(limit {self._patience.give_up_s:g} s); is the cloud server running for this fleet?"
                 )
-            self._link.send(entry.request)
-            entry.last_sent = now
-            entry.wait_s = min(2 * entry.wait_s, _SLOWEST_RETRY_S)
+            self._link.send(entry.recall(now))
+
+
+def _heed_reject(turn: Turn, pending: dict[int, Pending], reject: Reject) -> None:
+    # What somebody else sent in this vehicle's name is rejected at other steps than its own.
+    if reject.grant == turn.grant and reject.step in pending:
+        if reject.final:
+            raise VehicleError(f"the cloud rejects this vehicle's message: {reject.reason}")
+        raise Voided(reject.reason)
+    log.warning("rejected (step %d): %s", reject.step, reject.reason)

@@ -25,7 +25,7 @@ from edge_client.local.network import require_torch
 from edge_client.turn import LocalModelTools
 from edge_client.vehicle import Vehicle, VehicleSettings, bundle_digest, new_session
 from protocol.errors import SettingError
-from protocol.local_model import LocalModel
+from protocol.local_model import LocalModel, largest_message_bytes
 from protocol.messages import Status
 from protocol.session.link import (
     DEFAULT_PAYLOAD_LIMIT_BYTES,
@@ -192,16 +192,24 @@ class Host:
         frames = VehicleFrames(self._cache(bundle.spec.image_size), splits, _sights(config, splits))
         session = new_session()
         gone = encode_status(Status(vehicle=config.id, session=session, online=False, beat=0))
+
+        def connected() -> None:
+            link.resume()
+            presence.announce()
+
         transport = self._connect(
             client_id(self._config.fleet, config.id, session),
             Will(topic(STATUS, self._config.fleet, config.id), gone),
-            lambda: presence.announce(),
+            connected,
         )
+        folder = None if config.local_model is None else Path(config.local_model)
         link = VehicleLink(
             transport,
             self._config.fleet,
             config.id,
             payload_limit_bytes=self._config.payload_limit_bytes,
+            limit_bytes=largest_message_bytes(folder),
+            stall_s=self._config.retry_s,
         )
         presence = Presence(link.announce, config.id, session)
         self._presences.append(presence)

@@ -6,7 +6,6 @@ import hashlib
 import logging
 import secrets
 import threading
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from edge_client.local.head import LocalHead
 from edge_client.state import StateStore, VehicleState
 from edge_client.turn import LabelMemory, LocalModelTools, TurnTools
 from protocol.messages import PROTOCOL_VERSION, Hello, Turn, TurnDone, TurnFailed
-from protocol.session.link import VehicleLink
+from protocol.session.link import Sending, VehicleLink
 from protocol.session.transport import BrokerUnreachable
 
 log = logging.getLogger(__name__)
@@ -95,6 +94,7 @@ class Vehicle:
             frames=frames.counts(),
         )
         self._introduced_at = 0.0
+        self._introduction: Sending | None = None
         self._stop = stop
         self._conversation = Conversation(
             link, settings.patience, session=session, stop=stop, on_new_cloud=self._introduce
@@ -115,7 +115,7 @@ class Vehicle:
                 raise Stopped from None
             raise
         # The cloud's retained status brings the first hello; only if it is lost, patience does.
-        self._introduced_at = time.monotonic()
+        self._introduced_at = self._link.clock.now()
         try:
             turn: Turn | None = None
             while True:
@@ -125,9 +125,10 @@ class Vehicle:
 
     def _introduce(self) -> None:
         self._conversation.is_welcome = False
-        self._introduced_at = time.monotonic()
+        self._introduced_at = self._link.clock.now()
         self._labels.forget()
-        self._link.send(self._hello)
+        self._link.forget()
+        self._introduction = self._link.send(self._hello)
 
     def _wait(self) -> Turn | None:
         """The next turn; introduces itself again while nobody has said welcome."""
@@ -135,10 +136,14 @@ class Vehicle:
         if isinstance(message, Turn):
             return message
         # Anything else is an answer that came twice.
-        waited_s = time.monotonic() - self._introduced_at
-        if not self._conversation.is_welcome and waited_s > self._settings.patience.retry_s:
+        if not self._conversation.is_welcome and self._nobody_answers():
             self._introduce()
         return None
+
+    def _nobody_answers(self) -> bool:
+        """Whether the last hello has arrived at the broker, and no welcome has come since for a while."""
+        since = self._introduced_at if self._introduction is None else self._introduction.done_at
+        return since is not None and self._link.clock.now() - since > self._settings.patience.retry_s
 
     def _do(self, turn: Turn) -> Turn | None:
         """Do a turn; returns the turn that has replaced it, if one has."""

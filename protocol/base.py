@@ -7,9 +7,12 @@ from typing import Annotated, TypedDict
 import msgspec
 from msgspec import Meta
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 EPOCHS_LIMIT = 10_000
 """Of one turn."""
+
+DEFAULT_LIMIT_BYTES = 64 * 1024 * 1024
+"""The largest message that is taken, where nothing else is announced."""
 
 Id = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 Token = Annotated[str, Meta(pattern=r"^[0-9a-f]{8,32}$")]

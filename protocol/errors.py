@@ -27,6 +27,8 @@ BlackfleetError                 the root
 │   ├── PartsError              protocol.session.parts: a payload that is no message and no part of one
 │   └── RequestError            cloud_server.errors: a request that doesn't fit
 ├── UncodableError              protocol.codec.quantiser: not finite, or too much for the bytes allowed
+├── MessageTooLarge             protocol.session.parts: more than its receiver takes; nothing was sent
+├── TooManyWaiting              protocol.session.link: no more is kept for a vehicle that takes in too little
 └── DivergedError               cloud_server.training.trainer: a loss or gradient that is not finite
 
 `ValueError` alone, and every other exception that Python and the libraries bring, is a bug: a traceback and

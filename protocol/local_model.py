@@ -7,11 +7,13 @@ vehicles run; `weights.msgpack` holds the initial weights, which the cloud avera
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
+from protocol.base import DEFAULT_LIMIT_BYTES
 from protocol.codec.weights import WeightArrays, WeightTensor, unpack
 from protocol.errors import Mistake
 
@@ -24,6 +26,9 @@ FOLDER_NAME = "local_model"
 PROGRAM_NAMES = ("train", "predict", "loss")
 """`train` and `predict`: image_BHWC uint8 RGB → logits_BKhw float32, with the BatchNorm of training and of
 evaluation; `loss`: (logits_BKhw, label_BHW uint8) → a scalar."""
+
+_TENSOR_HEADER_BYTES = 1024
+"""More than name and shape of a `WeightTensor` take, or the rest of a message."""
 
 
 class LocalModelError(Mistake):
@@ -58,6 +63,12 @@ class LocalModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         return {entry.name: entry.shape for entry in self.entries if statistics or not entry.statistic}
 
     @property
+    def message_bytes(self) -> int:
+        """More than any message takes that holds all its weights."""
+        elements = sum(math.prod(entry.shape) for entry in self.entries)
+        return 4 * elements + _TENSOR_HEADER_BYTES * (1 + len(self.entries))
+
+    @property
     def statistic_names(self) -> tuple[str, ...]:
         """Names of the running statistics."""
         return tuple(entry.name for entry in self.entries if entry.statistic)
@@ -80,11 +91,7 @@ class LocalModel:
         Raises:
             LocalModelError: it is missing, damaged or of another format.
         """
-        content = _read(folder / SPEC_NAME)
-        try:
-            spec = msgspec.json.decode(content, type=LocalModelSpec)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise LocalModelError(f"{folder / SPEC_NAME} describes no local model: {error}") from error
+        spec = _read_spec(folder)
         if spec.format_version != FORMAT_VERSION:
             raise LocalModelError(
                 f"{folder} is a local model of format {spec.format_version}, this version reads "
@@ -106,6 +113,25 @@ class LocalModel:
 def program_file(name: str) -> str:
     """File name of a program."""
     return f"{name}.ts"
+
+
+def largest_message_bytes(folder: Path | None) -> int:
+    """The largest message that a run with the local model in `folder` has, or one without any.
+
+    Raises:
+        LocalModelError: the folder's description can't be read.
+    """
+    if folder is None or not (folder / SPEC_NAME).exists():
+        return DEFAULT_LIMIT_BYTES
+    return max(DEFAULT_LIMIT_BYTES, _read_spec(folder).message_bytes)
+
+
+def _read_spec(folder: Path) -> LocalModelSpec:
+    content = _read(folder / SPEC_NAME)
+    try:
+        return msgspec.json.decode(content, type=LocalModelSpec)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise LocalModelError(f"{folder / SPEC_NAME} describes no local model: {error}") from error
 
 
 def _read(path: Path) -> bytes:

@@ -43,14 +43,17 @@ from protocol.messages import (
     LocalLossPlan,
     LossMaps,
     Query,
+    Recall,
     Reject,
     Request,
     RequestIdentity,
+    Resend,
     SeededQuery,
     SplitScores,
     SpsaPlan,
     Status,
     TrainStep,
+    Turn,
     TurnDone,
     TurnFailed,
     Update,
@@ -60,7 +63,7 @@ from protocol.messages import (
     WhiteBoxPlan,
     follows_labels,
 )
-from protocol.session.link import CloudLink, Malformed, Received
+from protocol.session.link import CloudLink, Malformed, MessageTooLarge, Received, Sending, TooManyWaiting
 from protocol.session.topics import CLOUD_ID
 
 log = logging.getLogger(__name__)
@@ -80,7 +83,9 @@ class Desk:
         events: Events,
         max_answers_per_frame: int,
         heartbeat_s: float,
+        retry_s: float,
     ) -> None:
+        """An answer that has gone out is not given again before `retry_s` have passed."""
         self._link = link
         self._registry = registry
         self._labels = labels
@@ -88,6 +93,7 @@ class Desk:
         self._newcomers = Newcomers(registry, heartbeat_s)
         self._events = events
         self._max_answers_per_frame = max_answers_per_frame
+        self._retry_s = retry_s
         self.algorithm: Algorithm | None = None
         """Answers queries; None before the first stage and after the last."""
         self.active: dict[str, ActiveTurn] = {}
@@ -118,7 +124,12 @@ class Desk:
             record.count_up(message.session, kind, received.packet_bytes)
             self._hello(message)
             return
-        record.uplink[kind] += received.packet_bytes
+        active = self.active.get(vehicle)
+        if active is not None and active.has_answered(message):
+            record.repeated_bytes += received.packet_bytes
+        else:
+            record.uplink[kind] += received.packet_bytes
+        record.repeated_bytes += received.repeated_bytes
         record.last_seen = time.monotonic()
         self._request(message)  # type: ignore[arg-type]  # an up channel decodes only Up
 
@@ -137,8 +148,12 @@ class Desk:
             log.warning("%s", error)
             return
         record.count_up(status.session, "status", packet_bytes)
+        was_there = record.sessions.get(status.session, False)
         self._registry.note_status(status)
         if status.online:
+            active = self.active.get(status.vehicle)
+            if active is not None and not was_there and status.session == record.session:
+                active.may_have_missed_grant()
             self._is_alive(status.vehicle, status.session)
             if status.session in record.former:
                 self._refuse_second(status.vehicle, status.session)
@@ -173,6 +188,7 @@ class Desk:
         except RequestError as error:
             self._reject(hello.vehicle, hello.session, 0, str(error), final=True)
             return
+        self._link.forget(hello.vehicle)
         self.send(hello.vehicle, Welcome(vehicle=hello.vehicle, session=hello.session))
         if is_new:
             # A new subscriber gets the retained status of the cloud.
@@ -182,26 +198,36 @@ class Desk:
         if active and not active.done:
             active.abandoned = True
 
-    def _request(self, request: Request) -> None:
+    def _request(self, request: Request | Recall) -> None:
         active = self.active.get(request.vehicle)
         if active is None or not active.is_attempt(request):
             self._reject(request.vehicle, request.grant, request.step, "stale turn", final=False)
             return
         self._is_alive(request.vehicle, self._registry.record(request.vehicle).session)
         answer = active.answers.get(request.step)
-        if answer is None:
-            try:
-                if active.done or self.algorithm is None:
-                    raise RequestError(f"turn {request.turn_id} is over")
-                answer = self._answer(request, active, self.algorithm)
-            except (RequestError, LabelError, CodecError) as error:
-                self._reject(request.vehicle, request.grant, request.step, str(error), final=True)
-                return
-            except DivergedError as error:
-                self.failure = CloudError(f"training diverged in turn {request.turn_id}: {error}")
-                return
-            active.answers[request.step] = answer
-        self.send(request.vehicle, answer)
+        if answer is not None:
+            if not active.is_on_its_way(request.step, self._link.clock.now(), self._retry_s):
+                active.sendings[request.step] = self.send(request.vehicle, answer)
+            return
+        if isinstance(request, Recall):
+            self.send(request.vehicle, Resend(**_identity(request)))
+            return
+        active.sendings[request.step] = self._reply(request, active)
+
+    def _reply(self, request: Request, active: ActiveTurn) -> Sending | None:
+        """Answer a request that is new, or reject it."""
+        try:
+            if active.done or self.algorithm is None:
+                raise RequestError(f"turn {request.turn_id} is over")
+            answer = self._answer(request, active, self.algorithm)
+        except (RequestError, LabelError, CodecError) as error:
+            self._reject(request.vehicle, request.grant, request.step, str(error), final=True)
+            return None
+        except DivergedError as error:
+            self.failure = CloudError(f"training diverged in turn {request.turn_id}: {error}")
+            return None
+        active.answers[request.step] = answer
+        return self.send(request.vehicle, answer)
 
     def _answer(self, request: Request, active: ActiveTurn, algorithm: Algorithm) -> Answer:
         """Do what a request asks for, once.
@@ -324,11 +350,21 @@ class Desk:
             gradient=encode(result.gradient_BCHW, plan.gradient_bits),
         )
 
-    def send(self, vehicle: str, message: Down) -> None:
-        """Publish to a vehicle and count the bytes as its downlink."""
-        cost = self._link.send(vehicle, message)
+    def send(self, vehicle: str, message: Down) -> Sending | None:
+        """Put a message to a vehicle on its way, as its downlink; None: it can't be sent."""
+        try:
+            sending = self._link.send(vehicle, message)
+        except MessageTooLarge as error:
+            self.failure = CloudError(f"{error}; it belongs to another run, or has another local model")
+            return None
+        except TooManyWaiting as error:
+            self._events.event("undelivered", vehicle=vehicle, reason=str(error))
+            return None
         if vehicle in self._registry.vehicles:
-            self._registry.vehicles[vehicle].downlink[type(message).__name__.lower()] += cost
+            self._registry.vehicles[vehicle].downlink[type(message).__name__.lower()] += sending.packet_bytes
+        if isinstance(message, Turn):
+            self.active[vehicle].granting = sending
+        return sending
 
     def _reject(self, vehicle: str, grant: str, step: int, reason: str, *, final: bool) -> None:
         self._note_reject(vehicle, reason)
@@ -351,7 +387,7 @@ class Desk:
             self._note_reject(vehicle, malformed.reason)
 
 
-def _identity(request: Request) -> RequestIdentity:
+def _identity(request: Request | Recall) -> RequestIdentity:
     return {
         "vehicle": request.vehicle,
         "grant": request.grant,

@@ -42,6 +42,8 @@ class VehicleRecord:
     queries: int = 0
     answers_per_frame: int = 0
     """Most answers that queries have brought about any one frame in one turn."""
+    repeated_bytes: int = 0
+    """PUBLISH bytes that came again, after a lost acknowledgement or a lost answer; not part of `uplink`."""
     rejects: int = 0
     uploads: UploadCounts = field(default_factory=UploadCounts)
 

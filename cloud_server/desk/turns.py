@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloud_server.errors import RequestError
-from protocol.messages import Ack, Answer, Request, Turn
+from protocol.messages import Ack, Answer, Recall, Request, Turn
+from protocol.session.outgoing import Sending
 
 _SLOWEST_RETRY_S = 60.0
 
@@ -36,6 +37,11 @@ class ActiveTurn:
     turn: Turn
     """What was granted; `turn.grant` names the attempt."""
     answers: dict[int, Answer] = field(default_factory=dict)
+    sendings: dict[int, Sending | None] = field(default_factory=dict)
+    """How far each answer is on its way, by step; None: it could not be sent."""
+    granting: Sending | None = None
+    """How far the grant is on its way."""
+    _missed_grant: bool = False
     uploads: dict[int, tuple[str, tuple[int, ...], NDArray[np.float32]]] = field(default_factory=dict)
     """By step, so that the order of arrival makes no difference."""
     uploaded: defaultdict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
@@ -69,11 +75,34 @@ class ActiveTurn:
         Due after `retry_s`, then after twice as long, and so on: a vehicle may learn long before it speaks.
         """
         since = self.granted_at if self._sent_at is None else self._sent_at
-        if self.begun or now - since <= min(retry_s * 2.0 ** min(self._repeats, 16), _SLOWEST_RETRY_S):
+        patience_s = min(retry_s * 2.0 ** min(self._repeats, 16), _SLOWEST_RETRY_S)
+        if self.begun or (self.granting is not None and not self.granting.done):
             return False
+        if now - since <= patience_s and not self._missed_grant:
+            return False
+        self._missed_grant = False
         self._sent_at = now
         self._repeats += 1
         return True
+
+    def may_have_missed_grant(self) -> None:
+        """The vehicle was away and is back: what it has not reacted to is to be repeated at once."""
+        self._missed_grant = True
+
+    def has_answered(self, request: object) -> bool:
+        """Whether this is a request that has come before, and is to change nothing."""
+        return (
+            isinstance(request, Request)
+            and request.step in self.answers
+            and (request.grant, request.turn_id) == (self.turn.grant, self.turn.turn_id)
+        )
+
+    def is_on_its_way(self, step: int, now: float, retry_s: float) -> bool:
+        """Whether the answer at `step` has gone out, and may not have reached the vehicle yet."""
+        sending = self.sendings.get(step)
+        if sending is None:
+            return False
+        return sending.done_at is None or now - sending.done_at <= retry_s
 
     def answered_largely(self, step: int) -> None:
         """Forget the gradient or the loss maps that answered the request of this kind before `step`.
@@ -113,7 +142,7 @@ class ActiveTurn:
         """Most answers that any frame has had."""
         return max(self.frame_answers.values(), default=0)
 
-    def is_attempt(self, request: Request) -> bool:
+    def is_attempt(self, request: Request | Recall) -> bool:
         """Whether a request belongs to this attempt, and the attempt still counts."""
         grant = (self.turn.grant, self.turn.turn_id)
         return not self.abandoned and (request.grant, request.turn_id) == grant

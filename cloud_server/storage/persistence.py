@@ -71,6 +71,7 @@ class Committed:
             record.downlink.update(counters["downlink"])
             record.queries += counters["queries"]
             record.answers_per_frame = counters["answers_per_frame"]
+            record.repeated_bytes += counters.get("repeated_bytes", 0)
             record.rejects += counters["rejects"]
             record.uploads = msgspec.convert(counters["uploads"], UploadCounts)
 
@@ -144,6 +145,7 @@ class RunState:
                     "downlink": _plain(record.downlink),
                     "queries": record.queries,
                     "answers_per_frame": record.answers_per_frame,
+                    "repeated_bytes": record.repeated_bytes,
                     "rejects": record.rejects,
                     "uploads": msgspec.to_builtins(record.uploads),
                 }

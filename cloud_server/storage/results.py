@@ -50,6 +50,7 @@ def assemble(
             "downlink_bytes": sum(record.downlink.values()),
             "uplink_bytes_by_type": dict(sorted(record.uplink.items())),
             "downlink_bytes_by_type": dict(sorted(record.downlink.items())),
+            "repeated_bytes": record.repeated_bytes,
             "queries": record.queries,
             "answers_per_frame": record.answers_per_frame,
             "rejects": record.rejects,

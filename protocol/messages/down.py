@@ -22,6 +22,10 @@ class Ack(Turned, frozen=True, array_like=True, kw_only=True, tag="ack"):
     """The request is safe with the cloud."""
 
 
+class Resend(Turned, frozen=True, array_like=True, kw_only=True, tag="resend"):
+    """The request that is recalled has not arrived, or was lost with a process: send it again."""
+
+
 class Reject(Message, frozen=True, array_like=True, kw_only=True, tag="reject"):
     """What was sent does not fit and has changed nothing."""
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from protocol.base import Id, Index, Message, Token
+from typing import Annotated
+
+from msgspec import Meta
+
+from protocol.base import DEFAULT_LIMIT_BYTES, Id, Index, Message, Token
 
 
 class Status(Message, frozen=True, array_like=True, kw_only=True, tag="status"):
@@ -13,3 +17,5 @@ class Status(Message, frozen=True, array_like=True, kw_only=True, tag="status"):
     """A late will of an old session can't be mistaken for the end of the new one."""
     online: bool
     beat: Index
+    limit_bytes: Annotated[int, Meta(ge=1)] = DEFAULT_LIMIT_BYTES
+    """The largest message that the sender takes."""

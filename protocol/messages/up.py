@@ -62,6 +62,12 @@ class Upload(Turned, frozen=True, array_like=True, kw_only=True, tag="upload"):
     features: EncodedTensor
 
 
+class Recall(Turned, frozen=True, array_like=True, kw_only=True, tag="recall"):
+    """The request of this step has gone out, and its answer is not here.
+
+    Answered by that answer, by `Resend` or, while the answer is on its way, not at all."""
+
+
 class TurnDone(Turned, frozen=True, array_like=True, kw_only=True, tag="done"):
     """The vehicle has saved its new state; answered by `Ack`, then the cloud learns and commits."""
 

@@ -1,25 +1,39 @@
 """Typed messages over a transport: what a vehicle and the cloud each see of the network.
 
-A link encodes, splits what is too large for one publish, reassembles, decodes and checks the sender. The
-network thread only enqueues; decoding happens in the thread that calls `receive`.
+A link encodes, splits what is too large for one publish, sends it as the network takes it, reassembles,
+decodes and checks the sender. Nothing is sent that its receiver has said to be too large for it.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
-import queue
+import secrets
 import threading
-import time
-from collections import Counter
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
 
 import msgspec
 
 from protocol import messages
-from protocol.errors import WireError
+from protocol.codec.weights import WeightTensor
+from protocol.errors import BlackfleetError
 from protocol.session import parts, topics
-from protocol.session.transport import Delivery, Transport, Will, publish_packet_bytes
+from protocol.session.clock import REAL_CLOCK, Clock
+from protocol.session.intake import AnyMessage, Intake, Malformed, Received
+from protocol.session.outgoing import Outgoing, Sending
+from protocol.session.parts import MessageTooLarge
+from protocol.session.transport import Transport, Will, publish_packet_bytes
+
+__all__ = [
+    "CloudLink",
+    "Connect",
+    "Malformed",
+    "MessageTooLarge",
+    "Received",
+    "Sending",
+    "TooManyWaiting",
+    "VehicleLink",
+]
 
 log = logging.getLogger(__name__)
 
@@ -31,130 +45,118 @@ DEFAULT_PAYLOAD_LIMIT_BYTES = 128 * 1024 - 256
 
 SMALLEST_PAYLOAD_LIMIT_BYTES = 1024
 
-MAX_MESSAGE_BYTES = 64 * 1024 * 1024
-MAX_UNFINISHED = 8
-"""Messages of one sender that may have arrived in part; a vehicle has at most four requests under way."""
-_INBOX_SIZE = 20_000
-
-_DECODERS: dict[str, msgspec.msgpack.Decoder[messages.Up | messages.Down | messages.Status]] = {
-    channel.name: msgspec.msgpack.Decoder(channel.message_type) for channel in topics.CHANNELS.values()
-}
+MAX_MESSAGE_BYTES = messages.DEFAULT_LIMIT_BYTES
+MOST_WAITING_BYTES = 8 * 1024 * 1024
+"""Of a vehicle's requests that have not set out; beyond it makes no new one, unless none waits."""
+MOST_WAITING = 64
+"""Messages to one vehicle that have not set out; its requests under way are four."""
+_STALL_S = 5.0
+_DRAIN_S = 3.0
 _ENCODER = msgspec.msgpack.Encoder()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Malformed:
-    """A delivery that is no message of ours; `vehicle` is the topic's claim."""
-
-    vehicle: str
-    reason: str
-    packet_bytes: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Received:
-    """A decoded message and what it cost: all PUBLISH packets it came in."""
-
-    vehicle: str
-    message: messages.Up | messages.Down | messages.Status
-    packet_bytes: int
-
-
-@dataclass(kw_only=True)
-class ByteCount:
-    """PUBLISH bytes (header, topic and payload) by message type."""
-
-    by_type: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def total(self) -> int:
-        return sum(self.by_type.values())
+class TooManyWaiting(BlackfleetError):
+    """A vehicle for which so much waits that no more is kept; whoever misses an answer asks for it again."""
 
 
 class _Link:
-    """What both ends share: an inbox, part-wise sending and receiving."""
+    """What both ends share."""
 
-    def __init__(self, transport: Transport, fleet: str, payload_limit_bytes: int) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        fleet: str,
+        *,
+        payload_limit_bytes: int,
+        limit_bytes: int,
+        stall_s: float,
+        clock: Clock,
+    ) -> None:
         self.transport = transport
         self.fleet = topics.check_id(fleet, "fleet id")
-        self.dropped = 0
+        self.clock = clock
+        self.limit_bytes = limit_bytes
+        """The largest message that this end takes; its status says so."""
         self._payload_limit_bytes = payload_limit_bytes
-        self._inbox: queue.Queue[Delivery] = queue.Queue(_INBOX_SIZE)
-        self._reassembler = parts.Reassembler(MAX_MESSAGE_BYTES, MAX_UNFINISHED)
-        self._pending_bytes: Counter[str] = Counter()
-        self._send_lock = threading.Lock()
-        self._next_message_id = 0
+        self._limits: dict[str, int] = {}
+        """By vehicle: the largest message that it takes, as it has announced."""
+        self._bodies = _WeightsBodies()
+        self._message_ids = itertools.count(secrets.randbits(48))
+        self._outgoing = Outgoing(transport, clock, stall_s)
+        self._intake = Intake(
+            clock=clock,
+            limit_bytes=limit_bytes,
+            may_send_parts=self._may_send_parts,
+            say=self._outgoing.say,
+            heed=self._outgoing.heed,
+        )
 
-    def _enqueue(self, delivery: Delivery) -> None:
-        try:
-            self._inbox.put_nowait(delivery)
-        except queue.Full:
-            self.dropped += 1
-            if self.dropped & (self.dropped - 1) == 0:
-                log.warning("inbox full: %d deliveries dropped so far", self.dropped)
+    @property
+    def dropped(self) -> int:
+        """Messages that arrived and for which there was no room."""
+        return self._intake.dropped
 
-    def _send(
-        self, channel: topics.Channel, vehicle: str, message: messages.Up | messages.Down | messages.Status
-    ) -> int:
-        """Publish, in parts where one payload would be too large; returns the bytes of its packets."""
-        topic = topics.topic(channel, self.fleet, vehicle)
-        with self._send_lock:
-            self._next_message_id += 1
-            payloads = parts.split(_ENCODER.encode(message), self._payload_limit_bytes, self._next_message_id)
-        for payload in payloads:
-            self.transport.publish(topic, payload, qos=channel.qos, retain=channel.retained)
-        return sum(publish_packet_bytes(topic, len(payload), channel.qos) for payload in payloads)
+    def resume(self) -> None:
+        """To be called after each (re)connect: what was on its way goes on where it stopped."""
+        self._intake.resume()
 
     def receive(self, timeout_s: float) -> Received | Malformed | None:
         """The next message, or None when `timeout_s` has passed without a whole one."""
-        deadline = time.monotonic() + timeout_s
-        while True:
-            try:
-                delivery = self._inbox.get(timeout=max(0.0, deadline - time.monotonic()))
-            except queue.Empty:
-                return None
-            outcome = self._decode(delivery)
-            if outcome is not None:
-                return outcome
+        self._outgoing.tick()
+        received = self._intake.receive(timeout_s)
+        if isinstance(received, Received) and isinstance(received.message, messages.Status):
+            self._note_limit(received.message)
+        return received
 
-    def _decode(self, delivery: Delivery) -> Received | Malformed | None:
-        if not delivery.payload and delivery.topic.endswith(topics.STATUS.name):
-            return None  # a cleared retained status
-        try:
-            address = topics.parse(delivery.topic)
-        except WireError as error:
-            return Malformed(vehicle="", reason=str(error), packet_bytes=0)
-        channel, vehicle = address.channel, address.vehicle
-        self._pending_bytes[delivery.topic] += publish_packet_bytes(
-            delivery.topic, len(delivery.payload), channel.qos
-        )
-        try:
-            if not self._may_send_parts(vehicle) and parts.is_part(delivery.payload):
-                raise WireError(f"a part of a message, and {vehicle!r} is not in this fleet")
-            payload = self._reassembler.feed(delivery.topic, delivery.payload)
-            if payload is None:
-                return None
-            message = _DECODERS[channel.name].decode(payload)
-            if message.vehicle != vehicle:
-                raise WireError(f"message of vehicle {message.vehicle!r} on the topic of {vehicle!r}")
-        except (WireError, msgspec.DecodeError, UnicodeDecodeError) as error:
-            cost = self._pending_bytes.pop(delivery.topic)
-            return Malformed(vehicle=vehicle, reason=_one_line(error), packet_bytes=cost)
-        return Received(
-            vehicle=vehicle, message=message, packet_bytes=self._pending_bytes.pop(delivery.topic)
-        )
+    def announce(self, status: messages.Status) -> int:
+        """Publish a retained status, in place of one that still waits; returns the bytes that this adds."""
+        status = msgspec.structs.replace(status, limit_bytes=self.limit_bytes)
+        sending = self._sending(topics.STATUS, status.vehicle, status)
+        return sending.packet_bytes - self._outgoing.replace_waiting(sending)
+
+    def close(self) -> None:
+        """Send what waits, for a short time, and say goodbye."""
+        self._outgoing.drain(_DRAIN_S)
+        self.transport.close()
 
     def _may_send_parts(self, vehicle: str) -> bool:
         """Whether room is kept for unfinished messages of this sender."""
         del vehicle
         return True
 
-    def announce(self, status: messages.Status) -> int:
-        """Publish a retained status of the sender; returns its packet bytes."""
-        return self._send(topics.STATUS, status.vehicle, status)
+    def _note_limit(self, status: messages.Status) -> None:
+        if self._may_send_parts(status.vehicle):
+            self._limits[status.vehicle] = status.limit_bytes
 
-    def close(self) -> None:
-        self.transport.close()
+    def _send(self, channel: topics.Channel, vehicle: str, receiver: str, message: AnyMessage) -> Sending:
+        """Put a message on its way.
+
+        Raises:
+            MessageTooLarge: its receiver could not take it; nothing is sent.
+        """
+        sending = self._sending(channel, vehicle, message)
+        limit_bytes = self._limits.get(receiver, MAX_MESSAGE_BYTES)
+        if sending.frames.message_bytes > limit_bytes:
+            raise MessageTooLarge(
+                f"a message {type(message).__name__} of {sending.frames.message_bytes} bytes is more than "
+                f"the {limit_bytes} bytes that {receiver!r} takes"
+            )
+        self._outgoing.send(sending)
+        return sending
+
+    def _sending(self, channel: topics.Channel, vehicle: str, message: AnyMessage) -> Sending:
+        topic = topics.topic(channel, self.fleet, vehicle)
+        payload_limit_bytes = self._payload_limit_bytes
+        if self.transport.packet_limit_bytes is not None:
+            header_bytes = publish_packet_bytes(topic, payload_limit_bytes, channel.qos) - payload_limit_bytes
+            payload_limit_bytes = min(payload_limit_bytes, self.transport.packet_limit_bytes - header_bytes)
+        frames = parts.Framed(self._encode(message), payload_limit_bytes, next(self._message_ids))
+        return Sending(frames, topic, qos=channel.qos, retain=channel.retained)
+
+    def _encode(self, message: AnyMessage) -> list[bytes]:
+        if isinstance(message, messages.Weights):
+            return self._bodies.encode(message)
+        return [_ENCODER.encode(message)]
 
 
 class VehicleLink(_Link):
@@ -167,9 +169,20 @@ class VehicleLink(_Link):
         vehicle: str,
         *,
         payload_limit_bytes: int = DEFAULT_PAYLOAD_LIMIT_BYTES,
+        limit_bytes: int = MAX_MESSAGE_BYTES,
+        stall_s: float = _STALL_S,
+        clock: Clock = REAL_CLOCK,
     ) -> None:
-        super().__init__(transport, fleet, payload_limit_bytes)
+        super().__init__(
+            transport,
+            fleet,
+            payload_limit_bytes=payload_limit_bytes,
+            limit_bytes=limit_bytes,
+            stall_s=stall_s,
+            clock=clock,
+        )
         self.vehicle = topics.check_vehicle_id(vehicle)
+        self._up = topics.topic(topics.UP, self.fleet, self.vehicle)
 
     def open(self, timeout_s: float, stop: threading.Event | None = None) -> None:
         """Connect and subscribe.
@@ -177,13 +190,33 @@ class VehicleLink(_Link):
         Raises:
             BrokerUnreachable: no connection within `timeout_s`, or before `stop` was set.
         """
-        self.transport.subscribe(topics.topic(topics.DOWN, self.fleet, self.vehicle), self._enqueue)
-        self.transport.subscribe(topics.topic(topics.STATUS, self.fleet, topics.CLOUD_ID), self._enqueue)
+        down = topics.topic(topics.DOWN, self.fleet, self.vehicle)
+        self.transport.subscribe(down, self._intake.deliver)
+        cloud = topics.topic(topics.STATUS, self.fleet, topics.CLOUD_ID)
+        self.transport.subscribe(cloud, self._intake.deliver)
         self.transport.connect(timeout_s, stop)
 
-    def send(self, message: messages.Up) -> int:
-        """Publish one message to the cloud; returns the bytes of its packets."""
-        return self._send(topics.UP, self.vehicle, message)
+    def send(self, message: messages.Up) -> Sending:
+        """Put one message to the cloud on its way.
+
+        Raises:
+            MessageTooLarge: the cloud could not take it; nothing is sent.
+        """
+        return self._send(topics.UP, self.vehicle, topics.CLOUD_ID, message)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the next request may be made: what waits is little, or nothing."""
+        return self._outgoing.waiting_bytes(self._up) <= MOST_WAITING_BYTES
+
+    @property
+    def moved_at(self) -> float:
+        """By the clock, when the latest part of a message arrived whose other parts are awaited."""
+        return self._intake.moved_at
+
+    def forget(self) -> None:
+        """Send nothing more of what is on its way: it has lost its meaning."""
+        self._outgoing.forget(self._up)
 
 
 class CloudLink(_Link):
@@ -196,10 +229,22 @@ class CloudLink(_Link):
         *,
         vehicles: Collection[str] | None = None,
         payload_limit_bytes: int = DEFAULT_PAYLOAD_LIMIT_BYTES,
+        limit_bytes: int = MAX_MESSAGE_BYTES,
+        stall_s: float = _STALL_S,
+        clock: Clock = REAL_CLOCK,
     ) -> None:
         """`vehicles` alone may send messages in parts, so that no stranger fills the memory; None: anyone."""
-        super().__init__(transport, fleet, payload_limit_bytes)
         self._vehicles = None if vehicles is None else frozenset(vehicles)
+        self.undelivered = 0
+        """Messages that were not sent because too many waited."""
+        super().__init__(
+            transport,
+            fleet,
+            payload_limit_bytes=payload_limit_bytes,
+            limit_bytes=limit_bytes,
+            stall_s=stall_s,
+            clock=clock,
+        )
 
     def _may_send_parts(self, vehicle: str) -> bool:
         return self._vehicles is None or vehicle in self._vehicles
@@ -210,19 +255,48 @@ class CloudLink(_Link):
         Raises:
             BrokerUnreachable: no connection within `timeout_s`, or before `stop` was set.
         """
-        self.transport.subscribe(topics.topic_filter(topics.UP, self.fleet), self._enqueue)
-        self.transport.subscribe(topics.topic_filter(topics.STATUS, self.fleet), self._enqueue)
+        self.transport.subscribe(topics.topic_filter(topics.UP, self.fleet), self._intake.deliver)
+        self.transport.subscribe(topics.topic_filter(topics.STATUS, self.fleet), self._intake.deliver)
         self.transport.connect(timeout_s, stop)
 
-    def send(self, vehicle: str, message: messages.Down) -> int:
-        """Publish one message to a vehicle; returns the bytes of its packets."""
-        return self._send(topics.DOWN, vehicle, message)
+    def send(self, vehicle: str, message: messages.Down) -> Sending:
+        """Put one message to a vehicle on its way; the others' don't wait for it.
+
+        Raises:
+            MessageTooLarge: the vehicle could not take it; nothing is sent.
+            TooManyWaiting: it takes in less than it asks for; nothing is sent.
+        """
+        waiting = self._outgoing.waiting(topics.topic(topics.DOWN, self.fleet, vehicle))
+        if waiting >= MOST_WAITING:
+            self.undelivered += 1
+            if self.undelivered & (self.undelivered - 1) == 0:
+                log.warning("%d messages not sent so far: too many wait", self.undelivered)
+            raise TooManyWaiting(
+                f"{waiting} messages to {vehicle!r} wait already; {type(message).__name__} not sent"
+            )
+        return self._send(topics.DOWN, vehicle, vehicle, message)
+
+    def forget(self, vehicle: str) -> None:
+        """Send nothing more of what is on its way to a vehicle: it has lost its meaning."""
+        self._outgoing.forget(topics.topic(topics.DOWN, self.fleet, vehicle))
+
+
+class _WeightsBodies:
+    """Encodes the same weights once, however many vehicles they go to."""
+
+    def __init__(self) -> None:
+        self._tensors: tuple[WeightTensor, ...] | None = None
+        self._body = b""
+
+    def encode(self, message: messages.Weights) -> list[bytes]:
+        """The message in two pieces: what is the vehicle's own, and what all have in common."""
+        if message.tensors is not self._tensors:
+            self._tensors, self._body = message.tensors, _ENCODER.encode(message.tensors)
+        # The tensors are the last field; an empty array takes one byte.
+        head = _ENCODER.encode(msgspec.structs.replace(message, tensors=()))[:-1]
+        return [head, self._body]
 
 
 def encode_status(status: messages.Status) -> bytes:
     """The payload of a status, for a last will that the broker publishes in the sender's name."""
     return parts.split(_ENCODER.encode(status), DEFAULT_PAYLOAD_LIMIT_BYTES, 0)[0]
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

@@ -154,7 +154,7 @@ class MemoryTransport(Transport):
         self._will = will
         self._on_connect = on_connect
         self._subscriptions: dict[str, Handler] = {}
-        self._offline: deque[_Message] = deque()
+        self._offline: deque[tuple[_Message, Callable[[], None] | None]] = deque()
         self._traffic = Traffic()
         self._connected = False
         self._had_session = False
@@ -168,6 +168,10 @@ class MemoryTransport(Transport):
     @property
     def traffic(self) -> Traffic:
         return self._traffic
+
+    @property
+    def packet_limit_bytes(self) -> int | None:
+        return None
 
     def connect(self, timeout_s: float, stop: threading.Event | None = None) -> None:
         """Open the session, also again after `drop`; what was published meanwhile is sent now."""
@@ -184,9 +188,13 @@ class MemoryTransport(Transport):
                 self._bus.send_retained(self, topic_filter)
         if self._on_connect is not None:
             self._call(self._on_connect)  # outside the lock: it may take locks of its own
-        with self._bus.lock:
-            while self._connected and self._offline:
-                self._send(self._offline.popleft())
+        while True:
+            with self._bus.lock:
+                if not (self._connected and self._offline):
+                    return
+                message, on_acknowledged = self._offline.popleft()
+                self._send(message)
+            self._acknowledge(on_acknowledged)
 
     def drop(self) -> None:
         """Lose the session as by a cut cable: the bus publishes the will."""
@@ -203,7 +211,15 @@ class MemoryTransport(Transport):
             if self._connected:
                 self._bus.send_retained(self, topic_filter)
 
-    def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> None:
+    def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        qos: int = 1,
+        retain: bool = False,
+        on_acknowledged: Callable[[], None] | None = None,
+    ) -> None:
         check_topic(topic)
         with self._bus.lock:
             message = _Message(topic, bytes(payload), qos, retain)
@@ -211,8 +227,11 @@ class MemoryTransport(Transport):
                 self._send(message)
             elif qos == 0 or self._closed:
                 self._traffic.dropped += 1
+                return
             else:
-                self._offline.append(message)
+                self._offline.append((message, on_acknowledged))
+                return
+        self._acknowledge(on_acknowledged)
 
     def seconds_disconnected(self) -> float:
         return 0.0 if self._lost_at is None else time.monotonic() - self._lost_at
@@ -240,6 +259,10 @@ class MemoryTransport(Transport):
         self._traffic.sent_packets += 1
         self._traffic.sent_bytes += message.packet_bytes
         self._bus.publish(message)
+
+    def _acknowledge(self, on_acknowledged: Callable[[], None] | None) -> None:
+        if on_acknowledged is not None:
+            self._call(on_acknowledged)
 
     def _call(self, callback: Callable[[], None]) -> None:
         try:

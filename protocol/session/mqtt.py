@@ -17,12 +17,13 @@ from functools import partial
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from protocol import noise
 from protocol.session.broker_url import BrokerUrl, parse_broker_url
 from protocol.session.network_loop import NetworkLoop as NetworkLoop
-from protocol.session.outbox import Outbox
+from protocol.session.outbox import Outbox, Waiting
 from protocol.session.sockets import cut, describe_problem, prepare_socket
 from protocol.session.transport import (
     BrokerUnreachable,
@@ -101,6 +102,7 @@ class MqttTransport(Transport):
         self._refusal: str | None = None
         self._problem = "no answer yet"
         self._lost_at: float | None = None
+        self._packet_limit_bytes: int | None = None
 
         # Belong to the loop's thread.
         self._state = _State.IDLE
@@ -113,6 +115,7 @@ class MqttTransport(Transport):
         self._fd: int | None = None
         self._write_registered = False
         self._flush_due = False
+        self._settle_due = False
 
         self._client = _make_client(self._url, client_id, will, keepalive_s, self._max_in_flight)
         self._client.on_connect = self._on_paho_connect
@@ -131,6 +134,10 @@ class MqttTransport(Transport):
     @property
     def traffic(self) -> Traffic:
         return self._traffic
+
+    @property
+    def packet_limit_bytes(self) -> int | None:
+        return self._packet_limit_bytes
 
     def seconds_disconnected(self) -> float:
         with self._changed:
@@ -164,7 +171,15 @@ class MqttTransport(Transport):
             self._subscriptions = {**self._subscriptions, topic_filter: (handler, qos)}
         self._loop.call(partial(self._send_subscribe, topic_filter))
 
-    def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> None:
+    def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        qos: int = 1,
+        retain: bool = False,
+        on_acknowledged: Callable[[], None] | None = None,
+    ) -> None:
         check_topic(topic)
         with self._changed:
             if self._closed or (qos == 0 and not self._ready):
@@ -172,10 +187,10 @@ class MqttTransport(Transport):
             elif qos and self._outbox.full:
                 self._outbox.drop("queue full")
             elif self._ready:
-                self._hand_over(topic, payload, qos, retain)
+                self._hand_over(topic, payload, qos, retain, on_acknowledged)
             else:
                 # paho would take it, but might then send it before its CONNECT packet.
-                self._outbox.waiting.append((topic, payload, retain))
+                self._outbox.waiting.append(Waiting(topic, payload, retain, on_acknowledged))
 
     def close(self) -> None:
         if self._ready and not self._loop.in_thread:
@@ -193,10 +208,13 @@ class MqttTransport(Transport):
         with self._changed:
             return self._ready and self._outbox.unacknowledged > 0
 
-    def _hand_over(self, topic: str, payload: bytes, qos: int, retain: bool) -> None:
+    def _hand_over(
+        self, topic: str, payload: bytes, qos: int, retain: bool, on_acknowledged: Callable[[], None] | None
+    ) -> None:
         """Give a message to paho. Call with the lock held."""
         info = self._client.publish(topic, payload, qos, retain)
-        self._outbox.sent(info.mid if qos else None, self._packet_bytes(topic, payload, qos))
+        cost = self._packet_bytes(topic, payload, qos)
+        self._outbox.sent(info.mid if qos else None, cost, on_acknowledged)
         if not self._flush_due:
             self._flush_due = True
             self._loop.call(self._flush)
@@ -347,8 +365,8 @@ class MqttTransport(Transport):
             self._ready = True
             self._lost_at = None
             while self._outbox.waiting:
-                topic, payload, retain = self._outbox.waiting.popleft()
-                self._hand_over(topic, payload, 1, retain)
+                first = self._outbox.waiting.popleft()
+                self._hand_over(first.topic, first.payload, 1, first.retain, first.on_acknowledged)
         # Later, outside paho's callback: it may take locks that others hold while they publish.
         self._loop.events.call_soon(self._announce)
 
@@ -357,6 +375,13 @@ class MqttTransport(Transport):
             self._call(self._on_connect)
         with self._changed:
             self._changed.notify_all()
+
+    def _settle(self) -> None:
+        self._settle_due = False
+        with self._changed:
+            settled = self._outbox.settle()
+        for on_acknowledged in settled:
+            self._call(on_acknowledged)
 
     def _call(self, callback: Callable[[], None]) -> None:
         try:
@@ -367,12 +392,15 @@ class MqttTransport(Transport):
 
     # paho's callbacks, on the loop's thread ---------------------------------------------------------------
 
-    def _on_paho_connect(self, _c: object, _d: object, _f: object, code: ReasonCode, _p: object) -> None:
+    def _on_paho_connect(
+        self, _c: object, _d: object, _f: object, code: ReasonCode, properties: Properties | None
+    ) -> None:
         if code.is_failure:
             self._cause = f"refused: {str(code).lower()}"
             if code.value not in _TRANSIENT_REFUSALS:
                 self._refuse(self._cause)
             return
+        self._packet_limit_bytes = getattr(properties, "MaximumPacketSize", None)  # MQTT 5 has it
         with self._changed:
             self._outbox.resent(self._max_in_flight)  # which paho does by itself
             self._traffic.reconnects += self._ready_since > 0
@@ -405,6 +433,9 @@ class MqttTransport(Transport):
 
     def _on_paho_publish(self, _c: object, _d: object, mid: int, *_: object) -> None:
         self._outbox.acknowledge(mid)
+        if not self._settle_due:
+            self._settle_due = True
+            self._loop.events.call_soon(self._settle)  # when paho's lock is free again
 
     def _on_paho_socket_close(self, _c: object, _d: object, _sock: object) -> None:
         if self._fd is not None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import islice
 
 from protocol.session.transport import Traffic
@@ -11,17 +13,32 @@ from protocol.session.transport import Traffic
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A QoS 1 message for which there was no session yet."""
+
+    topic: str
+    payload: bytes
+    retain: bool
+    on_acknowledged: Callable[[], None] | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    packet_bytes: int
+    on_acknowledged: Callable[[], None] | None
+
+
 class Outbox:
     """Bounds and counts outgoing messages. Its owner locks around every method but `acknowledge`."""
 
     def __init__(self, client_id: str, traffic: Traffic, max_queued: int) -> None:
-        self.waiting: deque[tuple[str, bytes, bool]] = deque()
-        """Topic, payload and retain flag of QoS 1 messages for which there was no session yet."""
+        self.waiting: deque[Waiting] = deque()
         self._client_id = client_id
         self._traffic = traffic
         self._max_queued = max_queued
-        self._sent: dict[int, int] = {}
-        """Packet bytes by message id, oldest first, of what awaits its acknowledgement."""
+        self._sent: dict[int, _Sent] = {}
+        """By message id, oldest first: what awaits its acknowledgement."""
         self._acknowledged: deque[int] = deque()
 
     @property
@@ -31,25 +48,36 @@ class Outbox:
 
     @property
     def unacknowledged(self) -> int:
-        """QoS 1 messages that were sent and not acknowledged."""
-        while self._acknowledged:
-            self._sent.pop(self._acknowledged.popleft(), None)
+        """QoS 1 messages that were sent and whose acknowledgement is not settled."""
         return len(self._sent)
 
     def acknowledge(self, message_id: int) -> None:
         """Note an acknowledgement; needs no lock, so that a library may call it with a lock of its own."""
         self._acknowledged.append(message_id)
 
-    def sent(self, message_id: int | None, packet_bytes: int) -> None:
+    def settle(self) -> list[Callable[[], None]]:
+        """Take what was acknowledged off; returns what is to be called for it, in order, without the lock."""
+        settled = []
+        while self._acknowledged:
+            sent = self._sent.pop(self._acknowledged.popleft(), None)
+            if sent is not None and sent.on_acknowledged is not None:
+                settled.append(sent.on_acknowledged)
+        return settled
+
+    def sent(
+        self, message_id: int | None, packet_bytes: int, on_acknowledged: Callable[[], None] | None
+    ) -> None:
         """Count a message that was handed over; `message_id` where an acknowledgement will come."""
         self._traffic.sent_packets += 1
         self._traffic.sent_bytes += packet_bytes
         if message_id is not None:
-            self._sent[message_id] = packet_bytes
+            self._sent[message_id] = _Sent(packet_bytes, on_acknowledged)
 
     def resent(self, max_in_flight: int) -> None:
         """Count what a new session sends again: the oldest `max_in_flight` unacknowledged messages."""
-        again = list(islice(self._sent.values(), min(self.unacknowledged, max_in_flight)))
+        acknowledged = set(self._acknowledged)
+        open_ones = (sent for message_id, sent in self._sent.items() if message_id not in acknowledged)
+        again = [sent.packet_bytes for sent in islice(open_ones, max_in_flight)]
         self._traffic.sent_packets += len(again)
         self._traffic.sent_bytes += sum(again)
 

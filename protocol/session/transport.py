@@ -68,6 +68,10 @@ class Transport(Protocol):
     def traffic(self) -> Traffic:
         """Counters since the transport was made."""
 
+    @property
+    def packet_limit_bytes(self) -> int | None:
+        """The largest packet that the broker says it takes; None: it has said nothing."""
+
     def connect(self, timeout_s: float, stop: threading.Event | None = None) -> None:
         """Wait for the first session; later ones are made in the background.
 
@@ -82,8 +86,19 @@ class Transport(Protocol):
         brokers differ in how often they then deliver.
         """
 
-    def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> None:
-        """Hand `payload` over for sending; return at once. QoS 1 waits in a bounded queue while offline."""
+    def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        qos: int = 1,
+        retain: bool = False,
+        on_acknowledged: Callable[[], None] | None = None,
+    ) -> None:
+        """Hand `payload` over for sending; return at once. QoS 1 waits in a bounded queue while offline.
+
+        `on_acknowledged` is called, from any thread, once the broker has it (QoS 1); it must not wait.
+        """
 
     def seconds_disconnected(self) -> float:
         """Seconds since the session was lost (or since `connect` was called), 0.0 while it is up."""

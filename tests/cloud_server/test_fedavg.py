@@ -24,7 +24,8 @@ from protocol.errors import Mistake
 from protocol.local_model import LocalModel
 from protocol.messages import Down, FetchWeights, Finish, Status, Turn, Up, Update, Weights
 from protocol.session.memory import MemoryBus
-from protocol.session.parts import Reassembler, split
+from protocol.session.parts import read_word, split
+from protocol.session.reassembly import Reassembler
 from protocol.session.topics import UP, parse, topic
 
 
@@ -41,6 +42,8 @@ class BusLog:
 
     def __call__(self, topic_name: str, payload: bytes) -> Up | Down | Status | None:
         address = parse(topic_name)
+        if read_word(payload) is not None:
+            return None
         whole = self._parts.feed(topic_name, payload)
         if whole is None:
             return None

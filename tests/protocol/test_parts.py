@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.session.parts import PartsError, Reassembler, split
+from protocol.session.parts import PartsError, split
+from protocol.session.reassembly import Reassembler
 from protocol.session.transport import publish_packet_bytes
 
 LIMIT = 40

@@ -1,0 +1,194 @@
+"""What arrives at one client: put together on the network thread, decoded in the thread that reads it.
+
+The network thread also answers for how far messages in parts are, so that a sender need not wait for a reader
+that is busy.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from protocol import messages
+from protocol.errors import WireError
+from protocol.session import parts, topics
+from protocol.session.clock import Clock
+from protocol.session.parts import Say, Word
+from protocol.session.reassembly import Collected, Reassembler
+from protocol.session.transport import Delivery, publish_packet_bytes
+
+log = logging.getLogger(__name__)
+
+MAX_UNFINISHED = 8
+"""Messages of one sender that may have arrived in part; a vehicle has at most four requests under way."""
+_INBOX_SIZE = 20_000
+
+AnyMessage = messages.Up | messages.Down | messages.Status
+
+_DECODERS: dict[str, msgspec.msgpack.Decoder[AnyMessage]] = {
+    channel.name: msgspec.msgpack.Decoder(channel.message_type) for channel in topics.CHANNELS.values()
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Malformed:
+    """A delivery that is no message of ours; `vehicle` is the topic's claim."""
+
+    vehicle: str
+    reason: str
+    packet_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Received:
+    """A decoded message and what it cost: all PUBLISH packets it came in, each once."""
+
+    vehicle: str
+    message: AnyMessage
+    packet_bytes: int
+    repeated_bytes: int = 0
+    """Of parts that came again on this topic since the message before."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    address: topics.Address
+    content: Collected | str
+    """A message, or what is wrong."""
+    packet_bytes: int
+    repeated_bytes: int = 0
+
+
+class Intake:
+    """Keeps what arrives until it is read; bounded, and what doesn't fit is counted and logged."""
+
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        limit_bytes: int,
+        may_send_parts: Callable[[str], bool],
+        say: Callable[[str, Word], None],
+        heed: Callable[[str, Word], None],
+    ) -> None:
+        """`limit_bytes`: of one message, and of all unfinished ones of a sender.
+
+        `say` sends a word on a topic; `heed` gets one that is about what this client sends on a topic.
+        """
+        self.dropped = 0
+        """Messages for which there was no room; whoever misses an answer asks for it again."""
+        self.moved_at = 0.0
+        """By the clock, when the latest part of a message arrived whose other parts are awaited."""
+        self._clock = clock
+        self._may_send_parts = may_send_parts
+        self._say = say
+        self._heed = heed
+        self._inbox: queue.Queue[_Item | Malformed] = queue.Queue(_INBOX_SIZE)
+        self._lock = threading.Lock()
+        """Around the reassembler, which deliveries and reconnections share."""
+        self._reassembler = Reassembler(limit_bytes, MAX_UNFINISHED)
+        self._repeated_bytes: Counter[str] = Counter()
+        """By topic, since its last whole message."""
+
+    def deliver(self, delivery: Delivery) -> None:
+        """A transport's handler."""
+        payload = delivery.payload
+        if not payload and delivery.topic.endswith(topics.STATUS.name):
+            return  # a cleared retained status
+        try:
+            address = topics.parse(delivery.topic)
+        except WireError as error:
+            self._put(Malformed(vehicle="", reason=str(error), packet_bytes=0))
+            return
+        word = parts.read_word(payload)
+        if word is not None and address.channel is not topics.STATUS:
+            self._take_word(address, word)
+            return
+        cost = publish_packet_bytes(delivery.topic, len(payload), address.channel.qos)
+        answer = self._take(address, delivery, cost)
+        if answer is not None and address.channel is not topics.STATUS:
+            self._say(_other_way(address), answer)
+
+    def resume(self) -> None:
+        """Tell all senders where unfinished messages are to go on: the connection was lost for a while."""
+        with self._lock:
+            gaps = self._reassembler.unfinished()
+        for topic, word in gaps:
+            self._say(_other_way(topics.parse(topic)), word)
+
+    def receive(self, timeout_s: float) -> Received | Malformed | None:
+        """The next message, or None when `timeout_s` has passed without a whole one."""
+        try:
+            item = self._clock.take(self._inbox, timeout_s)
+        except queue.Empty:
+            return None
+        return item if isinstance(item, Malformed) else _decode(item)
+
+    def _take_word(self, address: topics.Address, word: Word) -> None:
+        topic = topics.topic(address.channel, address.fleet, address.vehicle)
+        if word.say is not Say.ASK:
+            self._heed(_other_way(address), word)
+        elif self._may_send_parts(address.vehicle):
+            with self._lock:
+                answer = self._reassembler.progress(topic, word.message_id)
+            self._say(_other_way(address), answer)
+
+    def _take(self, address: topics.Address, delivery: Delivery, cost: int) -> Word | None:
+        """Keep a payload; returns what its sender is to be told."""
+        if parts.is_part(delivery.payload) and not self._may_send_parts(address.vehicle):
+            reason = f"a part of a message, and {address.vehicle!r} is not in this fleet"
+            self._put(_Item(address, reason, cost))
+            return None
+        try:
+            with self._lock:
+                arrival = self._reassembler.take(delivery.topic, delivery.payload, cost)
+        except parts.PartsError as error:
+            self._put(_Item(address, str(error), cost))
+            return None
+        if arrival.repeated:
+            self._repeated_bytes[delivery.topic] += cost
+        if arrival.message is None:
+            self.moved_at = self._clock.now()
+        else:
+            message, repeated_bytes = arrival.message, self._repeated_bytes.pop(delivery.topic, 0)
+            self._put(_Item(address, message, message.packet_bytes, repeated_bytes))
+        return arrival.answer
+
+    def _put(self, item: _Item | Malformed) -> None:
+        try:
+            self._inbox.put_nowait(item)
+        except queue.Full:
+            self.dropped += 1
+            if self.dropped & (self.dropped - 1) == 0:
+                log.warning("inbox full: %d messages dropped so far", self.dropped)
+
+
+def _decode(item: _Item) -> Received | Malformed:
+    vehicle = item.address.vehicle
+    try:
+        if isinstance(item.content, str):
+            raise parts.PartsError(item.content)
+        message = _DECODERS[item.address.channel.name].decode(item.content.join())
+        if message.vehicle != vehicle:
+            raise WireError(f"message of vehicle {message.vehicle!r} on the topic of {vehicle!r}")
+    except (WireError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        return Malformed(vehicle=vehicle, reason=reason, packet_bytes=item.packet_bytes)
+    return Received(
+        vehicle=vehicle,
+        message=message,
+        packet_bytes=item.packet_bytes,
+        repeated_bytes=item.repeated_bytes,
+    )
+
+
+def _other_way(address: topics.Address) -> str:
+    """The topic on which the receiver of a message speaks to its sender."""
+    channel = topics.DOWN if address.channel is topics.UP else topics.UP
+    return topics.topic(channel, address.fleet, address.vehicle)
