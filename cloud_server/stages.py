@@ -14,6 +14,7 @@ from cloud_server.algorithms.base import Learning, MayEndEarly
 from cloud_server.config import CloudConfig
 from cloud_server.desk.registry import Registry
 from cloud_server.events import Events
+from cloud_server.more_rounds import first_stage
 from cloud_server.schedule import Kind, Stage
 from cloud_server.storage.persistence import RunState
 from cloud_server.storage.results import RESULT_NAME, assemble
@@ -50,13 +51,16 @@ class StageLoop:
         """Go back to the latest commit, if there is one, and tell what is ahead.
 
         Raises:
-            CloudError: the checkpoint is damaged, of other settings, or doesn't fit this run's network.
+            CloudError: the checkpoint is damaged, of other settings, or doesn't fit this run's network; or
+                there are other rounds, and that is not well defined.
         """
         committed = self._state.load()
         if committed is not None:
             committed.restore(self._learning, self._registry)
             self.last_trained.update(committed.last_trained)
-            self._first = committed.next_stage
+            self._first = first_stage(
+                committed.next_stage, committed.rounds, self._config, self._learning.stages
+            )
         self._events.event(
             "run",
             algorithm=self._config.algorithm,

@@ -33,6 +33,10 @@ from protocol.doors import is_foreign
 from protocol.errors import SettingError
 from protocol.session.link import DEFAULT_PAYLOAD_LIMIT_BYTES
 
+_BY_VEHICLE = ("conditions", "encoders")
+"""Settings whose keys are vehicles."""
+_OF_THE_BROKER = ("broker", "broker_port")
+
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A part of the scenario; unknown keys are refused."""
@@ -302,15 +306,20 @@ def parse_image_size(text: str) -> tuple[int, int]:
     return int(match.group(1)), int(match.group(2))
 
 
-def load_scenario(path: Path | None, overrides: Mapping[str, Any]) -> Scenario:
+def load_scenario(path: Path | None, overrides: Mapping[str, Any], *, kept: Path | None = None) -> Scenario:
     """Read a scenario file (None = the built-in defaults) and put options over it.
 
-    `overrides` has dotted keys (`dataset.root`); None means not given.
+    `overrides` has dotted keys (`dataset.root`); None means not given. `kept` is the scenario file of a run
+    that is to go on: the others are put over it, but for its broker, which need not be there any more.
 
     Raises:
         OperatorError: the file can't be read, or a key or value doesn't fit; the message names it.
     """
-    content = read_table(path) if path is not None else {}
+    content = read_table(kept) if kept is not None else {}
+    for key in _OF_THE_BROKER:
+        content.pop(key, None)
+    if path is not None:
+        _put_over(content, read_table(path))
     for key, value in overrides.items():
         if value is not None:
             _put(content, key, value)
@@ -323,6 +332,16 @@ def load_scenario(path: Path | None, overrides: Mapping[str, Any]) -> Scenario:
 def save_scenario(scenario: Scenario) -> str:
     """The scenario as YAML that `load_scenario` reads back to the same."""
     return write_table(msgspec.to_builtins(scenario))
+
+
+def _put_over(content: dict[str, Any], given: Mapping[str, Any]) -> None:
+    """Put the given keys over those that are there; a table by vehicle is one value."""
+    for key, value in given.items():
+        part = content.get(key)
+        if isinstance(part, dict) and isinstance(value, dict) and key not in _BY_VEHICLE:
+            _put_over(part, value)
+        else:
+            content[key] = value
 
 
 def _put(content: dict[str, Any], dotted: str, value: Any) -> None:

@@ -44,6 +44,9 @@ class AlgorithmRow:
     needs: Needs = Needs()
     in_one_piece: bool = False
     """It trains encoder and network as one, on labels alone: neither can stay as it is."""
+    may_go_on: bool = False
+    """Where rates are constant, a run begins with the very steps of one of fewer rounds: a run that is done
+    can get more of them."""
     cloud_rests: bool = False
     """The cloud's network does next to nothing during a turn: every core may be a vehicle's."""
 

@@ -22,11 +22,14 @@ from protocol.errors import BlackfleetError
 
 _FREE_TO_CHANGE = ("patience", "parallel_turns", "payload_limit_bytes", "store_capacity")
 """Settings that change no result: a run may go on with others."""
+_LOOKED_AT = ("rounds",)
+"""Settings that a run may go on with others of where `cloud_server.more_rounds` finds that well defined."""
 
 
 def config_digest(config: CloudConfig) -> str:
     """Identifies the run that these settings describe."""
-    content = {k: v for k, v in msgspec.to_builtins(config).items() if k not in _FREE_TO_CHANGE}
+    free = (*_FREE_TO_CHANGE, *_LOOKED_AT)
+    content = {k: v for k, v in msgspec.to_builtins(config).items() if k not in free}
     return hashlib.sha256(msgspec.json.encode(content, order="sorted")).hexdigest()
 
 
@@ -48,6 +51,8 @@ class Committed:
     """What the latest checkpoint holds."""
 
     next_stage: int
+    rounds: int
+    """How many the run was to have when this was committed."""
     last_trained: Mapping[str, int]
     tensors: Mapping[str, torch.Tensor]
     algorithm: Mapping[str, Any]
@@ -89,6 +94,7 @@ class RunState:
         self._folder = folder / "checkpoints"
         self._folder.mkdir(parents=True, exist_ok=True)
         self._digest = config_digest(config)
+        self._rounds = config.rounds
         self._began = time.monotonic()
         self._earlier_s = 0.0
         if has_checkpoint(self._folder) and not resume:
@@ -117,6 +123,7 @@ class RunState:
         self._earlier_s = meta["wall_s"]
         return Committed(
             next_stage=meta["next_stage"],
+            rounds=meta["rounds"],
             last_trained=meta["last_trained"],
             tensors=tensors,
             algorithm=meta["algorithm"],
@@ -136,6 +143,7 @@ class RunState:
             "config": self._digest,
             "wall_s": self.wall_s(),
             "next_stage": next_stage,
+            "rounds": self._rounds,
             "last_trained": dict(last_trained),
             "algorithm": algorithm.meta(),
             "strangers": registry.strangers,

@@ -48,7 +48,7 @@ def _options(
 
 
 @app.command()
-@with_scenario_options()
+@with_scenario_options(resumes="run_dir")
 def launch(
     *,
     scenario: Scenario,
@@ -76,7 +76,7 @@ def launch(
 
 
 @app.command()
-@with_scenario_options(without=SCENARIO_KEYS - PRETRAIN_KEYS)
+@with_scenario_options(without=SCENARIO_KEYS - PRETRAIN_KEYS, resumes="out_folder")
 def pretrain(
     *,
     out_folder: Annotated[

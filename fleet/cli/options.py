@@ -18,6 +18,7 @@ from datasets.catalog import LABELLED_CHOICES
 from datasets.conditions import CONDITIONS
 from fleet.errors import OperatorError
 from fleet.export.encoders import ENCODER_DOOR
+from fleet.run.folder import SCENARIO_NAME
 from fleet.scenario import Scenario, load_scenario
 
 
@@ -248,12 +249,13 @@ _SCENARIO_FILE = Annotated[
 
 
 def with_scenario_options(
-    *, without: Collection[str] = ()
+    *, without: Collection[str] = (), resumes: str | None = None
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command `--scenario` and the options of the table, but for the keys in `without`.
 
     The command has a parameter `scenario`, and gets the `Scenario` that all of them make; an OperatorError
-    of the file or of a value goes through.
+    of the file or of a value goes through. `resumes` is the command's parameter for the folder of a run: with
+    its parameter `resume`, file and options are put over that run's own settings.
     """
     options = [option for option in SCENARIO_OPTIONS if option.key not in without]
 
@@ -261,7 +263,8 @@ def with_scenario_options(
         @wraps(command)
         def run(*, scenario_file: Path | None, **given: Any) -> None:
             overrides = {option.key: _plain(option, given.pop(option.name)) for option in options}
-            command(scenario=load_scenario(scenario_file, overrides), **given)
+            kept = given.get(resumes) if resumes is not None and given.get("resume") else None
+            command(scenario=load_scenario(scenario_file, overrides, kept=_kept_settings(kept)), **given)
 
         own = inspect.signature(command, eval_str=True).parameters.values()
         parameters = [_parameter("scenario_file", _SCENARIO_FILE)]
@@ -285,6 +288,13 @@ def with_scenario_options(
         return run
 
     return decorate
+
+
+def _kept_settings(run_folder: Path | None) -> Path | None:
+    """Of a run that is to go on, if there is one."""
+    if run_folder is None or not (run_folder / SCENARIO_NAME).is_file():
+        return None
+    return run_folder / SCENARIO_NAME
 
 
 def _parameter(name: str, annotation: Any) -> inspect.Parameter:

@@ -31,15 +31,14 @@ from fleet.run.folder import (
 )
 from fleet.run.job import read_object
 from fleet.run.launch import launch
+from fleet.run.resuming import BROKER_KEYS, differences
 from fleet.scenario import Scenario, load_scenario
 from protocol.atomic import write_bytes_atomic, write_json_atomic
 from protocol.doors import file_name
 from protocol.errors import SettingError
 
 MARKDOWN_NAME = "compare.md"
-_BROKER_KEYS = ("broker", "broker_port")
-"""Where the broker is does not belong to what a run computes."""
-_OF_A_RUN = ("algorithm", "seed", *_BROKER_KEYS)
+_OF_A_RUN = BROKER_KEYS | {"algorithm", "seed"}
 """What the runs of one comparison may differ in."""
 
 
@@ -198,35 +197,13 @@ def _claim(scenario: Scenario, folder: Path) -> Scenario:
         )
     kept = with_absolute_paths(load_scenario(path, {}))
     scenario = with_absolute_paths(msgspec.structs.replace(scenario, cores=scenario.cores or kept.cores))
-    difference = _first_difference(_flat(kept), _flat(scenario))
-    if difference is not None:
+    changes = differences(kept, scenario, free=_OF_A_RUN)
+    if changes:
         raise OperatorError(
-            f"{folder} holds a comparison of another scenario: {difference}; give the same options again, or "
-            f"another --compare-dir"
+            f"{folder} holds a comparison of another scenario: {'; '.join(changes)}; give the same options "
+            f"again, or another --compare-dir"
         )
     return scenario
-
-
-def _flat(scenario: Scenario) -> dict[str, Any]:
-    """Dotted keys and values of all that the runs of a comparison share."""
-    flat: dict[str, Any] = {}
-
-    def walk(content: dict[str, Any], prefix: str) -> None:
-        for key, value in content.items():
-            if isinstance(value, dict):
-                walk(value, f"{prefix}{key}.")
-            elif prefix + key not in _OF_A_RUN:
-                flat[prefix + key] = value
-
-    walk(msgspec.to_builtins(scenario), "")
-    return flat
-
-
-def _first_difference(kept: dict[str, Any], given: dict[str, Any]) -> str | None:
-    for key in sorted(kept.keys() | given.keys()):
-        if kept.get(key) != given.get(key):
-            return f"{key} was {kept.get(key)}, is now {given.get(key)}"
-    return None
 
 
 def _checked(values: tuple[Any, ...], option: str) -> tuple[Any, ...]:

@@ -23,9 +23,9 @@ from fleet.compare.milestones import Point
 from fleet.compare.spread import sample_deviation
 from fleet.compare.tables import COMPARISON_NAME
 from fleet.errors import OperatorError
-from fleet.run.allocation import PARTITION_NAME
 from fleet.run.folder import SCENARIO_NAME
 from fleet.run.job import read_object
+from fleet.run.partition_record import PARTITION_NAME
 from fleet.scenario import DatasetPart, Scenario, load_scenario
 from protocol.errors import Mistake
 

@@ -1,4 +1,4 @@
-"""Which frames a run uses: opens or renders the data set, gives frames to vehicles, writes that down."""
+"""Which frames a run uses: opens or renders the data set, and gives frames to vehicles."""
 
 from __future__ import annotations
 
@@ -12,20 +12,16 @@ from datasets.catalog import find_dataset, open_dataset
 from datasets.conditions import Condition
 from datasets.frame import DatasetError, FrameSource
 from datasets.generated import GeneratorSettings
-from datasets.partition import FrameSplit, describe_partition, partition_frames
+from datasets.partition import FrameSplit, partition_frames
 from datasets.subset import CitySubset
 from edge_client.host import SightConfig
 from fleet.run.start import StartSpec
 from fleet.scenario import Scenario, parse_image_size
-from protocol.atomic import write_json_atomic
 from protocol.codec.labels import content_hash
 from protocol.noise import derive_seed
 
-PARTITION_NAME = "partition.json"
 _MOST_CITIES = 8
 """Cities of the embedded default; larger fleets share them."""
-_MOST_LABELS_READ = 2000
-"""Frames up to which every label is read to report class pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +128,7 @@ def allocate(
             val=frames.val,
             test=frames.test,
             ood=_others(vehicle, partition, scenario.evaluation.ood_frames),
-            encoder=scenario.encoders.get(vehicle, scenario.encoder.name),
+            encoder=vehicle_encoder(scenario, vehicle),
             sight=vehicle_sight(scenario, vehicle),
             source=source_keys,
         )
@@ -150,37 +146,16 @@ def sights(shares: Mapping[str, Share]) -> dict[str, SightConfig]:
     }
 
 
-def write_partition(run_folder: Path, source: FrameSource, shares: Mapping[str, Share]) -> None:
-    """Write `partition.json`: frames, condition, encoder and class pixels of each vehicle.
-
-    Class pixels are those of all its train, val and test labels, void left out; null for each vehicle of a
-    data set so large that reading them would hold up the launch. A file that is there stays.
-
-    Raises:
-        DatasetError: a label can't be read.
-        OSError: the folder can't be written.
-    """
-    path = run_folder / PARTITION_NAME
-    if not path.exists():
-        pixels = _class_pixels(source, shares)
-        vehicles = {
-            vehicle: {
-                **share.splits(),
-                "condition": share.sight.condition if share.sight else None,
-                "encoder": share.encoder,
-                "frames": {split: len(keys) for split, keys in share.splits().items()},
-                "class_pixels": pixels[vehicle],
-            }
-            for vehicle, share in shares.items()
-        }
-        write_json_atomic(path, {"vehicles": vehicles})
-
-
 def evenly_spaced(keys: Sequence[str], count: int) -> tuple[str, ...]:
     """`count` of `keys` in their order, as far apart as can be; all of them if there are no more."""
     if count >= len(keys):
         return tuple(keys)
     return tuple(keys[position * len(keys) // count] for position in range(count))
+
+
+def vehicle_encoder(scenario: Scenario, vehicle: str) -> str:
+    """Name of a vehicle's encoder."""
+    return scenario.encoders.get(vehicle, scenario.encoder.name)
 
 
 def vehicle_sight(scenario: Scenario, vehicle: str) -> SightConfig | None:
@@ -190,17 +165,6 @@ def vehicle_sight(scenario: Scenario, vehicle: str) -> SightConfig | None:
         return None
     seed = derive_seed(scenario.seed, "condition", vehicle)
     return SightConfig(condition=str(Condition.parse(text)), seed=seed)
-
-
-def _class_pixels(source: FrameSource, shares: Mapping[str, Share]) -> dict[str, dict[str, int] | None]:
-    owned = {vehicle: FrameSplit(share.train, share.val, share.test) for vehicle, share in shares.items()}
-    if sum(len(share.train + share.val + share.test) for share in shares.values()) > _MOST_LABELS_READ:
-        return dict.fromkeys(shares)
-    return {
-        vehicle: {name: sum(part[name] for part in parts) for name in source.label_space.train_names}
-        for vehicle, summary in describe_partition(source, owned).items()
-        for parts in [summary.pixels.values()]
-    }
 
 
 def _thin(frames: FrameSplit, most: int) -> FrameSplit:

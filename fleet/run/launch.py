@@ -16,14 +16,23 @@ from rich.console import Console
 
 from cloud_server.algorithms.table import algorithm_row
 from cloud_server.storage.results import RESULT_NAME
-from fleet.run.allocation import PARTITION_NAME, allocate, open_data, source_test_frames, write_partition
+from fleet.run.allocation import open_data, source_test_frames
 from fleet.run.centralized import run_centralized
 from fleet.run.checks import check_runnable, check_start
 from fleet.run.fleet_run import run_fleet
-from fleet.run.folder import SCENARIO_NAME, begin_run, held, kept_scenario, readable_by_owner_alone
+from fleet.run.folder import (
+    SCENARIO_NAME,
+    begin_run,
+    held,
+    kept_scenario,
+    readable_by_owner_alone,
+    write_scenario,
+)
 from fleet.run.job import Job, read_object
 from fleet.run.overlays import draw_overlays
+from fleet.run.partition_record import PARTITION_NAME, settle_shares
 from fleet.run.progress import result_table
+from fleet.run.resuming import resumed_scenario
 from fleet.run.start import FOLDER_NAME as START_FOLDER
 from fleet.run.start import Start
 from fleet.scenario import Scenario
@@ -39,22 +48,29 @@ def default_run_folder(scenario: Scenario) -> Path:
 def launch(scenario: Scenario, run_folder: Path, *, resume: bool, console: Console) -> dict[str, Any]:
     """Run a scenario to its end; returns the content of `result.json`. A complete run is not run again.
 
+    With `resume` the scenario is the one that the run began with, but for the broker, and for more rounds
+    where those are well defined (`cloud_server.more_rounds`).
+
     Raises:
         Mistake, OSError: see each part; one readable line.
         KeyboardInterrupt: the user stopped the run; it can be resumed.
     """
     check_runnable(scenario)
     with readable_by_owner_alone():
-        scenario = _kept(scenario, run_folder) if resume else begin_run(scenario, run_folder)
+        scenario = resumed_scenario(scenario, run_folder) if resume else begin_run(scenario, run_folder)
         with held(run_folder):
+            if resume:
+                _make_longer(scenario, run_folder)
             return _launch(scenario, run_folder, resume=resume, console=console)
 
 
-def _kept(scenario: Scenario, run_folder: Path) -> Scenario:
-    """The scenario that the run began with, and the broker of this one."""
+def _make_longer(scenario: Scenario, run_folder: Path) -> None:
+    """Let a run that goes on have this scenario's rounds."""
     kept = kept_scenario(run_folder)
-    # Where the broker is does not belong to what the run computes.
-    return msgspec.structs.replace(kept, broker=scenario.broker, broker_port=scenario.broker_port)
+    if scenario.rounds != kept.rounds:
+        # The result first: that of fewer rounds must not stand beside the scenario of more.
+        (run_folder / RESULT_NAME).unlink(missing_ok=True)
+        write_scenario(run_folder, msgspec.structs.replace(kept, rounds=scenario.rounds))
 
 
 def _launch(scenario: Scenario, run_folder: Path, *, resume: bool, console: Console) -> dict[str, Any]:
@@ -62,8 +78,7 @@ def _launch(scenario: Scenario, run_folder: Path, *, resume: bool, console: Cons
         start = _settle_start(scenario, run_folder, resume=resume)
         source = open_data(scenario, run_folder, console)
         tested = source_test_frames(scenario, start.spec, source) if start else ()
-        shares = allocate(scenario, source, source_keys=tested)
-        write_partition(run_folder, source, shares)
+        shares = settle_shares(scenario, run_folder, source, source_keys=tested)
     except Exception:
         if not resume:
             # Nothing has begun: the mended command must find the folder free.

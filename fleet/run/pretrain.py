@@ -24,13 +24,14 @@ from fleet.export.bundle import export_encoder
 from fleet.export.encoders import ImageEncoder, build_encoder
 from fleet.run.allocation import (
     Share,
-    allocate,
     data_folder,
     evenly_spaced,
     rendered_cities,
 )
 from fleet.run.folder import held, kept_scenario, readable_by_owner_alone
 from fleet.run.launch import launch
+from fleet.run.partition_record import settle_shares
+from fleet.run.resuming import resumed_scenario
 from fleet.run.start import ENCODER_NAME, FEATURES_NAME, NETWORK_NAME, SPEC_NAME, Start, write_spec
 from fleet.scenario import Scenario, parse_image_size
 from protocol.batches import batch_bounds
@@ -56,9 +57,12 @@ def pretrain(scenario: Scenario, folder: Path, *, resume: bool, console: Console
         raise OperatorError(
             f"pretraining begins with random weights; remove start ({scenario.start}) from the scenario"
         )
+    alone = _alone(scenario)
     if resume and (folder / SPEC_NAME).exists():
-        return Start.load(folder)
-    result = launch(_alone(scenario), folder, resume=resume, console=console)
+        if resumed_scenario(alone, folder).rounds == kept_scenario(folder).rounds:
+            return Start.load(folder)
+        (folder / SPEC_NAME).unlink()  # with more rounds it is to become another one
+    result = launch(alone, folder, resume=resume, console=console)
     with held(folder), readable_by_owner_alone():
         start = _write_start(kept_scenario(folder), folder, result["mean_local_miou"])
     console.print(
@@ -113,14 +117,14 @@ def write_start(
     """Write a start of these weights, which were reached on the frames of the scenario's one vehicle.
 
     Raises:
-        ExportError, DatasetError, SettingError, OSError: see `export_encoder` and `allocate`.
+        ExportError, DatasetError, SettingError, OSError: see `export_encoder` and `settle_shares`.
     """
     image_size = parse_image_size(scenario.image_size)
     bundle = export_encoder(encoder, scenario.encoder.name, folder / ENCODER_NAME, image_size=image_size)
     cloud = scenario.cloud_config()
     write_tensors(folder / NETWORK_NAME, dict(network_weights), {"network": cloud.network.name})
     source = open_dataset(scenario.dataset.name, data_folder(scenario, folder))
-    [share] = allocate(scenario, source).values()
+    [share] = settle_shares(scenario, folder, source).values()
     cache = FrameCache(source, image_size)
     _write_features(folder / FEATURES_NAME, bundle, cache, share, bits=scenario.bits)
     return write_spec(

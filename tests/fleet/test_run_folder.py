@@ -167,10 +167,16 @@ def test_a_run_with_relative_paths_is_resumed_from_another_folder(
     kept = load_scenario(there / "run" / "scenario.yaml", {})
     assert (kept.dataset.root, kept.start) == (str(there / "cv"), str(there / "begin"))
     monkeypatch.chdir(elsewhere)
-    resumed = run(relative, there / "run", resume=True)
+    given = load_scenario(None, {"broker": "memory"}, kept=there / "run" / "scenario.yaml")
+    resumed = run(given, there / "run", resume=True)
     assert resumed["classes"] == undisturbed["classes"]
     assert learnt(there / "run") == learnt(there / "undisturbed")
     assert list(elsewhere.iterdir()) == []
+    # Given again from there, the same words mean other folders.
+    with pytest.raises(
+        OperatorError, match=r"dataset\.root was .*there/cv, is now .*elsewhere/cv; start was "
+    ):
+        run(relative, there / "run", resume=True)
 
 
 def test_a_comparison_with_a_relative_path_goes_on_from_another_folder(
