@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import signal
 import sys
 import threading
 from pathlib import Path
@@ -21,6 +20,7 @@ from protocol.errors import Mistake
 from protocol.session.broker_url import BROKER_VARIABLE
 from protocol.session.connect import connector
 from protocol.session.mqtt import NetworkLoop
+from protocol.stopping import STOPPED_CODE, on_stop_signal
 
 log = logging.getLogger("cloud_server")
 
@@ -35,8 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         stream=sys.stderr,
     )
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    on_stop_signal(lambda _: stop.set())
     try:
         if options.broker is None:
             raise CloudError("--broker missing; give the broker's URL, for instance mqtt://127.0.0.1:1883")
@@ -51,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
             )
     except Stopped:
         log.info("stopped; everything committed is in %s", options.run_dir)
-        return 130
+        return STOPPED_CODE
     except Mistake as error:
         log.debug("", exc_info=True)
         print(f"cloud_server: {error}", file=sys.stderr)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import signal
 import sys
 import threading
 from pathlib import Path
@@ -19,6 +18,7 @@ from protocol.errors import MENDABLE
 from protocol.session.broker_url import BROKER_VARIABLE
 from protocol.session.connect import connector
 from protocol.session.mqtt import NetworkLoop
+from protocol.stopping import STOPPED_CODE, on_stop_signal
 
 log = logging.getLogger("edge_client")
 
@@ -33,15 +33,14 @@ def main(arguments: list[str] | None = None) -> int:
         stream=sys.stderr,
     )
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    on_stop_signal(lambda _: stop.set())
     try:
         if options.broker is None:
             raise VehicleError("--broker missing; give the broker's URL, for instance mqtt://127.0.0.1:1883")
         with NetworkLoop() as loop:
             Host(_config(options), connector(options.broker, loop), stop).run()
     except Stopped:
-        return 130
+        return STOPPED_CODE
     except MENDABLE as error:
         log.debug("", exc_info=True)
         print(f"edge_client: {error}", file=sys.stderr)

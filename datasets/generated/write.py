@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
@@ -139,8 +140,16 @@ def _write_all(write: Callable[[Index], None], indices: list[Index], workers: in
         yield from map(write, indices)
         return
     # Spawned, not forked: the caller may have threads (MQTT, ONNX Runtime) that a fork would break.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_leave_signals)
+    try:
         yield from pool.map(write, indices, chunksize=_CHUNK)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _leave_signals() -> None:
+    """Ctrl-C reaches every process of a terminal's group; the one that handed out the work decides."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

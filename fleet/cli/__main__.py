@@ -1,5 +1,20 @@
-"""`python -m fleet.cli.app`: the same as `blackfleet`."""
+"""`blackfleet`, and `python -m fleet.cli`: heeds signals before the rest is loaded, which takes seconds."""
 
-from fleet.cli.app import main
+from __future__ import annotations
 
-main()
+from typing import NoReturn
+
+from fleet.cli.interrupts import interrupt_on_signals, stopping_line
+
+
+def main() -> NoReturn:
+    """Run the command."""
+    interrupt_on_signals()
+    with stopping_line():
+        import fleet.cli.app
+
+        fleet.cli.app.main()
+
+
+if __name__ == "__main__":
+    main()

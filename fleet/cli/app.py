@@ -17,6 +17,7 @@ from cloud_server.algorithms.table import ALGORITHM_DOOR
 from datasets.catalog import LABELLED_CHOICES
 from datasets.generated import GeneratorSettings, generate_dataset
 from fleet.cli.evaluate import run_evaluate
+from fleet.cli.interrupts import stopping_line
 from fleet.cli.options import PRETRAIN_KEYS, SCENARIO_KEYS, with_scenario_options
 from fleet.errors import OperatorError
 from fleet.export.bundle import export_bundle
@@ -66,13 +67,8 @@ def launch(
     if resume and run_dir is None:
         raise OperatorError("--resume needs --run-dir, the folder of the run to go on with")
     folder = run_dir or launching.default_run_folder(scenario)
-    try:
+    with stopping_line(f"go on with: blackfleet launch --resume --run-dir {folder}"):
         launching.launch(scenario, folder, resume=resume, console=Console())
-    except KeyboardInterrupt:
-        print(
-            f"blackfleet: stopped; go on with: blackfleet launch --resume --run-dir {folder}", file=sys.stderr
-        )
-        raise typer.Exit(130) from None
 
 
 @app.command()
@@ -99,11 +95,8 @@ def pretrain(
     --source-replay, and start.json. Fleets that start from it are also tested on test frames of this domain,
     before and after, which shows what they forget.
     """
-    try:
+    with stopping_line(f"go on with: blackfleet pretrain {out_folder} --resume"):
         pretraining.pretrain(scenario, out_folder, resume=resume, console=Console())
-    except KeyboardInterrupt:
-        print(f"blackfleet: stopped; go on with: blackfleet pretrain {out_folder} --resume", file=sys.stderr)
-        raise typer.Exit(130) from None
 
 
 @app.command()
@@ -125,7 +118,7 @@ def compare(
 
     Ctrl-C stops cleanly; the same command goes on: finished runs are kept, an interrupted one is resumed.
     """
-    try:
+    with stopping_line("go on with the same command"):
         comparing.compare(
             scenario,
             comparing.parse_algorithms(algorithms),
@@ -134,9 +127,6 @@ def compare(
             reference=reference,
             console=Console(),
         )
-    except KeyboardInterrupt:
-        print("blackfleet: stopped; go on with the same command", file=sys.stderr)
-        raise typer.Exit(130) from None
 
 
 @app.command()
@@ -188,7 +178,7 @@ def dataset_generate(
         seed=seed,
     )
     console = Console()
-    with console.status("rendering") as status:
+    with stopping_line("go on with the same command"), console.status("rendering") as status:
         generate_dataset(
             folder,
             settings,

@@ -98,7 +98,7 @@ def compare(
 
     Raises:
         Mistake, OSError: the folder holds another comparison, or see `launch`.
-        KeyboardInterrupt: the user stopped it; calling again goes on.
+        Interrupted, KeyboardInterrupt: the user stopped it; calling again goes on.
     """
     reference = _reference(algorithms, reference)
     for algorithm in algorithms:

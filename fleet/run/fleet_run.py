@@ -45,7 +45,7 @@ def run_fleet(job: Job) -> None:
 
     Raises:
         Mistake, OSError: a setting doesn't fit, or a process failed; one readable line.
-        KeyboardInterrupt: the user stopped the run; it can be resumed.
+        Interrupted, KeyboardInterrupt: the user stopped the run; it can be resumed.
     """
     hosts = _write_settings(job)
     if job.scenario.broker == MEMORY_BUS:

@@ -53,7 +53,7 @@ def launch(scenario: Scenario, run_folder: Path, *, resume: bool, console: Conso
 
     Raises:
         Mistake, OSError: see each part; one readable line.
-        KeyboardInterrupt: the user stopped the run; it can be resumed.
+        Interrupted, KeyboardInterrupt: the user stopped the run; it can be resumed.
     """
     check_runnable(scenario)
     with readable_by_owner_alone():

@@ -51,7 +51,7 @@ def pretrain(scenario: Scenario, folder: Path, *, resume: bool, console: Console
 
     Raises:
         Mistake, OSError: see `fleet.run.launch.launch`; one readable line.
-        KeyboardInterrupt: the user stopped it; `resume` goes on.
+        Interrupted, KeyboardInterrupt: the user stopped it; `resume` goes on.
     """
     if scenario.start is not None:
         raise OperatorError(

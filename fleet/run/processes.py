@@ -183,10 +183,13 @@ class ProcessTable:
             if running.process.poll() is None:
                 running.process.terminate()
         deadline = time.monotonic() + _GRACE_S
-        for running in reversed(self._running):
-            try:
-                running.process.wait(max(0.1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
+        try:
+            for running in reversed(self._running):
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    running.process.wait(max(0.1, deadline - time.monotonic()))
+        finally:
+            # Also when whoever stops the run won't wait: nobody is left when the folder's lock goes.
+            for running in reversed(self._running):
                 running.process.kill()
                 running.process.wait()
 

@@ -44,7 +44,7 @@ def test_the_commands_that_the_documents_name_are_there() -> None:
         ("dataset", "generate"),
         ("encoder", "export"),
     } <= set(COMMANDS)
-    assert 'blackfleet = "fleet.cli.app:main"' in (ROOT / "pyproject.toml").read_text().splitlines()
+    assert 'blackfleet = "fleet.cli.__main__:main"' in (ROOT / "pyproject.toml").read_text().splitlines()
 
 
 def test_a_command_without_arguments_shows_its_help() -> None:

@@ -1,0 +1,143 @@
+"""SIGTERM, SIGHUP and SIGINT to `blackfleet`: one line, everything ended in order, exit code 130."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from process_fixtures import Launch, environment, is_alive, learnt, module, wait_for
+
+import fleet.cli.app as cli
+from fleet.cli.__main__ import main
+from fleet.errors import OperatorError
+from fleet.run.folder import held
+from protocol.stopping import STOP_SIGNALS
+
+pytestmark = pytest.mark.timeout(300)
+
+COMMANDS = {
+    "launch": (["launch", "--run-dir", "RUN"], cli.launching, "launch"),
+    "pretrain": (["pretrain", "RUN"], cli.pretraining, "pretrain"),
+    "compare": (["compare", "--algorithms", "split", "--compare-dir", "RUN"], cli.comparing, "compare"),
+    "evaluate": (["evaluate", "RUN", "RUN"], cli, "run_evaluate"),
+    "report": (["report", "RUN"], cli, "write_report"),
+    "dataset generate": (["dataset", "generate", "RUN"], cli, "generate_dataset"),
+    "encoder export": (["encoder", "export", "RUN"], cli, "export_bundle"),
+}
+"""Arguments, and the function that does the command's work."""
+
+
+@pytest.fixture
+def launch(tmp_path: Path, reference: Launch) -> Iterator[Launch]:
+    made = Launch(tmp_path / "run", reference.scenario)
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def restored_signals() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_stops_with_one_line(
+    command: str,
+    number: signal.Signals,
+    restored_signals: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    arguments, home, name = COMMANDS[command]
+
+    def interrupted(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), number)
+        time.sleep(30)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(home, name, interrupted)
+    monkeypatch.setattr("sys.argv", ["blackfleet", *arguments])
+    with pytest.raises(SystemExit) as ending:
+        main()
+    assert ending.value.code == 130
+    [line] = capfd.readouterr().err.splitlines()
+    by = "" if number is signal.SIGINT else f" by {number.name}"
+    assert line.startswith(f"blackfleet: stopped{by}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_launch_ends_its_processes_and_can_be_resumed(
+    number: signal.Signals, launch: Launch, reference: Launch
+) -> None:
+    launch.start("--broker", "amqtt").until("turn", stage=1)
+    assert launch.process is not None
+    launch.process.send_signal(number)
+    assert launch.wait() == 130, launch.report()
+    assert not [name for name, process_id in launch.ids().items() if is_alive(process_id)]
+    assert launch.output.read_text().splitlines()[-1] == (
+        f"blackfleet: stopped by {number.name}; go on with: blackfleet launch --resume --run-dir "
+        f"{launch.run_folder}"
+    )
+    if number is signal.SIGTERM:
+        launch.start("--resume").complete()
+        assert learnt(launch.run_folder) == learnt(reference.run_folder)
+
+
+def test_folder_is_held_until_the_last_process_has_ended_and_a_second_signal_ends_it(launch: Launch) -> None:
+    launch.start("--broker", "amqtt").until("turn", stage=1)
+    cloud = launch.ids()["cloud"]
+    os.kill(cloud, signal.SIGSTOP)  # it can't end by itself
+    assert launch.process is not None
+    launch.process.send_signal(signal.SIGTERM)
+    time.sleep(1)
+    with pytest.raises(OperatorError, match="another launcher is at work"), held(launch.run_folder):
+        pass
+    assert is_alive(cloud)
+    launch.process.send_signal(signal.SIGTERM)
+    assert launch.process.wait(8) == 130, launch.report()
+    assert not is_alive(cloud)
+    with held(launch.run_folder):
+        pass
+
+
+def test_process_1_of_a_container_ends_by_sigterm(tmp_path: Path) -> None:
+    unshare = shutil.which("unshare")
+    in_container = [unshare or "unshare", "--pid", "--fork", "--kill-child"]
+    if unshare is None or subprocess.run([*in_container, "true"], capture_output=True).returncode:
+        pytest.skip("no PID namespace can be made here")
+    generate = module("fleet.cli", "dataset", "generate", tmp_path / "data", "--frames", "5000")
+    process = subprocess.Popen(
+        [*in_container, *generate], env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    try:
+        wait_for(lambda: len(list(tmp_path.rglob("*_leftImg8bit.png"))) > 1, "frames are rendered")
+        [first] = children.read_text().split()
+        os.kill(int(first), signal.SIGTERM)
+        _, said = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130, said
+    assert said.decode().splitlines() == ["blackfleet: stopped by SIGTERM; go on with the same command"]
+
+
+def test_what_nohup_ignores_stays_ignored() -> None:
+    program = (
+        "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "from fleet.cli.interrupts import interrupt_on_signals; interrupt_on_signals()\n"
+        "import os; os.kill(os.getpid(), signal.SIGHUP); print('lives')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], env=environment(), capture_output=True, text=True)
+    assert done.stdout == "lives\n", done.stderr
