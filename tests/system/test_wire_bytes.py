@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -32,13 +33,14 @@ def test_byte_counts_of_the_result_are_what_crossed_the_wire(tmp_path: Path, fra
         finally:
             launch.stop()
     result = launch.result()
+    fleet = json.loads((launch.run_folder / "cloud.json").read_text())["fleet"]
     for car in CARS:
         entry = result["vehicles"][car]
         for direction in ("up", "down"):
             crossed = [
                 packet
                 for packet in proxy.published
-                if packet.client_id.startswith(f"fleet-{car}-") and packet.direction == direction
+                if packet.client_id.startswith(f"{fleet}-{car}-") and packet.direction == direction
             ]
             crossed_bytes = sum(packet.packet_bytes for packet in crossed)
             counted_bytes = entry[f"{direction}link_bytes"]
@@ -48,4 +50,4 @@ def test_byte_counts_of_the_result_are_what_crossed_the_wire(tmp_path: Path, fra
             assert counted_bytes == pytest.approx(crossed_bytes, rel=TOLERANCE), (car, by_topic, entry)
     topics = {packet.topic for packet in proxy.published}
     channels = {(car, level) for car in CARS for level in ("up", "down", "status")} | {(CLOUD_ID, "status")}
-    assert topics == {f"blackfleet/v1/fleet/{who}/{level}" for who, level in channels}
+    assert topics == {f"blackfleet/v1/{fleet}/{who}/{level}" for who, level in channels}
