@@ -22,8 +22,8 @@ from benchmarks.camvid import camvid_folder
 from benchmarks.options import read_seeds
 from benchmarks.runs import Run, finish
 from cloud_server.storage.recorders import LOG_NAME
+from fleet.compare import milestones
 from fleet.compare.spread import sample_deviation
-from fleet.compare.sweep import milestones
 from fleet.report.data import read_training
 
 BYTES_TARGET = 1 / 100

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+import pkgutil
 
 import pytest
 
+import benchmarks
 from benchmarks.options import read_seeds, some_of
 
 
@@ -32,3 +35,9 @@ def test_an_unknown_name_is_told_what_is_known(capsys: pytest.CaptureFixture[str
         parser.parse_args(["--methods", "frozen;spilt"])
     assert stopped.value.code == 2
     assert "unknown 'spilt', expected some of: frozen; split" in capsys.readouterr().err
+
+
+def test_every_benchmark_can_be_imported() -> None:
+    """What a benchmark takes from the packages is there: nobody runs all of them after every change."""
+    for module in pkgutil.iter_modules(benchmarks.__path__, "benchmarks."):
+        importlib.import_module(module.name)
