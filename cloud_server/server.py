@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from cloud_server.algorithms.base import Algorithm, Context
-from cloud_server.algorithms.table import build_algorithm, check_fleet_algorithm
+from cloud_server.algorithms.table import algorithm_handlers, build_algorithm, check_fleet_algorithm
 from cloud_server.claim import FleetClaim
 from cloud_server.combinations import check_combination
 from cloud_server.config import CloudConfig
@@ -138,9 +138,9 @@ class Server:
             serve=self._serve,
             seconds_disconnected=self._link.transport.seconds_disconnected,
         )
-        self._desk.algorithm = algorithm
+        self._desk.open(algorithm_handlers(self._config.algorithm, algorithm))
         loop.run(turns.run, settle=self._settle)
-        self._desk.algorithm = None
+        self._desk.close()
         self._count_statuses()
         loop.conclude()
         self._dismiss()

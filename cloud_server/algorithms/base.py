@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -19,7 +18,6 @@ from numpy.typing import NDArray
 from cloud_server.algorithms.upload_limit import UploadLimit
 from cloud_server.config import CloudConfig
 from cloud_server.desk.ledger import UploadLedger
-from cloud_server.desk.seeded_queries import LossMapsOf
 from cloud_server.desk.turns import Features
 from cloud_server.events import Events
 from cloud_server.schedule import Kind, Stage
@@ -29,9 +27,7 @@ from datasets.labels import LabelSpace
 from evaluation.predictions import write_prediction
 from evaluation.scores import ConfusionMatrix
 from protocol.batches import batch_bounds
-from protocol.codec.tensor import EncodedTensor
-from protocol.codec.weights import WeightTensor
-from protocol.messages import Learner, SplitScores, Turn, Update
+from protocol.messages import Learner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,9 +166,8 @@ class Learning(Protocol):
 
 class Algorithm(Learning, Protocol):
     """Who learns what in which order, in a fleet. The server calls these from one thread, in this order a
-    stage: `plan` for each vehicle, `begin` at each (re)start of a turn, what that kind of turn asks for
-    (`AnswersQueries`, `AnswersSeededQueries`, `KeepsLossMaps`, `TakesTrainSteps`, `ExchangesWeights`),
-    `turn_done`, `stage_done`; then the state is committed."""
+    stage: `plan` for each vehicle, `begin` at each (re)start of a turn, whatever the handlers of its row ask
+    it for (`cloud_server.desk.handlers`), `turn_done`, `stage_done`; then the state is committed."""
 
     def plan(self, stage: Stage, vehicle: str) -> TurnPlan:
         """What the vehicle is to do."""
@@ -185,93 +180,6 @@ class Algorithm(Learning, Protocol):
 
     def stage_done(self, stage: Stage) -> None:
         """All vehicles of the stage have finished."""
-
-
-@runtime_checkable
-class AnswersQueries(Protocol):
-    """An algorithm whose vehicles learn from losses."""
-
-    def answer(
-        self, vehicle: str, indices: tuple[int, ...], features_BCHW: NDArray[np.float32]
-    ) -> tuple[float, ...]:
-        """Losses at these features; must not change anything."""
-
-
-@runtime_checkable
-class AnswersSeededQueries(Protocol):
-    """An algorithm whose vehicles learn from loss maps at perturbed features."""
-
-    def loss_maps(
-        self, vehicle: str, indices: tuple[int, ...], map_size: tuple[int, int]
-    ) -> AbstractContextManager[LossMapsOf]:
-        """The loss maps of some frames, for as long as the context lasts; must not change anything."""
-
-
-@runtime_checkable
-class KeepsLossMaps(Protocol):
-    """An algorithm whose vehicles weight a loss of their own by where the cloud's lay."""
-
-    def kept_loss_maps(self, vehicle: str, indices: tuple[int, ...]) -> EncodedTensor:
-        """The loss maps (B, 1, y, x) of train frames uploaded before; must not change anything.
-
-        Raises:
-            RequestError: none are kept of these frames together.
-        """
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepResult:
-    """What a vehicle gets for its features."""
-
-    loss: float
-    """Of the batch, before the step."""
-    rate_share: float
-    """Share of its highest rate that the step was taken with."""
-    gradient_BCHW: NDArray[np.float32]
-    """∂loss/∂features, before the step."""
-
-
-@runtime_checkable
-class TakesTrainSteps(Protocol):
-    """An algorithm whose vehicles learn from gradients."""
-
-    def train_step(
-        self, vehicle: str, indices: tuple[int, ...], features_BCHW: NDArray[np.float32]
-    ) -> StepResult:
-        """Learn from a batch; called once for each of the turn's training steps, in their order.
-
-        Raises:
-            DivergedError: the loss or the gradient is not finite.
-        """
-
-
-@runtime_checkable
-class ExchangesWeights(Protocol):
-    """An algorithm whose vehicles train the whole network and send weights."""
-
-    def weights(self) -> tuple[WeightTensor, ...]:
-        """The global weights that the stage's turns start from."""
-
-    def take_update(self, turn: Turn, update: Update) -> None:
-        """Keep a vehicle's weights until its turn is done.
-
-        Raises:
-            RequestError: they don't fit; nothing has changed.
-        """
-
-    def take_scores(self, turn: Turn, scores: SplitScores) -> None:
-        """Keep how good the global weights are on a vehicle's frames, until its turn is done.
-
-        Raises:
-            RequestError: they don't fit; nothing has changed.
-        """
-
-    def check_complete(self, turn: Turn) -> None:
-        """Check that the turn may end.
-
-        Raises:
-            RequestError: something that it asks for is missing.
-        """
 
 
 @runtime_checkable

@@ -10,12 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 
-import numpy as np
-from numpy.typing import NDArray
-
 from cloud_server.algorithms.base import Context, TurnPlan, evaluation_plan, training_steps, upload_limits
 from cloud_server.algorithms.one_network import OneNetwork
-from cloud_server.desk.seeded_queries import LossMapsOf
+from cloud_server.desk.handlers.feedback import Judge
 from cloud_server.desk.turns import Features
 from cloud_server.schedule import Kind, Stage, round_robin
 from protocol.batches import batch_bounds
@@ -51,20 +48,11 @@ class BlackFed(OneNetwork):
     def begin(self, stage: Stage, vehicle: str) -> None:
         pass  # an unfinished turn has left nothing here: queries change nothing
 
-    def answer(
-        self, vehicle: str, indices: tuple[int, ...], features_BCHW: NDArray[np.float32]
-    ) -> tuple[float, ...]:
-        label_BHW = self._context.targets(vehicle, indices)
-        with self._feedback_weights(vehicle):
-            return (self._trainer.evaluate_loss(features_BCHW, label_BHW),)
-
     @contextmanager
-    def loss_maps(
-        self, vehicle: str, indices: tuple[int, ...], map_size: tuple[int, int]
-    ) -> Iterator[LossMapsOf]:
+    def feedback(self, vehicle: str, indices: tuple[int, ...]) -> Iterator[Judge]:
         label_BHW = self._context.targets(vehicle, indices)
         with self._feedback_weights(vehicle):
-            yield lambda copies: self._trainer.loss_maps(copies, label_BHW, map_size)
+            yield Judge(self._trainer, label_BHW)
 
     def turn_done(self, stage: Stage, vehicle: str, uploads: Mapping[str, Features]) -> None:
         if stage.kind is Kind.TRAIN:

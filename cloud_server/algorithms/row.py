@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from cloud_server.algorithms.base import Algorithm, Context
+from cloud_server.desk.handlers.visit import Handlers
 from protocol.errors import SettingError
 
+A = TypeVar("A", bound=Algorithm)
+A_co = TypeVar("A_co", bound=Algorithm, covariant=True)
 
-class BuildsAlgorithm(Protocol):
+
+class BuildsAlgorithm(Protocol[A_co]):
     """Makes an algorithm, in the cloud."""
 
-    def __call__(self, context: Context) -> Algorithm:
+    def __call__(self, context: Context) -> A_co:
         """`context` is what the server lends to it."""
         ...
 
@@ -29,16 +34,23 @@ class Needs:
     have one encoder."""
 
 
+def no_handlers(algorithm: Any) -> Handlers:
+    """Its turns ask for nothing but what every turn does."""
+    return {}
+
+
 @dataclass(frozen=True, kw_only=True)
-class AlgorithmRow:
+class AlgorithmRow(Generic[A]):
     """One algorithm: how it is built, and its traits, which the cloud and the operator read."""
 
     name: str
     """What `algorithm` in the settings says."""
     title: str
     """What a person chooses by, in a few words."""
-    build: BuildsAlgorithm | None
+    build: BuildsAlgorithm[A] | None
     """Makes it; None: it needs no fleet, the operator has all frames in one place."""
+    handlers: Callable[[A], Handlers] = no_handlers
+    """Its handlers by type of request, besides those of every turn."""
     colour: str
     """In charts: `#rrggbb`."""
     needs: Needs = Needs()

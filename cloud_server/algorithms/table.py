@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from cloud_server.algorithms.base import Algorithm, Context
 from cloud_server.algorithms.blackfed import BlackFed
@@ -11,13 +12,19 @@ from cloud_server.algorithms.fedavg import FedAvg
 from cloud_server.algorithms.individual import individual
 from cloud_server.algorithms.row import AlgorithmRow, BuildsAlgorithm, Needs
 from cloud_server.algorithms.split import split
+from cloud_server.desk.handlers.feedback import feedback_handlers
+from cloud_server.desk.handlers.gradients import gradient_handlers
+from cloud_server.desk.handlers.loss_maps import loss_map_handlers
+from cloud_server.desk.handlers.visit import Handlers
+from cloud_server.desk.handlers.weights import weight_handlers
 from protocol.doors import Door, is_foreign, misfit
 
-_ROWS = (
+_ROWS: tuple[AlgorithmRow[Any], ...] = (
     AlgorithmRow(
         name="blackfleet",
         title="a local loss on each vehicle, all at once",
         build=BlackFleet,
+        handlers=loss_map_handlers,
         colour="#0c8599",
         may_go_on=True,
         needs=Needs(local_head=True),
@@ -27,6 +34,7 @@ _ROWS = (
         name="blackfed-v1",
         title="losses alone, one network for all",
         build=partial(BlackFed, personal=False),
+        handlers=feedback_handlers,
         colour="#74b3f0",
         may_go_on=True,
     ),
@@ -34,6 +42,7 @@ _ROWS = (
         name="blackfed-v2",
         title="losses alone, each vehicle served by its best weights",
         build=partial(BlackFed, personal=True),
+        handlers=feedback_handlers,
         colour="#2b6fe0",
         may_go_on=True,
     ),
@@ -48,6 +57,7 @@ _ROWS = (
         name="split",
         title="gradients cross the network: the upper bound",
         build=split,
+        handlers=gradient_handlers,
         colour="#2f9e55",
         may_go_on=True,
     ),
@@ -55,6 +65,7 @@ _ROWS = (
         name="individual",
         title="a network for each vehicle, nothing shared",
         build=individual,
+        handlers=gradient_handlers,
         colour="#d04a7a",
         may_go_on=True,
     ),
@@ -62,6 +73,7 @@ _ROWS = (
         name="fedavg",
         title="vehicles train the whole network, the cloud averages",
         build=FedAvg,
+        handlers=weight_handlers,
         colour="#e8701a",
         may_go_on=True,
         needs=Needs(whole_network=True),
@@ -87,7 +99,7 @@ ALGORITHM_DOOR = Door("algorithm", AlgorithmRow, ALGORITHMS)
 _FLEET_DOOR = Door("algorithm", AlgorithmRow, FLEET_ALGORITHMS)
 
 
-def algorithm_row(name: str) -> AlgorithmRow:
+def algorithm_row(name: str) -> AlgorithmRow[Any]:
     """The row of a name: one of ours, or `package.module:name` of an `AlgorithmRow`.
 
     Raises:
@@ -110,12 +122,22 @@ def build_algorithm(name: str, context: Context) -> Algorithm:
     build = _FLEET_DOOR.find(name).build
     assert build is not None
     with ALGORITHM_DOOR.guard(name):
-        algorithm = build(context)
+        algorithm: Algorithm = build(context)
     if is_foreign(name):
         reason = misfit(algorithm, Algorithm)
         if reason is not None:
             raise ALGORITHM_DOOR.refuse(name, f"what it builds {reason}")
     return algorithm
+
+
+def algorithm_handlers(name: str, algorithm: Algorithm) -> Handlers:
+    """What answers requests in the turns of an algorithm that `name` has built, besides those of every turn.
+
+    Raises:
+        SettingError: nothing that fits is behind the name.
+    """
+    with ALGORITHM_DOOR.guard(name):
+        return algorithm_row(name).handlers(algorithm)
 
 
 def check_fleet_algorithm(name: str) -> None:

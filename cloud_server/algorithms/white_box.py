@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from cloud_server.algorithms.base import (
     Context,
     Scores,
-    StepResult,
     TrainingProgress,
     TurnPlan,
     evaluate_test_frames,
@@ -28,6 +27,7 @@ from cloud_server.algorithms.base import (
     validation_miou,
 )
 from cloud_server.algorithms.replay import Replay
+from cloud_server.desk.handlers.gradients import StepResult
 from cloud_server.desk.turns import Features
 from cloud_server.schedule import Kind, Stage
 from protocol.messages import WhiteBoxPlan

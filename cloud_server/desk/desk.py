@@ -1,4 +1,6 @@
-"""The cloud's desk: what vehicles send is checked, answered once, or rejected; the server decides the rest.
+"""The cloud's desk: who is speaking, to which attempt at a turn; one answer to each request, or a rejection.
+
+What a request asks for is done by the handler of its type, in `cloud_server.desk.handlers`.
 
 Exactly once: a request that comes again gets the answer it got before; one of an older attempt is stale.
 """
@@ -6,63 +8,20 @@ Exactly once: a request that comes again gets the answer it got before; one of a
 from __future__ import annotations
 
 import logging
-import math
 import time
 
-from cloud_server.algorithms.base import (
-    Algorithm,
-    AnswersQueries,
-    AnswersSeededQueries,
-    ExchangesWeights,
-    KeepsLossMaps,
-    TakesTrainSteps,
-)
 from cloud_server.desk.checks import RequestChecks
+from cloud_server.desk.handlers.every_turn import EVERY_TURN
+from cloud_server.desk.handlers.visit import Handlers, Visit, identity, refusal
 from cloud_server.desk.newcomers import Newcomers
 from cloud_server.desk.registry import Registry
-from cloud_server.desk.seeded_queries import checked_scale, coded_loss_maps
 from cloud_server.desk.turns import ActiveTurn
 from cloud_server.errors import CloudError, RequestError
 from cloud_server.events import Events
 from cloud_server.storage.label_store import LabelError, LabelStore
 from cloud_server.training.trainer import DivergedError
-from protocol.codec.tensor import CodecError, encode
-from protocol.messages import (
-    Ack,
-    ActivationPlan,
-    Answer,
-    Down,
-    Feedback,
-    FetchLossMaps,
-    FetchWeights,
-    Gradient,
-    Hello,
-    LabelOffer,
-    Labels,
-    LabelWant,
-    LocalLossPlan,
-    LossMaps,
-    Query,
-    Recall,
-    Reject,
-    Request,
-    RequestIdentity,
-    Resend,
-    SeededQuery,
-    SplitScores,
-    SpsaPlan,
-    Status,
-    TrainStep,
-    Turn,
-    TurnDone,
-    TurnFailed,
-    Update,
-    Upload,
-    Weights,
-    Welcome,
-    WhiteBoxPlan,
-    follows_labels,
-)
+from protocol.codec.tensor import CodecError
+from protocol.messages import Answer, Down, Hello, Recall, Reject, Request, Resend, Status, Turn, Welcome
 from protocol.session.link import CloudLink, Malformed, MessageTooLarge, Received, Sending, TooManyWaiting
 from protocol.session.topics import CLOUD_ID
 
@@ -94,14 +53,21 @@ class Desk:
         self._events = events
         self._max_answers_per_frame = max_answers_per_frame
         self._retry_s = retry_s
-        self.algorithm: Algorithm | None = None
-        """Answers queries; None before the first stage and after the last."""
+        self._handlers: Handlers = {}
         self.active: dict[str, ActiveTurn] = {}
         """By vehicle: its turn under way, or its last one, whose answers may be asked for again."""
         self.failure: CloudError | None = None
         """What a vehicle has reported that ends the run."""
         self.status_bytes = 0
         """Size of the cloud's own retained status."""
+
+    def open(self, handlers: Handlers) -> None:
+        """From now on the requests of turns are answered: those of every turn, and those of `handlers`."""
+        self._handlers = {**EVERY_TURN, **handlers}
+
+    def close(self) -> None:
+        """From now on every turn is over."""
+        self._handlers = {}
 
     def handle(self, received: Received | Malformed) -> None:
         """Count, check and answer what has arrived."""
@@ -210,16 +176,14 @@ class Desk:
                 active.sendings[request.step] = self.send(request.vehicle, answer)
             return
         if isinstance(request, Recall):
-            self.send(request.vehicle, Resend(**_identity(request)))
+            self.send(request.vehicle, Resend(**identity(request)))
             return
         active.sendings[request.step] = self._reply(request, active)
 
     def _reply(self, request: Request, active: ActiveTurn) -> Sending | None:
         """Answer a request that is new, or reject it."""
         try:
-            if active.done or self.algorithm is None:
-                raise RequestError(f"turn {request.turn_id} is over")
-            answer = self._answer(request, active, self.algorithm)
+            answer = self._answer(request, active)
         except (RequestError, LabelError, CodecError) as error:
             self._reject(request.vehicle, request.grant, request.step, str(error), final=True)
             return None
@@ -227,128 +191,29 @@ class Desk:
             self.failure = CloudError(f"training diverged in turn {request.turn_id}: {error}")
             return None
         active.answers[request.step] = answer
+        if active.failed is not None:
+            self.failure = CloudError(f"vehicle {request.vehicle!r} can't go on: {active.failed}")
         return self.send(request.vehicle, answer)
 
-    def _answer(self, request: Request, active: ActiveTurn, algorithm: Algorithm) -> Answer:
+    def _answer(self, request: Request, active: ActiveTurn) -> Answer:
         """Do what a request asks for, once.
 
         Raises:
             RequestError, LabelError, CodecError: it does not fit; nothing has changed.
+            DivergedError: the network has learnt from it to no good.
         """
-        identity = _identity(request)
-        match request:
-            case Query():
-                features_BCHW = self._checks.features(
-                    request, "train", labelled=follows_labels(active.turn.learner)
-                )
-                if not isinstance(active.turn.learner, SpsaPlan) or not isinstance(algorithm, AnswersQueries):
-                    raise RequestError("this turn has no queries")
-                active.check_answers(request.frames, 1, self._max_answers_per_frame)
-                losses = algorithm.answer(request.vehicle, request.frames, features_BCHW)
-                active.count_answers(request.frames, 1)
-                return Feedback(**identity, losses=losses)
-            case SeededQuery():
-                return self._seeded_query(request, active, algorithm)
-            case TrainStep():
-                return self._train_step(request, active, algorithm)
-            case FetchLossMaps():
-                return self._kept_loss_maps(request, active, algorithm)
-            case FetchWeights():
-                return Weights(**identity, tensors=_exchanging(algorithm).weights())
-            case Update():
-                _exchanging(algorithm).take_update(active.turn, request)
-            case SplitScores():
-                _exchanging(algorithm).take_scores(active.turn, request)
-            case Upload():
-                if request.split not in active.turn.uploads:
-                    raise RequestError(f"split {request.split!r} is not asked for in this turn")
-                features_BCHW = self._checks.features(request, request.split)
-                unasked = set(request.frames).difference(
-                    self._checks.asked_frames(active.turn, request.split)
-                )
-                if unasked:
-                    raise RequestError(f"{request.split} frame {min(unasked)} is not asked for in this turn")
-                active.add_upload(request.step, request.split, request.frames, features_BCHW)
-            case LabelOffer():
-                self._checks.check_labels(active.turn, request.labels)
-                wanted = tuple(
-                    label.index
-                    for label in request.labels
-                    if not self._labels.has(request.vehicle, label.index, label.digest)
-                )
-                return LabelWant(**identity, indices=wanted)
-            case Labels():
-                self._checks.check_labels(active.turn, [label for label, _ in request.labels])
-                for label, coded in request.labels:
-                    self._labels.add(
-                        request.vehicle,
-                        label.index,
-                        label.key,
-                        label.digest,
-                        coded,
-                        height=label.height,
-                        width=label.width,
-                    )
-            case TurnDone():
-                if isinstance(algorithm, ExchangesWeights):
-                    algorithm.check_complete(active.turn)
-                self._checks.check_complete(active)
-                if request.loss is not None and not math.isfinite(request.loss):
-                    raise RequestError(f"loss must be finite, got {request.loss}")
-                active.done = True
-                active.done_at = time.monotonic()
-                active.loss = request.loss
-            case TurnFailed():
-                self.failure = CloudError(f"vehicle {request.vehicle!r} can't go on: {request.reason}")
-        return Ack(**identity)
-
-    def _seeded_query(self, request: SeededQuery, active: ActiveTurn, algorithm: Algorithm) -> LossMaps:
-        """Answer with loss maps, no more of them than the turn's plan and the limit say."""
-        features_BCHW = self._checks.features(request, "train", labelled=follows_labels(active.turn.learner))
-        plan = active.turn.learner
-        if not isinstance(plan, ActivationPlan) or not isinstance(algorithm, AnswersSeededQueries):
-            raise RequestError("this turn has no seeded queries")
-        scale_C = checked_scale(request, plan, features_BCHW.shape)
-        answers = 1 + len(request.seeds)
-        active.check_answers(request.frames, answers, self._max_answers_per_frame)
-        with algorithm.loss_maps(request.vehicle, request.frames, request.map_size) as loss_maps:
-            maps = coded_loss_maps(request, features_BCHW, scale_C, loss_maps, plan.map_bits)
-        active.count_answers(request.frames, answers)
-        active.answered_largely(request.step)
-        return LossMaps(**_identity(request), maps=maps)
-
-    def _kept_loss_maps(self, request: FetchLossMaps, active: ActiveTurn, algorithm: Algorithm) -> LossMaps:
-        """Answer with loss maps that were committed before the turn, where its plan has a use for them."""
-        self._checks.check_frames(request.vehicle, request.frames, "train")
-        plan = active.turn.learner
-        if (
-            not isinstance(plan, LocalLossPlan)
-            or plan.weighting is None
-            or not isinstance(algorithm, KeepsLossMaps)
-        ):
-            raise RequestError("this turn fetches no loss maps")
-        active.check_answers(request.frames, 1, self._max_answers_per_frame)
-        maps = algorithm.kept_loss_maps(request.vehicle, request.frames)
-        active.count_answers(request.frames, 1, queries=0)
-        return LossMaps(**_identity(request), maps=maps)
-
-    def _train_step(self, request: TrainStep, active: ActiveTurn, algorithm: Algorithm) -> Gradient:
-        """Learn from a batch once, no more often than the turn says."""
-        features_BCHW = self._checks.features(request, "train", labelled=follows_labels(active.turn.learner))
-        plan = active.turn.learner
-        if not isinstance(plan, WhiteBoxPlan) or not isinstance(algorithm, TakesTrainSteps):
-            raise RequestError("this turn has no training steps")
-        if active.train_steps >= self._checks.train_steps(active.turn):
-            raise RequestError(f"turn {request.turn_id} has had all its {active.train_steps} training steps")
-        result = algorithm.train_step(request.vehicle, request.frames, features_BCHW)
-        active.train_steps += 1
-        active.answered_largely(request.step)
-        return Gradient(
-            **_identity(request),
-            loss=result.loss,
-            rate_share=result.rate_share,
-            gradient=encode(result.gradient_BCHW, plan.gradient_bits),
+        if active.done or not self._handlers:
+            raise RequestError(f"turn {request.turn_id} is over")
+        handler = self._handlers.get(type(request))
+        if handler is None:
+            raise refusal(type(request))
+        visit = Visit(
+            active=active,
+            checks=self._checks,
+            labels=self._labels,
+            max_answers_per_frame=self._max_answers_per_frame,
         )
+        return handler(request, visit)
 
     def send(self, vehicle: str, message: Down) -> Sending | None:
         """Put a message to a vehicle on its way, as its downlink; None: it can't be sent."""
@@ -385,18 +250,3 @@ class Desk:
             self._reject(vehicle, "", 0, malformed.reason, final=False)
         else:
             self._note_reject(vehicle, malformed.reason)
-
-
-def _identity(request: Request | Recall) -> RequestIdentity:
-    return {
-        "vehicle": request.vehicle,
-        "grant": request.grant,
-        "turn_id": request.turn_id,
-        "step": request.step,
-    }
-
-
-def _exchanging(algorithm: Algorithm) -> ExchangesWeights:
-    if not isinstance(algorithm, ExchangesWeights):
-        raise RequestError("this run exchanges no weights")
-    return algorithm

@@ -53,6 +53,8 @@ class ActiveTurn:
     _latest_large_step: int | None = None
     loss: float | None = None
     done: bool = False
+    failed: str | None = None
+    """Why the vehicle can't do the turn, in its own words."""
     abandoned: bool = False
     """The vehicle is no longer at it: it must start over under a new grant."""
     granted_at: float = field(default_factory=time.monotonic)

@@ -16,7 +16,7 @@ import torch
 from fleet_fixtures import CARS, Supervisor, TinyFleet, World, interrupt, tag
 from test_perturbation import grid
 
-import cloud_server.desk.desk
+import cloud_server.desk.handlers.feedback
 from cloud_server.config import FirstOrderConfig
 from cloud_server.desk.seeded_queries import coded_loss_maps, evaluate_loss_maps
 from cloud_server.errors import CloudError
@@ -363,7 +363,7 @@ def test_vehicle_stops_in_one_line_after_unusable_answers(
     name: str, tiny_world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     maps, reason = _UNUSABLE[name]
-    monkeypatch.setattr(cloud_server.desk.desk, "coded_loss_maps", lambda *_: maps)
+    monkeypatch.setattr(cloud_server.desk.handlers.feedback, "coded_loss_maps", lambda *_: maps)
     fleet, bus = tiny(tiny_world, tmp_path, rounds=1, vehicles=(CAR,)), MemoryBus()
     answers: list[LossMaps] = []
 

@@ -1,0 +1,76 @@
+"""What is asked in turns of every kind: labels, uploads, and the turn's end."""
+
+from __future__ import annotations
+
+import math
+import time
+
+from cloud_server.desk.handlers.visit import Handlers, Visit, identity
+from cloud_server.errors import RequestError
+from protocol.messages import Ack, LabelOffer, Labels, LabelWant, TurnDone, TurnFailed, Upload
+
+
+def offer(request: LabelOffer, visit: Visit) -> LabelWant:
+    """Name the labels that are not here."""
+    visit.checks.check_labels(visit.active.turn, request.labels)
+    wanted = tuple(
+        label.index
+        for label in request.labels
+        if not visit.labels.has(request.vehicle, label.index, label.digest)
+    )
+    return LabelWant(**identity(request), indices=wanted)
+
+
+def take_labels(request: Labels, visit: Visit) -> Ack:
+    """Keep labels."""
+    visit.checks.check_labels(visit.active.turn, [label for label, _ in request.labels])
+    for label, coded in request.labels:
+        visit.labels.add(
+            request.vehicle,
+            label.index,
+            label.key,
+            label.digest,
+            coded,
+            height=label.height,
+            width=label.width,
+        )
+    return Ack(**identity(request))
+
+
+def take_upload(request: Upload, visit: Visit) -> Ack:
+    """Keep features of frames that the turn asks for until it is done."""
+    turn = visit.active.turn
+    if request.split not in turn.uploads:
+        raise RequestError(f"split {request.split!r} is not asked for in this turn")
+    features_BCHW = visit.checks.features(request, request.split)
+    unasked = set(request.frames).difference(visit.checks.asked_frames(turn, request.split))
+    if unasked:
+        raise RequestError(f"{request.split} frame {min(unasked)} is not asked for in this turn")
+    visit.active.add_upload(request.step, request.split, request.frames, features_BCHW)
+    return Ack(**identity(request))
+
+
+def end(request: TurnDone, visit: Visit) -> Ack:
+    """The turn is done, if it is complete."""
+    visit.checks.check_complete(visit.active)
+    if request.loss is not None and not math.isfinite(request.loss):
+        raise RequestError(f"loss must be finite, got {request.loss}")
+    visit.active.done = True
+    visit.active.done_at = time.monotonic()
+    visit.active.loss = request.loss
+    return Ack(**identity(request))
+
+
+def fail(request: TurnFailed, visit: Visit) -> Ack:
+    """The vehicle can't do its turn."""
+    visit.active.failed = request.reason or "it gave no reason"
+    return Ack(**identity(request))
+
+
+EVERY_TURN: Handlers = {
+    LabelOffer: offer,
+    Labels: take_labels,
+    Upload: take_upload,
+    TurnDone: end,
+    TurnFailed: fail,
+}

@@ -1,0 +1,89 @@
+"""Zeroth-order learning: vehicles ask what the cloud's network makes of features; nothing changes by it.
+
+Another estimator with a message of its own is a function here and a line in `feedback_handlers`.
+Legend: B frames of a batch, C channels, H W feature rows and columns, y x rows and columns of a loss map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloud_server.desk.handlers.visit import Handlers, Visit, identity, refusal
+from cloud_server.desk.seeded_queries import checked_scale, coded_loss_maps
+from cloud_server.training.trainer import Trainer
+from protocol.messages import ActivationPlan, Feedback, LossMaps, Query, SeededQuery, SpsaPlan
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The network that answers about some frames of one vehicle, and what they should look like."""
+
+    trainer: Trainer
+    """Holds that network."""
+    label_BHW: NDArray[np.uint8] | None
+    """uint8; None: the loss is the entropy of the network's own predictions."""
+
+    def loss(self, features_BCHW: NDArray[np.float32]) -> float:
+        """Mean over the frames."""
+        return self.trainer.evaluate_loss(features_BCHW, self.label_BHW)
+
+    def loss_maps(
+        self, copies: Iterable[NDArray[np.float32]], map_size: tuple[int, int]
+    ) -> NDArray[np.float32]:
+        """Of M copies of the frames, features_BCHW each, copy after copy: float32 [M·B, y, x].
+
+        Raises:
+            ValueError: the map's size does not fit the network.
+        """
+        return self.trainer.loss_maps(copies, self.label_BHW, map_size)
+
+
+class GivesFeedback(Protocol):
+    """An algorithm whose vehicles learn from losses."""
+
+    def feedback(self, vehicle: str, indices: tuple[int, ...]) -> AbstractContextManager[Judge]:
+        """Who judges features of these train frames, for as long as the context lasts; changes nothing."""
+        ...
+
+
+def feedback_handlers(algorithm: GivesFeedback) -> Handlers:
+    """Those of its turns in which vehicles learn from feedback."""
+    return {
+        Query: partial(_answer_query, algorithm),
+        SeededQuery: partial(_answer_seeded_query, algorithm),
+    }
+
+
+def _answer_query(algorithm: GivesFeedback, request: Query, visit: Visit) -> Feedback:
+    features_BCHW = visit.train_features(request)
+    if not isinstance(visit.active.turn.learner, SpsaPlan):
+        raise refusal(Query)
+    visit.check_answers(request.frames, 1)
+    with algorithm.feedback(request.vehicle, request.frames) as judge:
+        loss = judge.loss(features_BCHW)
+    visit.active.count_answers(request.frames, 1)
+    return Feedback(**identity(request), losses=(loss,))
+
+
+def _answer_seeded_query(algorithm: GivesFeedback, request: SeededQuery, visit: Visit) -> LossMaps:
+    """Loss maps, no more of them than the turn's plan and the limit say."""
+    features_BCHW = visit.train_features(request)
+    plan = visit.active.turn.learner
+    if not isinstance(plan, ActivationPlan):
+        raise refusal(SeededQuery)
+    scale_C = checked_scale(request, plan, features_BCHW.shape)
+    answers = 1 + len(request.seeds)
+    visit.check_answers(request.frames, answers)
+    with algorithm.feedback(request.vehicle, request.frames) as judge:
+        loss_maps = partial(judge.loss_maps, map_size=request.map_size)
+        maps = coded_loss_maps(request, features_BCHW, scale_C, loss_maps, plan.map_bits)
+    visit.active.count_answers(request.frames, answers)
+    visit.active.answered_largely(request.step)
+    return LossMaps(**identity(request), maps=maps)

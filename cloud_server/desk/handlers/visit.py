@@ -1,0 +1,94 @@
+"""What every handler gets, and how a desk finds it: by the type of the request.
+
+A handler answers a request once, or raises and has changed nothing. Which ones a run has, the row of its
+algorithm says.
+Legend: B frames of a batch, C channels, H W feature rows and columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloud_server.desk.checks import RequestChecks
+from cloud_server.desk.turns import ActiveTurn
+from cloud_server.errors import RequestError
+from cloud_server.storage.label_store import LabelStore
+from protocol.messages import (
+    Answer,
+    FetchLossMaps,
+    FetchWeights,
+    Query,
+    Recall,
+    Request,
+    RequestIdentity,
+    SeededQuery,
+    SplitScores,
+    TrainStep,
+    Update,
+    follows_labels,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Visit:
+    """The attempt at a turn that a request belongs to, and what its answer may need."""
+
+    active: ActiveTurn
+    checks: RequestChecks
+    labels: LabelStore
+    max_answers_per_frame: int
+    """Losses or loss maps about one frame in one attempt."""
+
+    def train_features(self, request: Query | SeededQuery | TrainStep) -> NDArray[np.float32]:
+        """features_BCHW of train frames, whose labels are here where the turn follows labels.
+
+        Raises:
+            RequestError, LabelError, CodecError: see `RequestChecks.features`.
+        """
+        return self.checks.features(request, "train", labelled=follows_labels(self.active.turn.learner))
+
+    def check_answers(self, frames: tuple[int, ...], answers: int) -> None:
+        """Check that so many more answers about each of these frames are allowed.
+
+        Raises:
+            RequestError: one of them would have had too many in this attempt.
+        """
+        self.active.check_answers(frames, answers, self.max_answers_per_frame)
+
+
+Handler = Callable[[Any, Visit], Answer]
+"""(a request of the type under which it stands, its visit) → the answer.
+
+Raises RequestError, LabelError or CodecError where the request does not fit; DivergedError ends the run."""
+Handlers = Mapping[type, Handler]
+"""By type of request."""
+
+_WITHOUT: Mapping[type, str] = {
+    Query: "this turn has no queries",
+    SeededQuery: "this turn has no seeded queries",
+    TrainStep: "this turn has no training steps",
+    FetchLossMaps: "this turn fetches no loss maps",
+    FetchWeights: "this run exchanges no weights",
+    Update: "this run exchanges no weights",
+    SplitScores: "this run exchanges no weights",
+}
+
+
+def refusal(kind: type) -> RequestError:
+    """What a request is answered with in a turn that has no use for its type."""
+    return RequestError(_WITHOUT.get(kind, f"this turn has no {kind.__name__}"))
+
+
+def identity(request: Request | Recall) -> RequestIdentity:
+    """What its answer begins with."""
+    return {
+        "vehicle": request.vehicle,
+        "grant": request.grant,
+        "turn_id": request.turn_id,
+        "step": request.step,
+    }
