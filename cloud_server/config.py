@@ -122,8 +122,12 @@ class PatienceConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     give_up_s: float = 600.0
     """For a vehicle that left in its turn, or a broker that left, to come back."""
     heartbeat_s: float = 10.0
+    on_failure: str = "stop"
+    """What becomes of the run when a vehicle fails, or stays away for `give_up_s`: `stop`, or `continue`
+    without it."""
 
     def __post_init__(self) -> None:
+        one_of(self.on_failure, ("stop", "continue"), "patience.on_failure")
         for name in ("join_s", "retry_s", "give_up_s", "heartbeat_s"):
             above(getattr(self, name), 0, f"patience.{name}")
 

@@ -24,6 +24,7 @@ from cloud_server.stage_turns import StageTurns
 from cloud_server.stages import StageLoop
 from cloud_server.storage.label_store import LabelStore
 from cloud_server.storage.persistence import RunState
+from cloud_server.storage.roster import Roster
 from cloud_server.training.shared_trainer import build_trainer
 from datasets.catalog import label_space
 from protocol.errors import SettingError
@@ -79,6 +80,8 @@ class Server:
             frame_bytes=config.frame_bytes,
         )
         self._state = RunState(run_folder / "cloud", config, resume=resume)
+        self._roster = Roster(run_folder / "cloud", resume=self._state.has_begun)
+        self._registry.know(self._roster.declared, self._roster.failed)
         self._labels = LabelStore(run_folder / "cloud" / "labels", num_classes=self._label_space.num_classes)
         self._desk = Desk(
             link,
@@ -115,6 +118,7 @@ class Server:
         for received in said:
             self._desk.handle(received)
         self._gather()
+        self._roster.declare(self._registry.declared)
         algorithm = self._build_algorithm()
         loop = StageLoop(
             self._config,
@@ -131,6 +135,7 @@ class Server:
             algorithm,
             desk=self._desk,
             registry=self._registry,
+            roster=self._roster,
             ledger=self._ledger,
             events=self._events,
             last_trained=loop.last_trained,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from cloud_server.algorithms.base import Algorithm
 from cloud_server.config import CloudConfig
@@ -15,6 +16,7 @@ from cloud_server.desk.turns import ActiveTurn, new_grant
 from cloud_server.errors import CloudError
 from cloud_server.events import Events
 from cloud_server.schedule import Stage
+from cloud_server.storage.roster import Roster
 from cloud_server.training.trainer import DivergedError
 from protocol.messages import Turn
 from protocol.noise import derive_seed
@@ -35,6 +37,7 @@ class StageTurns:
         *,
         desk: Desk,
         registry: Registry,
+        roster: Roster,
         ledger: UploadLedger,
         events: Events,
         last_trained: dict[str, int],
@@ -48,6 +51,7 @@ class StageTurns:
         self._algorithm = algorithm
         self._desk = desk
         self._registry = registry
+        self._roster = roster
         self._ledger = ledger
         self._events = events
         self._last_trained = last_trained
@@ -58,28 +62,36 @@ class StageTurns:
     def run(self, stage: Stage) -> None:
         """Run a stage's turns; where it has a deadline, again if all of them missed it.
 
+        Vehicles that have failed are left out of it, where the run goes on without them.
+
         Raises:
-            CloudError: no vehicle has kept the deadline in any attempt.
+            CloudError: no vehicle has kept the deadline in any attempt, one has failed and the run stops with
+                it, or all have failed.
         """
         for _ in range(_STAGE_ATTEMPTS):
-            if self._run_turns(stage):
+            failed = self._registry.failed
+            present = tuple(vehicle for vehicle in stage.vehicles if vehicle not in failed)
+            finished = self._run_turns(stage, present)
+            if finished:
                 try:
-                    self._algorithm.stage_done(stage)
+                    self._algorithm.stage_done(replace(stage, vehicles=finished))
                 except DivergedError as error:
                     raise CloudError(f"training diverged in round {stage.round}: {error}") from error
                 return
+            if all(vehicle in self._registry.failed for vehicle in stage.vehicles):
+                return  # nothing was learnt, nothing is to be made of it
             self._events.event("repeated", stage=stage.number, round=stage.round)
         raise CloudError(
             f"no vehicle finished its turn in round {stage.round} within {stage.deadline_s:g} s, in "
             f"{_STAGE_ATTEMPTS} attempts; raise the deadline, or start the vehicles again and resume the run"
         )
 
-    def _run_turns(self, stage: Stage) -> int:
-        """Every vehicle's turn, several at a time; returns how many were finished."""
-        waiting = list(stage.vehicles)
+    def _run_turns(self, stage: Stage, vehicles: Sequence[str]) -> tuple[str, ...]:
+        """These vehicles' turns, several at a time; returns whose were finished, in the same order."""
+        waiting = list(vehicles)
         running: dict[str, float] = {}
         """By vehicle: time.monotonic() of its first grant."""
-        finished = 0
+        finished = set()
         while waiting or running:
             while waiting and len(running) < self._config.parallel_turns:
                 vehicle = waiting.pop(0)
@@ -91,7 +103,10 @@ class StageTurns:
                 if active.done:
                     del running[vehicle]
                     self._finish(stage, active)
-                    finished += 1
+                    finished.add(vehicle)
+                elif failure := active.failed or self._silence(stage, vehicle):
+                    del running[vehicle]
+                    self._fail(stage, active, failure)
                 elif stage.deadline_s is not None and time.monotonic() - running[vehicle] > stage.deadline_s:
                     del running[vehicle]
                     self._drop(stage, active)
@@ -102,7 +117,7 @@ class StageTurns:
                     self._grant(stage, vehicle)
                 else:
                     self._look_after(stage, vehicle, active)
-        return finished
+        return tuple(vehicle for vehicle in vehicles if vehicle in finished)
 
     def _drop(self, stage: Stage, active: ActiveTurn) -> None:
         """Go on without a vehicle: whatever it still sends in this turn is stale."""
@@ -111,6 +126,31 @@ class StageTurns:
         self._discard(active)
         log.warning("turn %d of vehicle %s took over %g s: dropped", stage.number, vehicle, stage.deadline_s)
         self._events.event("dropped", vehicle=vehicle, stage=stage.number, round=stage.round)
+
+    def _fail(self, stage: Stage, active: ActiveTurn, reason: str) -> None:
+        """A vehicle can't go on: stop, or go on without it for the rest of the run.
+
+        Raises:
+            CloudError: the run stops with it, or it was the last one.
+        """
+        vehicle = active.turn.vehicle
+        if self._config.patience.on_failure == "stop":
+            raise CloudError(
+                f"vehicle {vehicle!r} can't go on: {reason}"
+                if active.failed
+                else f"vehicle {vehicle!r} {reason}; start it again and resume the run"
+            )
+        active.abandoned = True
+        self._discard(active)
+        self._algorithm.begin(stage, vehicle)  # what the attempt has left goes
+        for latest in (self._algorithm.progress.loss, self._algorithm.progress.val_miou):
+            latest.pop(vehicle, None)
+        self._registry.vehicles[vehicle].failed = reason
+        self._roster.fail(vehicle, reason)
+        log.warning("the run goes on without vehicle %s (turn %d): %s", vehicle, stage.number, reason)
+        self._events.event("failed", vehicle=vehicle, stage=stage.number, round=stage.round, reason=reason)
+        if len(self._registry.failed) == len(self._registry.vehicles):
+            raise CloudError(f"every vehicle has failed; the last one, {vehicle!r}: {reason}")
 
     def _discard(self, active: ActiveTurn) -> None:
         """Count what an attempt that is given up has had acknowledged."""
@@ -178,7 +218,7 @@ class StageTurns:
         )
 
     def _look_after(self, stage: Stage, vehicle: str, active: ActiveTurn) -> None:
-        """Repeat a grant that may be lost; give up on a vehicle that stays away, unless a deadline does."""
+        """Log the vehicle's traffic; repeat a grant that may be lost."""
         record, patience, now = self._registry.vehicles[vehicle], self._config.patience, time.monotonic()
         if now - active.reported_at > _REPORT_S:
             active.reported_at = now
@@ -191,10 +231,15 @@ class StageTurns:
             )
         if active.repeat_due(now, patience.retry_s):
             self._desk.send(vehicle, active.turn)
+
+    def _silence(self, stage: Stage, vehicle: str) -> str:
+        """Why to give up on a vehicle that stays away; empty while there is hope, or a deadline does it."""
+        record, now = self._registry.vehicles[vehicle], time.monotonic()
+        limit_s = self._config.patience.give_up_s
         if self._seconds_disconnected() > 0:
             record.last_seen = now  # the silence is the broker's doing
-        if stage.deadline_s is None and now - record.last_seen > patience.give_up_s:
-            raise CloudError(
-                f"vehicle {vehicle!r} has been silent for {now - record.last_seen:.0f} s in turn "
-                f"{stage.number} (limit {patience.give_up_s:g} s); start it again and resume the run"
-            )
+        if stage.deadline_s is not None or now - record.last_seen <= limit_s:
+            return ""
+        return (
+            f"has been silent for {now - record.last_seen:.0f} s in turn {stage.number} (limit {limit_s:g} s)"
+        )

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from edge_client.errors import TurnRefused, VehicleError
+from edge_client.errors import CloudSilent, TurnRefused, VehicleError
 from edge_client.pending import Pending
 from protocol.messages import (
     Ack,
@@ -187,7 +187,7 @@ class Conversation:
         if away_s > 0:
             self._heard_at = now  # that nothing is heard is the broker's doing
         elif now - self._heard_at > self._patience.give_up_s:
-            raise VehicleError(
+            raise CloudSilent(
                 f"nothing was heard of the cloud for {now - self._heard_at:.0f} s "
                 f"(limit {self._patience.give_up_s:g} s); is the cloud server running for this fleet?"
             )
@@ -267,7 +267,7 @@ class Conversation:
             if due is None or now < due:
                 continue
             if entry.waited_s(now) > self._patience.give_up_s:
-                raise VehicleError(
+                raise CloudSilent(
                     f"the cloud has not answered for {entry.waited_s(now):.0f} s "
                     f"(limit {self._patience.give_up_s:g} s); is the cloud server running for this fleet?"
                 )

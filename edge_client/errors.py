@@ -2,6 +2,7 @@
 
 VehicleError            a mistake or a fault to show in one line; the process ends with exit code 2
 ├── StateError          the state folder is corrupt or belongs to something else
+├── CloudSilent         nothing was heard of the cloud for too long
 └── TurnRefused         this turn can't be done; the cloud is told why
 """
 
@@ -16,6 +17,10 @@ class VehicleError(Mistake):
 
 class StateError(VehicleError):
     """What lies in the state folder can't be used."""
+
+
+class CloudSilent(VehicleError):
+    """The cloud says nothing, or doesn't answer."""
 
 
 class TurnRefused(VehicleError):

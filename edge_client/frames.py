@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -130,6 +132,14 @@ class VehicleFrames:
     def counts(self) -> dict[str, int]:
         """Frames per split; source frames only where there are some."""
         return {split: len(part) for split, part in self.splits.items() if part or split != "source"}
+
+    def digest(self, label_space: str) -> str:
+        """Identifies these frames, by their keys in their splits, under the classes of `label_space`."""
+        content = [
+            label_space,
+            [(split, [self.keys[i] for i in part]) for split, part in self.splits.items()],
+        ]
+        return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
 
     def images(self, indices: Sequence[int]) -> NDArray[np.uint8]:
         """image_BHWC uint8 RGB at the encoder's input size."""

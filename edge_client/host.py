@@ -24,7 +24,7 @@ from edge_client.local.head import HeadFolder, LocalHead
 from edge_client.local.network import require_torch
 from edge_client.turn import LocalModelTools
 from edge_client.vehicle import Vehicle, VehicleSettings, bundle_digest, new_session
-from protocol.errors import SettingError
+from protocol.errors import MENDABLE, SettingError
 from protocol.local_model import LocalModel, largest_message_bytes
 from protocol.messages import Status
 from protocol.session.link import (
@@ -169,7 +169,7 @@ class Host:
         """Run all vehicles.
 
         Raises:
-            Exception: the first failure of any vehicle, after the others have left.
+            Exception: a vehicle's failure, after the others have left: the first bug, else the first mistake.
             Stopped: the process was asked to stop.
         """
         threads = [
@@ -182,7 +182,8 @@ class Host:
             for thread in threads:
                 thread.join()
         if self._failures:
-            raise self._failures[0]
+            bugs = [failure for failure in self._failures if not isinstance(failure, MENDABLE)]
+            raise (bugs or self._failures)[0]
         if self._stop.is_set():
             raise Stopped
 
@@ -307,8 +308,8 @@ class Host:
         except Stopped:
             log.info("stopped")
         except Exception as error:  # any failure of one vehicle ends it, not its neighbours
-            log.debug("", exc_info=True)
-            log.error("%s", error)
+            is_bug = not isinstance(error, MENDABLE)
+            log.error("%s", error, exc_info=is_bug or log.isEnabledFor(logging.DEBUG))
             self._failures.append(error)
         finally:
             if link.transport.connected:

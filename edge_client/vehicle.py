@@ -11,21 +11,24 @@ from pathlib import Path
 
 import msgspec
 
-from datasets.frame import DatasetError
 from edge_client.conversation import Conversation, Finished, Patience, Stopped, Superseded, Voided
 from edge_client.encoder.bundle import EncoderBundle
 from edge_client.encoder.runtime import Encoder
-from edge_client.errors import StateError, TurnRefused
+from edge_client.errors import CloudSilent, TurnRefused
 from edge_client.frames import VehicleFrames
 from edge_client.learners import LEARNERS, takes_labels
 from edge_client.local.head import LocalHead
 from edge_client.state import StateStore, VehicleState
 from edge_client.turn import LabelMemory, LocalModelTools, TurnTools
+from protocol.errors import MENDABLE
 from protocol.messages import PROTOCOL_VERSION, Hello, Turn, TurnDone, TurnFailed
 from protocol.session.link import Sending, VehicleLink
 from protocol.session.transport import BrokerUnreachable
 
 log = logging.getLogger(__name__)
+
+_NOT_THE_TURN = (Superseded, Voided, Finished, Stopped, CloudSilent, BrokerUnreachable)
+"""What ends the work at a turn without the turn having failed, or with nobody there to hear of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,12 @@ def new_session() -> str:
 def bundle_digest(bundle: EncoderBundle) -> str:
     """Identifies a bundle by everything its description says, file digests included."""
     return hashlib.sha256(msgspec.json.encode(bundle.spec)).hexdigest()[:32]
+
+
+def _reason(error: Exception) -> str:
+    """What the cloud's operator reads: a mistake in its own words, a bug with its kind."""
+    text = " ".join(str(error).split())
+    return (text if isinstance(error, MENDABLE) and text else f"{type(error).__name__}: {text}")[:1000]
 
 
 class Vehicle:
@@ -92,6 +101,7 @@ class Vehicle:
             image_size=bundle.spec.image_size,
             label_space=label_space,
             frames=frames.counts(),
+            frames_digest=frames.digest(label_space),
         )
         self._introduced_at = 0.0
         self._introduction: Sending | None = None
@@ -160,9 +170,10 @@ class Vehicle:
         try:
             try:
                 loss = self._learn_and_upload(tools)
-            except (TurnRefused, StateError, DatasetError, OSError) as error:
-                # The cloud must hear why before this process gives up.
-                failed = TurnFailed(**tools.header(), reason=str(error)[:1000])
+            except _NOT_THE_TURN:
+                raise
+            except Exception as error:  # whatever it is, the cloud must hear why before this vehicle gives up
+                failed = TurnFailed(**tools.header(), reason=_reason(error))
                 self._conversation.ask(turn, [failed])
                 raise
             self._conversation.ask(turn, [TurnDone(**tools.header(), loss=loss)])

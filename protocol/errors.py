@@ -13,6 +13,7 @@ BlackfleetError                 the root
 │   ├── PredictionError         evaluation.predictions
 │   ├── VehicleError            edge_client.errors
 │   │   ├── StateError          the state folder is damaged, or belongs to something else
+│   │   ├── CloudSilent         nothing was heard of the cloud for too long
 │   │   └── TurnRefused         this turn can't be done
 │   ├── BundleError             edge_client.encoder.bundle
 │   ├── HeadError               edge_client.local.head

@@ -31,6 +31,7 @@ from datasets.labels import CAMVID
 from datasets.partition import partition_frames
 from edge_client.conversation import Stopped as VehicleStopped
 from edge_client.encoder.bundle import EncoderBundle
+from edge_client.frames import FrameCache, VehicleFrames
 from edge_client.host import Host, HostConfig, VehicleConfig
 from edge_client.state import StateStore
 from edge_client.vehicle import bundle_digest
@@ -195,6 +196,11 @@ class TinyFleet:
     def states(self, car: str) -> StateStore:
         """The vehicle's state folder."""
         return StateStore(self.state_folder(car), vehicle=car, bundle_digest=self.digest())
+
+    def frames_digest(self, car: str) -> str:
+        """What a vehicle of this fleet says of its frames."""
+        cache = FrameCache(open_dataset("camvid", self.world.data_root), IMAGE_SIZE)
+        return VehicleFrames(cache, self.frames[car]).digest("camvid")
 
     def digest(self) -> str:
         """What a vehicle of this fleet says of its bundle."""

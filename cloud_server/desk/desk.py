@@ -57,7 +57,7 @@ class Desk:
         self.active: dict[str, ActiveTurn] = {}
         """By vehicle: its turn under way, or its last one, whose answers may be asked for again."""
         self.failure: CloudError | None = None
-        """What a vehicle has reported that ends the run."""
+        """What has come of a request that ends the run."""
         self.status_bytes = 0
         """Size of the cloud's own retained status."""
 
@@ -191,8 +191,6 @@ class Desk:
             self.failure = CloudError(f"training diverged in turn {request.turn_id}: {error}")
             return None
         active.answers[request.step] = answer
-        if active.failed is not None:
-            self.failure = CloudError(f"vehicle {request.vehicle!r} can't go on: {active.failed}")
         return self.send(request.vehicle, answer)
 
     def _answer(self, request: Request, active: ActiveTurn) -> Answer:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from cloud_server.desk.declaration import Declaration
 from cloud_server.desk.ledger import UploadCounts
 from cloud_server.errors import CloudError, RequestError
 from protocol.codec.bits import check_frame_bytes
@@ -25,6 +26,10 @@ class VehicleRecord:
     """What the cloud knows of one vehicle."""
 
     hello: Hello | None = None
+    declared: Declaration | None = None
+    """Its bundle and frames, in whatever process it joined first."""
+    failed: str = ""
+    """Why the run goes on without it; empty while it takes part."""
     session: str = ""
     """Of the process that has been taken in."""
     sessions: dict[str, bool] = field(default_factory=dict)
@@ -69,6 +74,7 @@ class VehicleRecord:
         if self.session not in ("", hello.session):
             self.former = [*self.former, self.session][-_MOST_SESSIONS:]
         self.hello, self.session, self.last_seen = hello, hello.session, time.monotonic()
+        self.declared = self.declared or Declaration.of(hello)
         self.sessions = {hello.session: True}
         self.uplink += self.pending.get(hello.session, Counter())
         self.pending.clear()
@@ -100,6 +106,18 @@ class Registry:
         self.strangers = 0
         """Rejected messages of ids that are not in the fleet, or of none."""
 
+    def know(self, declared: Mapping[str, Declaration], failed: Mapping[str, str]) -> None:
+        """What an earlier process of this cloud knew of the vehicles."""
+        for vehicle, declaration in declared.items():
+            self.vehicles[vehicle].declared = declaration
+        for vehicle, reason in failed.items():
+            self.vehicles[vehicle].failed = reason
+
+    @property
+    def declared(self) -> dict[str, Declaration]:
+        """By vehicle that has ever joined."""
+        return {vehicle: r.declared for vehicle, r in self.vehicles.items() if r.declared is not None}
+
     def record(self, vehicle: str) -> VehicleRecord:
         """The record of a vehicle.
 
@@ -124,6 +142,8 @@ class Registry:
         record = self.record(hello.vehicle)
         if hello.protocol != PROTOCOL_VERSION:
             raise RequestError(f"protocol version {hello.protocol}, this cloud speaks {PROTOCOL_VERSION}")
+        if record.failed:
+            raise RequestError(f"it has failed in this run, which goes on without it: {record.failed}")
         if hello.label_space != self.label_space:
             raise RequestError(f"labels of {hello.label_space!r}, this run is about {self.label_space!r}")
         if min(hello.feature_shape) < 1 or min(hello.image_size) < 1:
@@ -147,12 +167,9 @@ class Registry:
         for split in ("train", "val", "test"):
             if hello.frames.get(split, 0) < 1:
                 raise RequestError(f"no {split} frames; every vehicle needs train, val and test frames")
-        earlier = record.hello
-        if earlier is not None and (earlier.bundle_digest, earlier.frames) != (
-            hello.bundle_digest,
-            hello.frames,
-        ):
-            raise RequestError("came back with another bundle or other frames than it joined with")
+        difference = record.declared.difference(Declaration.of(hello)) if record.declared else ""
+        if difference:
+            raise RequestError(difference)
 
     def admit(self, hello: Hello) -> bool:
         """Take a vehicle in; True if this is a process that was not known before.
@@ -186,24 +203,29 @@ class Registry:
         return record.rejects
 
     def missing(self) -> list[str]:
-        """Vehicles that have not introduced themselves."""
-        return [vehicle for vehicle, record in self.vehicles.items() if record.hello is None]
+        """Vehicles of the run that have not introduced themselves."""
+        return [v for v, record in self.vehicles.items() if record.hello is None and not record.failed]
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """By vehicle that the run goes on without: why."""
+        return {vehicle: record.failed for vehicle, record in self.vehicles.items() if record.failed}
 
     def feature_shape(self, vehicle: str) -> tuple[int, int, int]:
         """C, H, W of one frame's features on a vehicle that has introduced itself."""
-        return self._hello(vehicle).feature_shape
+        return self._declared(vehicle).feature_shape
 
     def frames(self, vehicle: str, split: str) -> range:
         """Indices of a split on a vehicle: frames are numbered through the splits in order."""
-        hello = self._hello(vehicle)
-        first = sum(hello.frames.get(earlier, 0) for earlier in SPLITS[: SPLITS.index(split)])
-        return range(first, first + hello.frames.get(split, 0))
+        frames = self._declared(vehicle).frames
+        first = sum(frames.get(earlier, 0) for earlier in SPLITS[: SPLITS.index(split)])
+        return range(first, first + frames.get(split, 0))
 
-    def _hello(self, vehicle: str) -> Hello:
-        hello = self.vehicles[vehicle].hello
-        if hello is None:
+    def _declared(self, vehicle: str) -> Declaration:
+        declared = self.vehicles[vehicle].declared
+        if declared is None:
             raise CloudError(f"vehicle {vehicle!r} has not introduced itself")
-        return hello
+        return declared
 
 
 def _newest(entries: dict[str, Entry], session: str, entry: Entry) -> Entry:

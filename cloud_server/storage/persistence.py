@@ -100,6 +100,11 @@ class RunState:
         if has_checkpoint(self._folder) and not resume:
             raise CloudError(f"{folder} holds a run already; resume it, or choose another run folder")
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything is committed."""
+        return has_checkpoint(self._folder)
+
     def wall_s(self) -> float:
         """Seconds that this run has taken, in all its processes."""
         return self._earlier_s + time.monotonic() - self._began

@@ -30,11 +30,12 @@ def assemble(
     """The content of `result.json`: mIoU as fractions, bytes of whole PUBLISH packets, None = undefined.
 
     `confusion` counts pixels of all local test frames: row = ground truth, column = predicted class.
+    Means and `confusion` are of the vehicles that have not failed.
     """
-    vehicles = {}
+    vehicles, failed = {}, registry.failed
     for vehicle in config.vehicles:
         record = registry.vehicles[vehicle]
-        frames = record.hello.frames if record.hello else {}
+        frames = record.declared.frames if record.declared else {}
         vehicles[vehicle] = {
             "local_miou": _miou(scores.local.get(vehicle)),
             "ood_miou": _miou(scores.ood.get(vehicle)),
@@ -57,21 +58,24 @@ def assemble(
             "uploads": msgspec.to_builtins(record.uploads),
         }
     everything = ConfusionMatrix(label_space)
-    for matrix in scores.local.values():
-        everything.merge(matrix)
+    for vehicle, matrix in scores.local.items():
+        if vehicle not in failed:
+            everything.merge(matrix)
     per_class = dict(zip(label_space.train_names, everything.class_iou().tolist(), strict=True))
+    lasting = {vehicle: entry for vehicle, entry in vehicles.items() if vehicle not in failed}
     return {
         "algorithm": config.algorithm,
         "dataset": config.dataset,
         "seed": config.seed,
         "rounds": config.rounds,
         "vehicles": vehicles,
+        "failed": failed,
         "strangers": registry.strangers,
-        "mean_local_miou": _mean(vehicles, "local_miou"),
-        "mean_ood_miou": _mean(vehicles, "ood_miou"),
-        "initial_local_miou": _mean(vehicles, "initial_local_miou"),
-        "mean_source_miou": _mean(vehicles, "source_miou"),
-        "initial_source_miou": _mean(vehicles, "initial_source_miou"),
+        "mean_local_miou": _mean(lasting, "local_miou"),
+        "mean_ood_miou": _mean(lasting, "ood_miou"),
+        "initial_local_miou": _mean(lasting, "initial_local_miou"),
+        "mean_source_miou": _mean(lasting, "source_miou"),
+        "initial_source_miou": _mean(lasting, "initial_source_miou"),
         "classes": {name: _finite(iou) for name, iou in per_class.items()},
         "confusion": everything.counts[:, :-1].tolist(),
         "frames_seen": progress.frames_seen,

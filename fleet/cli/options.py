@@ -222,6 +222,12 @@ SCENARIO_OPTIONS = (
         str,
         "auto, mosquitto, amqtt, the URL of your own broker, or memory: no broker, all in one process.",
     ),
+    ScenarioOption(
+        "on_failure",
+        "patience.on_failure",
+        str,
+        "When a vehicle fails or stays away: stop, or continue without it.",
+    ),
     ScenarioOption("broker_port", "broker_port", int, "Port of a broker that is started here."),
 )
 

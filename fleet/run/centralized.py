@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cloud_server.algorithms.base import Scores, TrainingProgress
+from cloud_server.desk.declaration import Declaration
 from cloud_server.desk.registry import Registry
 from cloud_server.errors import CloudError
 from cloud_server.events import Events
@@ -36,7 +37,6 @@ from fleet.run.joint_network import joint_trainer
 from fleet.run.progress import Progress
 from fleet.scenario import parse_image_size
 from protocol.batches import batch_bounds
-from protocol.messages import PROTOCOL_VERSION, Hello
 from protocol.noise import derive_seed, permutation
 
 
@@ -248,15 +248,12 @@ def _registry(job: Job) -> Registry:
     config = scenario.cloud_config()
     registry = Registry(config.vehicles, label_space=config.label_space, feature_shapes=None)
     for vehicle, share in job.shares.items():
-        registry.vehicles[vehicle].hello = Hello(
-            vehicle=vehicle,
-            session="0" * 8,
-            protocol=PROTOCOL_VERSION,
+        registry.vehicles[vehicle].declared = Declaration(
             encoder=scenario.encoder.name,
             bundle_digest="",
             feature_shape=(0, 0, 0),
             image_size=parse_image_size(scenario.image_size),
-            label_space=config.label_space,
             frames={split: len(keys) for split, keys in share.splits().items()},
+            frames_digest="",
         )
     return registry

@@ -247,6 +247,7 @@ def _process_table(
             command=[*python, "edge_client", f"--config={path}"],
             environment={BROKER_VARIABLE: url},
             threads=scenario.encoder.threads,
+            may_fail=scenario.patience.on_failure == "continue",
         )
         for path in hosts
     ]

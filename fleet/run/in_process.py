@@ -42,9 +42,10 @@ def run_in_process(
     def run_host(host: Host) -> None:
         try:
             host.run()
-        except Exception as error:  # whatever ended it is raised in the caller's thread
-            failures.append(error)
-            stop.set()
+        except Exception as error:  # whatever ended it is raised in the caller's thread, if it ends the run
+            if config.patience.on_failure == "stop":
+                failures.append(error)
+                stop.set()
 
     threads = [
         threading.Thread(target=run_host, args=(Host(host, connect, stop),), name=f"host-{number}")

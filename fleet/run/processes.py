@@ -44,6 +44,8 @@ class ProcessSpec:
     """Added to the launcher's own: what must not stand in the list of processes, as the command does."""
     is_ready: Callable[[], bool] = lambda: True
     """Whether the process can be used yet; the next row starts when it can."""
+    may_fail: bool = False
+    """The run goes on when this process has ended for good because of a mistake or fault."""
     leads: bool = False
     """The run ends when this process has ended well."""
 
@@ -109,14 +111,19 @@ class ProcessTable:
             running.faults += code > 0
             hopeless = running.restarts >= _MAX_RESTARTS or running.faults >= _MAX_FAULTS
             if code == _USER_ERROR or hopeless:
-                raise OperatorError(
-                    _last_line(running.log_path, f"{running.spec.name} ended with code {code}")
-                )
-            else:
-                self._restart(running, code)
-                if running.spec.leads:
-                    self._restart_done()
+                self._give_up(running, code)
+                continue
+            self._restart(running, code)
+            if running.spec.leads:
+                self._restart_done()
         return not leader_done
+
+    def _give_up(self, running: _Running, code: int) -> None:
+        reason = _last_line(running.log_path, f"{running.spec.name} ended with code {code}")
+        if not running.spec.may_fail:
+            raise OperatorError(reason)
+        running.done = True
+        log.warning("%s has ended with code %d, the run goes on: %s", running.spec.name, code, reason)
 
     def wait_all_but_first(self, timeout_s: float) -> None:
         """Give every process but the first (the broker) time to end by itself."""

@@ -112,6 +112,9 @@ class Progress(Recorder):
                 view.state = "waiting"
                 view.queries = event["queries"]
                 view.uplink_bytes, view.downlink_bytes = event["uplink_bytes"], event["downlink_bytes"]
+            case "failed":
+                view.state = "failed"
+                self._say(f"the run goes on without {event['vehicle']}: {event['reason']}")
             case "restarted":
                 self._say(f"{event['vehicle']} came back: its turn starts over")
             case "reject":
@@ -190,6 +193,11 @@ def result_table(result: Mapping[str, Any]) -> Table:
     for column in ("vehicle", "frames", "start", "local", "OOD", *source, "queries", "up", "down"):
         table.add_column(column, justify="left" if column == "vehicle" else "right", no_wrap=True)
     vehicles = result["vehicles"]
+    failed = result.get("failed", {})
+    if failed:
+        reasons = "\n".join(f"{vehicle}: {reason}" for vehicle, reason in failed.items())
+        table.caption = Text(f"without what has failed (the means are of the others):\n{reasons}")
+        table.caption_justify = "left"
     for vehicle, entry in list(vehicles.items())[:40]:
         table.add_row(
             vehicle,

@@ -28,6 +28,8 @@ class Hello(Message, frozen=True, array_like=True, kw_only=True, tag="hello"):
     label_space: Annotated[str, Meta(max_length=128)]
     frames: dict[Split, Index]
     """Number of frames of each split."""
+    frames_digest: Annotated[str, Meta(max_length=64)]
+    """Of the frames' keys by split, in their order, and of the classes of their labels."""
 
 
 class OfferedLabel(Message, frozen=True, array_like=True, kw_only=True):

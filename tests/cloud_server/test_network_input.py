@@ -58,6 +58,7 @@ _SOUND_HELLO = Hello(
     image_size=(64, 48),
     label_space="camvid",
     frames={"train": 6, "val": 2, "test": 2},
+    frames_digest="00",
 )
 
 
@@ -219,7 +220,7 @@ def _wrong_hellos(hello: Hello) -> list[Wrong]:
         ("another image size", {"image_size": (640, 480)}, "images of 640x480 pixels"),
         ("no frames", {"frames": {}}, "no train frames"),
         ("other frames", {"frames": {"train": 1, "val": 1, "test": 1, "ood": 0}}, "other frames"),
-        ("another bundle", {"bundle_digest": "0"}, "another bundle"),
+        ("another bundle", {"bundle_digest": "0"}, "came back with the bundle"),
     ]
     return [
         Wrong(name, _packed(msgspec.structs.replace(hello, session="f" * 16, **change)), reason)
@@ -305,6 +306,7 @@ def _hello(fleet: TinyFleet, vehicle: str) -> Hello:
         vehicle=vehicle,
         bundle_digest=fleet.digest(),
         frames={split: len(keys) for split, keys in fleet.frames[CAR].items()},
+        frames_digest=fleet.frames_digest(CAR),
     )
 
 

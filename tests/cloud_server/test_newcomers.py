@@ -38,6 +38,7 @@ def _hello(session: str) -> Hello:
         image_size=(64, 48),
         label_space="camvid",
         frames={"train": 5, "val": 2, "test": 3},
+        frames_digest="00",
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from cloud_server.desk.declaration import Declaration
 from cloud_server.desk.registry import Registry
 from cloud_server.errors import CloudError, RequestError
 from protocol.messages import PROTOCOL_VERSION, Hello, Status
@@ -21,6 +22,7 @@ _HELLO = Hello(
     image_size=(64, 48),
     label_space="camvid",
     frames={"train": 5, "val": 2, "test": 3, "ood": 4},
+    frames_digest="00",
 )
 
 
@@ -78,14 +80,40 @@ def test_hello_that_does_not_fit_is_refused_and_changes_nothing(change: dict[str
 
 
 @pytest.mark.parametrize(
-    "change", [{"bundle_digest": "other"}, {"frames": {"train": 6, "val": 2, "test": 3}}]
+    ("change", "named"),
+    [
+        ({"bundle_digest": "other"}, "came back with the bundle stride8-c4 other, it joined this run with"),
+        (
+            {"frames": {"train": 6, "val": 2, "test": 3, "ood": 4}},
+            r"other frames \(6 train, 2 val, 3 test, 4 ood\) than .* \(5 train, 2 val, 3 test, 4 ood\)",
+        ),
+        (
+            {"frames_digest": "ff"},
+            "came back with as many frames as .*, but not the same ones; give it those",
+        ),
+    ],
 )
-def test_vehicle_may_not_come_back_as_another(change: dict[str, Any]) -> None:
+@pytest.mark.parametrize("resumed", [False, True])
+def test_vehicle_may_not_come_back_as_another(change: dict[str, Any], named: str, resumed: bool) -> None:
     registry = _registry()
     registry.admit(_hello())
-    with pytest.raises(RequestError, match="came back with another bundle or other frames"):
+    if resumed:
+        declared = registry.declared
+        registry = _registry()
+        registry.know(declared, {})
+    with pytest.raises(RequestError, match=named):
         registry.admit(_hello(session="b" * 16, **change))
-    assert registry.vehicles["car-1"].hello == _hello()
+    assert registry.vehicles["car-1"].hello == (None if resumed else _hello())
+    registry.admit(_hello(session="c" * 16))
+
+
+def test_vehicle_that_has_failed_is_no_longer_waited_for_nor_taken_in() -> None:
+    registry = _registry()
+    registry.know({"car-1": Declaration.of(_hello())}, {"car-1": "disk full"})
+    assert "car-1" not in registry.missing() and registry.failed == {"car-1": "disk full"}
+    assert len(registry.frames("car-1", "train")) == 5, "what it declared is still known"
+    with pytest.raises(RequestError, match="it has failed in this run, which goes on without it: disk full"):
+        registry.admit(_hello())
 
 
 def test_late_will_of_an_earlier_session_is_ignored() -> None:

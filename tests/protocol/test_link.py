@@ -30,6 +30,7 @@ HELLO = Hello(
     image_size=(64, 48),
     label_space="camvid",
     frames={"train": 1},
+    frames_digest="00",
 )
 
 

@@ -1,0 +1,57 @@
+"""What a vehicle says of itself when it joins, and holds to for the whole run."""
+
+from __future__ import annotations
+
+import msgspec
+
+from protocol.messages import Hello
+
+
+class Declaration(msgspec.Struct, frozen=True, kw_only=True):
+    """Bundle and frames of one vehicle; the run's state on both sides is of these and no others."""
+
+    encoder: str
+    bundle_digest: str
+    feature_shape: tuple[int, int, int]
+    """C, H, W of one frame's features."""
+    image_size: tuple[int, int]
+    """Width, height in pixels."""
+    frames: dict[str, int]
+    """Number of frames of each split."""
+    frames_digest: str
+    """Of the frames' keys by split, and of the classes of their labels."""
+
+    @classmethod
+    def of(cls, hello: Hello) -> Declaration:
+        """What a hello declares."""
+        return cls(
+            encoder=hello.encoder,
+            bundle_digest=hello.bundle_digest,
+            feature_shape=hello.feature_shape,
+            image_size=hello.image_size,
+            frames=dict(hello.frames),
+            frames_digest=hello.frames_digest,
+        )
+
+    def difference(self, now: Declaration) -> str:
+        """What a vehicle that declared this has changed, with what to do; empty where it is the same."""
+        if now.bundle_digest != self.bundle_digest:
+            return (
+                f"came back with the bundle {now.encoder} {now.bundle_digest[:12]}, it joined this run with "
+                f"{self.encoder} {self.bundle_digest[:12]}; give it that bundle, or start a new run"
+            )
+        if now.frames != self.frames:
+            return (
+                f"came back with other frames ({_counts(now.frames)}) than it joined this run with "
+                f"({_counts(self.frames)}); give it those frames, or start a new run"
+            )
+        if now.frames_digest != self.frames_digest:
+            return (
+                f"came back with as many frames as it joined this run with ({_counts(self.frames)}), but not "
+                f"the same ones; give it those frames, or start a new run"
+            )
+        return ""
+
+
+def _counts(frames: dict[str, int]) -> str:
+    return ", ".join(f"{count} {split}" for split, count in frames.items())
