@@ -27,6 +27,9 @@ METHODS: dict[str, Callable[[Allotment], list[Frames]]] = {
 }
 """The ways of giving frames to vehicles, by name; each is described where it is defined."""
 
+READ_LABELS = frozenset({"dirichlet", "class-imbalance"})
+"""Those that look into every label."""
+
 
 @dataclass(frozen=True, slots=True)
 class FrameSplit:

@@ -22,6 +22,7 @@ from edge_client.errors import VehicleError
 from edge_client.frames import FrameCache, Sight, VehicleFrames, limit_opencv_threads
 from edge_client.local.head import HeadFolder, LocalHead
 from edge_client.local.network import require_torch
+from edge_client.own_frames import check_own_frames
 from edge_client.turn import LocalModelTools
 from edge_client.vehicle import Vehicle, VehicleSettings, bundle_digest, new_session
 from protocol.errors import MENDABLE, SettingError
@@ -109,6 +110,8 @@ class HostConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True)
     connect_timeout_s: float = 60.0
     retry_s: float = 5.0
     give_up_s: float = 600.0
+    frames_checked: bool = False
+    """Whether somebody has read every frame already, as the launcher has; else this process does, first."""
 
     def __post_init__(self) -> None:
         check_id(self.fleet, "fleet id")
@@ -150,11 +153,17 @@ class Host:
 
         Raises:
             VehicleError, BundleError, DatasetError, OSError: something is missing or does not fit.
+            Stopped: the process was asked to stop.
         """
         limit_opencv_threads(config.threads)
         self._config = config
         self._stop = stop
         self._source = open_dataset(config.dataset, Path(config.data_root), label_space(config.label_space))
+        if not config.frames_checked:
+            keys = [
+                key for vehicle in config.vehicles for part in self._splits(vehicle).values() for key in part
+            ]
+            check_own_frames(self._source, keys, stop, threads=config.threads)
         self._bundles: dict[str, EncoderBundle] = {}
         self._encoders: dict[str, Encoder] = {}
         self._local_models: dict[str, LocalModel] = {}

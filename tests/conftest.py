@@ -46,6 +46,14 @@ def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
         sys.modules.pop(name, None)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def user_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder for the tests and all processes that they start, instead of the user's own."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["XDG_CACHE_HOME"] = str(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def camvid_root() -> Path:
     """The real CamVid in the SegNet layout: $BLACKFLEET_CAMVID, or ../shared beside the checkout."""

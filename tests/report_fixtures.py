@@ -18,7 +18,7 @@ from fleet.compare.milestones import find_milestones
 from fleet.compare.tables import summarise
 from fleet.report.data import read_training
 from fleet.run.allocation import open_data
-from fleet.run.partition_record import settle_shares
+from fleet.run.partition_record import record_shares, settle_shares
 from fleet.scenario import Scenario, save_scenario
 
 ALGORITHMS = ("blackfed-v2", "split")
@@ -74,6 +74,7 @@ def build_comparison(folder: Path) -> Path:
 def _run(folder: Path, source: FrameSource, scenario: Scenario, seed: int) -> dict[str, Any]:
     """Predictions that are the labels with noise, the result that they give, and a curve."""
     shares = settle_shares(scenario, folder, source)
+    record_shares(folder, source, shares)
     draw = np.random.default_rng([seed, len(scenario.algorithm)])
     refs = {ref.key: ref for ref in source.refs}
     matrix = ConfusionMatrix(CITYSCAPES)

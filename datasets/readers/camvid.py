@@ -81,12 +81,15 @@ class CamVidFrames(FrameFolder):
                 label_colors.txt is malformed.
         """
         self._colors: _ColorTable | None = None
+        self.colours: list[tuple[Rgb, str]] | None = None
+        """In the original layout: which colour is which class."""
         faults: list[str] = []
         images, labels = (_first_folder(root, names) for names in (ORIGINAL_IMAGES, ORIGINAL_LABELS))
         if any((root / f"{split}annot").is_dir() for split in SPLITS):
             pairs = _find_segnet(root, faults)
         elif images is not None and labels is not None:
-            self._colors = _ColorTable(_read_colors(root / COLOR_TABLE))
+            class_by_color = _read_colors(root / COLOR_TABLE)
+            self._colors, self.colours = _ColorTable(class_by_color), list(class_by_color.items())
             pairs = pair_files(files_by_stem(images, ".png"), files_by_stem(labels, "_L.png"), faults)
         else:
             raise dataset_missing(

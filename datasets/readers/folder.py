@@ -1,4 +1,4 @@
-"""What every reader of frames on disk shares: finding files, loading by reference, checking it all."""
+"""What every reader of frames on disk shares: finding files, loading by reference."""
 
 from __future__ import annotations
 
@@ -93,20 +93,6 @@ class FrameFolder:
             sequence=ref.sequence,
             frame_id=ref.frame_id,
         )
-
-    def verify(self) -> None:
-        """Read every file of the data set.
-
-        Raises:
-            DatasetError: some are faulty; the message names up to 10 and says how many there are.
-        """
-        faults: list[str] = []
-        for ref in self.refs:
-            try:
-                self.load(ref)
-            except DatasetError as exc:
-                faults.append(str(exc))
-        raise_faults(f"{self.label_space.name} data in {self.root}", faults)
 
 
 def raise_faults(subject: str, faults: Sequence[str]) -> None:

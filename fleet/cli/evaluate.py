@@ -24,7 +24,7 @@ from protocol.atomic import write_json_atomic
 
 EVALUATION_NAME = "evaluation.json"
 
-_FAULTS_NAMED = 5
+_FAULTS_NAMED = 10
 
 
 def evaluate_predictions(

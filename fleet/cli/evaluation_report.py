@@ -74,6 +74,8 @@ def print_report(report: EvaluationReport, console: Console) -> None:
         console.print(table)
     unpredicted = report.ground_truth_frames - report.frames
     console.print(f"{report.frames} {report.dataset} frames, {summary['pixels']:,} labelled pixels")
+    if not summary["pixels"]:
+        console.print("all labels of these frames are void: there is no score", style="yellow")
     if unpredicted:
         console.print(f"without a prediction and not counted: {unpredicted} labelled frames")
     if not has_instances and are_weighted(label_space(report.dataset)):

@@ -28,9 +28,10 @@ from fleet.run.folder import (
     readable_by_owner_alone,
     write_scenario,
 )
+from fleet.run.frame_check import check_before_allotting, check_shares
 from fleet.run.job import Job, read_object
 from fleet.run.overlays import draw_overlays
-from fleet.run.partition_record import PARTITION_NAME, settle_shares
+from fleet.run.partition_record import PARTITION_NAME, record_shares, settle_shares
 from fleet.run.progress import result_table
 from fleet.run.resuming import resumed_scenario
 from fleet.run.start import FOLDER_NAME as START_FOLDER
@@ -78,7 +79,10 @@ def _launch(scenario: Scenario, run_folder: Path, *, resume: bool, console: Cons
         start = _settle_start(scenario, run_folder, resume=resume)
         source = open_data(scenario, run_folder, console)
         tested = source_test_frames(scenario, start.spec, source) if start else ()
+        check_before_allotting(scenario, source, console)
         shares = settle_shares(scenario, run_folder, source, source_keys=tested)
+        remarks = check_shares(scenario, source, shares, console)
+        record_shares(run_folder, source, shares)
     except Exception:
         if not resume:
             # Nothing has begun: the mended command must find the folder free.
@@ -87,6 +91,7 @@ def _launch(scenario: Scenario, run_folder: Path, *, resume: bool, console: Cons
             (run_folder / SCENARIO_NAME).unlink(missing_ok=True)
         raise
     if not (run_folder / RESULT_NAME).exists():
+        _say(remarks, console)
         run = run_fleet if algorithm_row(scenario.algorithm).build else run_centralized
         run(
             Job(
@@ -101,8 +106,14 @@ def _launch(scenario: Scenario, run_folder: Path, *, resume: bool, console: Cons
     result = read_object(run_folder / RESULT_NAME)
     draw_overlays(source, shares, run_folder, per_vehicle=scenario.evaluation.overlays)
     console.print(result_table(result))
+    _say(remarks, console)
     console.print(f"results in {run_folder}")
     return result
+
+
+def _say(remarks: tuple[str, ...], console: Console) -> None:
+    for remark in remarks:
+        console.print(remark, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def _settle_start(scenario: Scenario, run_folder: Path, *, resume: bool) -> Start | None:

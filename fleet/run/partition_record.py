@@ -43,13 +43,13 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True):
 def settle_shares(
     scenario: Scenario, run_folder: Path, source: FrameSource, *, source_keys: tuple[str, ...] = ()
 ) -> dict[str, Share]:
-    """Each vehicle's frames: those that the run began with, or, for a new run, newly given and written down.
+    """Each vehicle's frames: those that the run began with, or, for a new run, newly given.
 
     `source_keys` are those of `fleet.run.allocation.source_test_frames`.
 
     Raises:
         OperatorError: a frame that the run began with is gone, or is another one; or the record is damaged.
-        SettingError, DatasetError, OSError: see `allocate`; a label can't be read, or nothing be written.
+        SettingError, DatasetError: see `allocate`.
     """
     path = run_folder / PARTITION_NAME
     if path.exists():
@@ -59,17 +59,22 @@ def settle_shares(
             f"{path} is missing: nobody knows which frames the run began with; put it back, or begin a new "
             f"run"
         )
-    shares = allocate(scenario, source, source_keys=source_keys)
-    _write(path, source, shares)
-    return shares
+    return allocate(scenario, source, source_keys=source_keys)
 
 
-def _write(path: Path, source: FrameSource, shares: Mapping[str, Share]) -> None:
-    """Frames, condition, encoder and class pixels of each vehicle, and the size of each frame's files.
+def record_shares(run_folder: Path, source: FrameSource, shares: Mapping[str, Share]) -> None:
+    """Write down frames, condition, encoder and class pixels of each vehicle, and the size of frames' files.
 
     Class pixels are those of all its train, val and test labels, void left out; null for each vehicle of a
-    data set so large that reading them would hold up the launch.
+    data set so large that reading them would hold up the launch. A record that is there stays.
+
+    Raises:
+        DatasetError: a label can't be read.
+        OSError: the folder can't be written.
     """
+    path = run_folder / PARTITION_NAME
+    if path.exists():
+        return
     pixels = _class_pixels(source, shares)
     vehicles = {
         vehicle: {

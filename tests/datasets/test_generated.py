@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from datasets.check import check_frames
 from datasets.frame import Frame
 from datasets.generated import GeneratorSettings, generate_dataset, render_frame
 from datasets.generated.camera import Camera, clip_near
@@ -104,7 +105,7 @@ def test_dataset_reads_back_through_the_cityscapes_reader(tmp_path: Path) -> Non
     generate_dataset(tmp_path, TINY, progress=lambda *counts: done.append(counts))
     assert done == [(number, 6) for number in range(1, 7)]
     source = CityscapesFrames(tmp_path)
-    source.verify()
+    check_frames(source)
     assert [ref.city for ref in source.refs] == ["aldheim"] * 3 + ["brockstad"] * 3
     read, rendered = source.load(source.refs[4]), render_frame(TINY, 1, 0, 1)
     assert read.key == rendered.key

@@ -14,6 +14,7 @@ from fleet_fixtures import CARS, Supervisor, TinyFleet, World
 from test_objectives import ACTIVATION, STAYS, Recorder
 
 from cloud_server.errors import CloudError
+from datasets.check import check_frames
 from datasets.frame import DatasetError
 from datasets.labels import CAMVID, VOID
 from datasets.readers.folder import DatasetMissing
@@ -65,7 +66,7 @@ def test_pictures_are_frames_by_drive_and_name_with_void_labels(tmp_path: Path) 
     assert frame.label_HW.shape == (6, 8)
     assert (frame.label_HW == VOID).all()
     assert np.array_equal(source.load_label(source.refs[0]), frame.label_HW)
-    source.verify()
+    check_frames(source)
 
 
 def test_pictures_beside_each_other_are_one_drive(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from datasets.catalog import DATASETS, open_dataset
+from datasets.check import check_frames
 from datasets.frame import DatasetError, Frame, FrameSource, resize_frame
 from datasets.labels import CAMVID, CITYSCAPES, VOID
 from datasets.readers.camvid import ORIGINAL_CLASSES, CamVidFrames
@@ -153,9 +154,9 @@ def test_missing_split_and_empty_split_are_refused(cityscapes_root: Path) -> Non
         CityscapesFrames(cityscapes_root, splits=["test"])
 
 
-def test_faulty_files_are_named_when_loaded_and_gathered_by_verify(cityscapes_root: Path) -> None:
+def test_faulty_files_are_named_when_loaded_and_gathered_by_the_check(cityscapes_root: Path) -> None:
     frames = CityscapesFrames(cityscapes_root)
-    frames.verify()
+    check_frames(frames)
     unknown, broken, small, instances = frames.refs
     cv2.imwrite(str(unknown.label_path), np.full((8, 12), 77, np.uint8))
     broken.image_path.write_bytes(broken.image_path.read_bytes()[:60])
@@ -172,7 +173,7 @@ def test_faulty_files_are_named_when_loaded_and_gathered_by_verify(cityscapes_ro
         with pytest.raises(DatasetError, match=rf"{ref.key}_\w+\.png: {message}"):
             frames.load(ref)
     with pytest.raises(DatasetError, match="4 faults") as caught:
-        frames.verify()
+        check_frames(frames)
     assert all(ref.key in str(caught.value) for ref in expected)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 from brokers import running_broker
 from fleet_fixtures import World
@@ -237,6 +238,32 @@ def test_a_label_with_an_unknown_id_ends_the_run_with_its_name(
     line = refuse("launch", "--scenario", scenario, "--run-dir", tmp_path / "run")
     assert str(label) in line
     assert "77" in line
+
+
+def test_all_faulty_frames_are_named_before_anything_starts(
+    refuse: Refuse, tmp_path: Path, camvid_copy: Path
+) -> None:
+    images = sorted((camvid_copy / "train").iterdir())[:3]
+    for image in images:
+        image.write_bytes(image.read_bytes()[:-30])
+    label = camvid_copy / "trainannot" / sorted((camvid_copy / "train").iterdir())[5].name
+    cv2.imwrite(str(label), np.zeros((5, 7), np.uint8))
+    scenario = write_scenario(tmp_path / "scenario.yaml", camvid_copy, dataset={"name": "camvid"})
+    line = refuse("launch", "--scenario", scenario, "--run-dir", tmp_path / "run")
+    assert "4 faults" in line and "7x5 pixels, but its image has" in line
+    assert all(f"{image}: not a readable image" in line and "cut off" in line for image in images)
+    assert not (tmp_path / "run" / "scenario.yaml").exists()
+    assert not (tmp_path / "run" / "hosts").exists()
+
+
+def test_a_run_whose_train_labels_are_all_void_is_refused(
+    refuse: Refuse, tmp_path: Path, camvid_copy: Path
+) -> None:
+    for label in (camvid_copy / "trainannot").iterdir():
+        cv2.imwrite(str(label), np.full_like(cv2.imread(str(label), cv2.IMREAD_UNCHANGED), 11))
+    scenario = write_scenario(tmp_path / "scenario.yaml", camvid_copy, dataset={"name": "camvid"})
+    line = refuse("launch", "--scenario", scenario, "--run-dir", tmp_path / "run")
+    assert "all train labels are void: none has a pixel of a camvid class" in line
 
 
 # Brokers -----------------------------------------------------------------------------------------------
