@@ -59,8 +59,8 @@ class DatasetPart(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`dirichlet` only: concentration; the smaller, the more the vehicles differ."""
     frames_per_vehicle: int | None = None
     """At most so many frames of each vehicle, evenly spaced; None = all."""
-    frames_per_sequence: int = 60
-    """`generated` only: frames rendered of each city's drive."""
+    frames_per_sequence: int | None = None
+    """`generated` only: frames rendered of each city's drive; None = 60, or as many as the vehicles need."""
     generated_cities: int | None = None
     """`generated` only: cities rendered; None = as many as vehicles, 8 at most."""
 
@@ -76,6 +76,8 @@ class DatasetPart(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise SettingError(
                 f"frames_per_vehicle must be at least 3 (train, val, test), got {self.frames_per_vehicle}"
             )
+        if self.frames_per_sequence is not None and self.frames_per_sequence < 1:
+            raise SettingError(f"frames_per_sequence must be at least 1, got {self.frames_per_sequence}")
         if self.generated_cities is not None and self.generated_cities < 1:
             raise SettingError(f"generated_cities must be at least 1, got {self.generated_cities}")
         if self.cities is not None and not self.cities:
@@ -123,8 +125,9 @@ class LocalHeadPart(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True
 class EvaluationPart(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the result is measured."""
 
-    ood_frames: int = 40
-    """Test frames of other vehicles, evenly spaced over them, that each vehicle is tested on at the end."""
+    ood_frames: int | None = None
+    """Test frames of other vehicles, evenly spaced over them, that each vehicle is tested on at the end;
+    None = 40, in a fleet of more than 25 vehicles 1,000 for all of them together."""
     overlays: int = 4
     """Colour overlays of test frames drawn for each vehicle."""
     source_frames: int = 40
@@ -133,7 +136,7 @@ class EvaluationPart(_Part, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     def __post_init__(self) -> None:
         for name in ("ood_frames", "overlays", "source_frames"):
-            if getattr(self, name) < 0:
+            if (getattr(self, name) or 0) < 0:
                 raise SettingError(f"evaluation.{name} must be at least 0, got {getattr(self, name)}")
 
 

@@ -5,23 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from rich.console import Console
 
-from datasets.catalog import find_dataset, open_dataset
+from datasets.catalog import open_dataset
 from datasets.conditions import Condition
 from datasets.frame import DatasetError, FrameSource
-from datasets.generated import GeneratorSettings
 from datasets.partition import FrameSplit, partition_frames
 from datasets.subset import CitySubset
 from edge_client.host import SightConfig
+from fleet.run.rendering import render_missing
 from fleet.run.start import StartSpec
-from fleet.scenario import Scenario, parse_image_size
+from fleet.scenario import Scenario
 from protocol.codec.labels import content_hash
 from protocol.noise import derive_seed
 
-_MOST_CITIES = 8
-"""Cities of the embedded default; larger fleets share them."""
+_OOD_FRAMES = 40
+"""Test frames of other vehicles that a vehicle is tested on, where the scenario names no number, ..."""
+_OOD_FRAMES_IN_ALL = 1000
+"""... and in a large fleet all vehicles together."""
+
+
+_Key = TypeVar("_Key")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,27 +64,8 @@ def open_data(scenario: Scenario, run_folder: Path, console: Console) -> FrameSo
         DatasetError, SettingError, OSError: it is missing, malformed or can't be written.
     """
     root = data_folder(scenario, run_folder)
-    render = find_dataset(scenario.dataset.name).render
-    if render is not None:
-        settings = GeneratorSettings(
-            cities=rendered_cities(scenario),
-            frames_per_sequence=scenario.dataset.frames_per_sequence,
-            image_size=parse_image_size(scenario.image_size),
-            seed=scenario.seed,
-        )
-        with console.status("rendering driving frames") as status:
-            render(
-                root,
-                settings,
-                workers=scenario.core_count,
-                progress=lambda done, total: status.update(f"rendering driving frames {done}/{total}"),
-            )
+    render_missing(scenario, root, console)
     return open_dataset(scenario.dataset.name, root)
-
-
-def rendered_cities(scenario: Scenario) -> int:
-    """Cities of a generated data set."""
-    return scenario.dataset.generated_cities or min(scenario.vehicles, _MOST_CITIES)
 
 
 def source_test_frames(scenario: Scenario, start: StartSpec, source: FrameSource) -> tuple[str, ...]:
@@ -122,12 +109,13 @@ def allocate(
     most = scenario.dataset.frames_per_vehicle
     if most is not None:
         partition = {vehicle: _thin(frames, most) for vehicle, frames in partition.items()}
+    ood = _foreign_frames(partition, scenario.evaluation.ood_frames)
     return {
         vehicle: Share(
             train=frames.train,
             val=frames.val,
             test=frames.test,
-            ood=_others(vehicle, partition, scenario.evaluation.ood_frames),
+            ood=ood[vehicle],
             encoder=vehicle_encoder(scenario, vehicle),
             sight=vehicle_sight(scenario, vehicle),
             source=source_keys,
@@ -146,7 +134,7 @@ def sights(shares: Mapping[str, Share]) -> dict[str, SightConfig]:
     }
 
 
-def evenly_spaced(keys: Sequence[str], count: int) -> tuple[str, ...]:
+def evenly_spaced(keys: Sequence[_Key], count: int) -> tuple[_Key, ...]:
     """`count` of `keys` in their order, as far apart as can be; all of them if there are no more."""
     if count >= len(keys):
         return tuple(keys)
@@ -181,6 +169,25 @@ def _thin(frames: FrameSplit, most: int) -> FrameSplit:
     )
 
 
-def _others(vehicle: str, partition: Mapping[str, FrameSplit], count: int) -> tuple[str, ...]:
-    keys = [key for other, frames in partition.items() if other != vehicle for key in frames.test]
-    return evenly_spaced(keys, count)
+def _foreign_frames(partition: Mapping[str, FrameSplit], given: int | None) -> dict[str, tuple[str, ...]]:
+    """By vehicle: test frames of the others, evenly spaced over them, `given` for each.
+
+    None: 40 for each, but no more than 1,000 for the whole fleet. Where that is less than one each, so many
+    vehicles, evenly spaced, have one.
+    """
+    vehicles = tuple(partition)
+    counts = dict.fromkeys(vehicles, _OOD_FRAMES if given is None else given)
+    if given is None and len(vehicles) * _OOD_FRAMES > _OOD_FRAMES_IN_ALL:
+        counts = dict.fromkeys(vehicles, _OOD_FRAMES_IN_ALL // len(vehicles))
+        if len(vehicles) > _OOD_FRAMES_IN_ALL:
+            counts |= dict.fromkeys(evenly_spaced(vehicles, _OOD_FRAMES_IN_ALL), 1)
+    keys = [key for frames in partition.values() for key in frames.test]
+    foreign: dict[str, tuple[str, ...]] = {}
+    first = 0
+    for vehicle, frames in partition.items():
+        # Those of the others are the keys but for this vehicle's own, which stand together.
+        own, others = len(frames.test), len(keys) - len(frames.test)
+        places = evenly_spaced(range(others), counts[vehicle])
+        foreign[vehicle] = tuple(keys[place if place < first else place + own] for place in places)
+        first += own
+    return foreign

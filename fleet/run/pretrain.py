@@ -26,11 +26,11 @@ from fleet.run.allocation import (
     Share,
     data_folder,
     evenly_spaced,
-    rendered_cities,
 )
 from fleet.run.folder import held, kept_scenario, readable_by_owner_alone
 from fleet.run.launch import launch
 from fleet.run.partition_record import settle_shares
+from fleet.run.rendering import rendered_cities, rendered_frames_per_city
 from fleet.run.resuming import resumed_scenario
 from fleet.run.start import ENCODER_NAME, FEATURES_NAME, NETWORK_NAME, SPEC_NAME, Start, write_spec
 from fleet.scenario import Scenario, parse_image_size
@@ -75,7 +75,14 @@ def pretrain(scenario: Scenario, folder: Path, *, resume: bool, console: Console
 
 def _alone(scenario: Scenario) -> Scenario:
     """The run that trains on all frames of the scenario's data in one place."""
-    cities = rendered_cities(scenario) if scenario.dataset.is_rendered else None
+    dataset = scenario.dataset
+    if dataset.is_rendered:
+        # The frames are those of the fleet that is to begin from here.
+        dataset = msgspec.structs.replace(
+            dataset,
+            generated_cities=rendered_cities(scenario),
+            frames_per_sequence=rendered_frames_per_city(scenario),
+        )
     return msgspec.structs.replace(
         scenario,
         algorithm="centralized",
@@ -86,7 +93,7 @@ def _alone(scenario: Scenario) -> Scenario:
         subspace="all",
         objective="labels",
         network=msgspec.structs.replace(scenario.network, learns=True),
-        dataset=msgspec.structs.replace(scenario.dataset, generated_cities=cities),
+        dataset=dataset,
     )
 
 

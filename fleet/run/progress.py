@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cloud_server.events import Recorder
+from fleet.run.summaries import Summaries
 from fleet.scenario import Scenario
 
 _REFRESH_PER_S = 4
@@ -38,6 +39,7 @@ class Progress(Recorder):
     def __init__(self, scenario: Scenario, console: Console) -> None:
         self._console = console
         self._vehicles = {vehicle: _VehicleView() for vehicle in scenario.vehicle_ids}
+        self._summaries = Summaries(scenario.vehicles)
         self._round = 0
         self._rounds = scenario.rounds
         self._kind = ""
@@ -70,6 +72,7 @@ class Progress(Recorder):
         exception: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._say(*self._summaries.rest())
         if self._live is not None:
             self._live.stop()
 
@@ -97,17 +100,20 @@ class Progress(Recorder):
                     learning.loss = event["loss"]
             case "validation":
                 view.miou = event["best"]
-                self._say(
-                    f"round {event['round']}/{self._rounds}  {event['vehicle']}  loss {_number(view.loss)}  "
+                period = f"round {event['round']}/{self._rounds}"
+                line = (
+                    f"{period}  {event['vehicle']}  loss {_number(view.loss)}  "
                     f"val mIoU {_number(event['miou'])} (best {_number(event['best'])})"
                     f"  {self._clock.left()}"
                 )
+                self._say(*self._summaries.score(period, "val", event["miou"], line))
             case "evaluation":
                 view.miou = event["miou"]
-                self._say(
+                line = (
                     f"{event['kind']} {event['split']}  {event['vehicle']}  mIoU {_number(event['miou'])} "
                     f"on {event['frames']} frames"
                 )
+                self._say(*self._summaries.score(event["kind"], event["split"], event["miou"], line))
             case "turn_done":
                 view.state = "waiting"
                 view.queries = event["queries"]
@@ -116,15 +122,17 @@ class Progress(Recorder):
                 view.state = "failed"
                 self._say(f"the run goes on without {event['vehicle']}: {event['reason']}")
             case "restarted":
-                self._say(f"{event['vehicle']} came back: its turn starts over")
+                line = f"{event['vehicle']} came back: its turn starts over"
+                self._say(*self._summaries.incident("turns that start over", line))
             case "reject":
-                self._say(f"rejected a message of {event['vehicle']}: {event['reason']}")
+                line = f"rejected a message of {event['vehicle']}: {event['reason']}"
+                self._say(*self._summaries.incident("rejected messages", line))
             case "committed":
                 self._clock.committed(event["stage"])
                 self._bar.update(self._task, completed=event["stage"] + 1)
 
-    def _say(self, line: str) -> None:
-        if self._live is None:
+    def _say(self, *lines: str) -> None:
+        for line in lines if self._live is None else ():
             self._console.print(line, highlight=False, soft_wrap=True)
 
     def _render(self) -> RenderableType:
