@@ -56,7 +56,7 @@ _ACTIVATION = {
     **_ZEROTH,
     "zeroth_order.epochs": _PASSES,
     "zeroth_order.estimator": "activation",
-    "zeroth_order.activation.seeds": 4,
+    "activation.seeds": 4,
 }
 _ANCHOR = 10.0
 METHODS: dict[str, Method] = {
@@ -67,18 +67,18 @@ METHODS: dict[str, Method] = {
     ),
     "spsa-gc": Method(
         # A query takes two uploads: half the steps.
-        settings={**_ZEROTH, "zeroth_order.epochs": _PASSES // 2, "zeroth_order.queries": 1},
-        rate_key="zeroth_order.rate",
+        settings={**_ZEROTH, "zeroth_order.epochs": _PASSES // 2, "spsa.queries": 1},
+        rate_key="spsa.rate",
         rates=(3e-4, 1e-3, 3e-3),
     ),
     "activation": Method(
         settings=_ACTIVATION,
-        rate_key="zeroth_order.activation.rate",
+        rate_key="activation.rate",
         rates=(1e-3, 3e-3, 1e-2),
     ),
     # Held back from forgetting, at the rate of `activation` alone.
     "activation, anchored": Method(
-        settings={**_ACTIVATION, "anchor": _ANCHOR}, without_labels=False, network_learns=False
+        settings={**_ACTIVATION, "adaptation.anchor": _ANCHOR}, without_labels=False, network_learns=False
     ),
     "activation, source replayed": Method(
         settings={**_ACTIVATION, "network.source_replay": 1.0}, without_labels=False, network_stays=False
@@ -103,7 +103,11 @@ METHODS: dict[str, Method] = {
 }
 SETTINGS: dict[str, dict[str, Any]] = {
     "labels": {"network.learns": False, "first_order.schedule": "constant"},
-    "no labels": {"network.learns": False, "first_order.schedule": "constant", "objective": "entropy"},
+    "no labels": {
+        "network.learns": False,
+        "first_order.schedule": "constant",
+        "adaptation.objective": "entropy",
+    },
     "labels, the network learns": {"network.learns": True},
 }
 """What may change and what vehicles learn from, by scenario key."""
@@ -150,7 +154,7 @@ def means_something(setting: str, method: str) -> bool:
     """Whether a method can do anything in a setting."""
     overrides, chosen = SETTINGS[setting], METHODS[method]
     runs = chosen.network_learns if overrides["network.learns"] else chosen.network_stays
-    return runs and (chosen.without_labels or overrides.get("objective") != "entropy")
+    return runs and (chosen.without_labels or overrides.get("adaptation.objective") != "entropy")
 
 
 def _rated_as(method: str) -> str:
@@ -208,7 +212,7 @@ class _Bench:
                 "dataset.cities": [_TARGET],
                 "conditions": {"car-01": f"{condition}:{_SEVERITY}"},
                 "start": str(self._start(seed)),
-                "subspace": "film",
+                "adaptation.subspace": "film",
                 "encoder.mode": "rebuild",
                 "evaluation.overlays": 0,
                 **METHODS[method].settings,

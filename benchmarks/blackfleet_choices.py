@@ -23,10 +23,10 @@ from benchmarks.options import read_seeds
 from benchmarks.runs import Run, finish
 from benchmarks.serving_scores import score_servings
 from cloud_server.config import read_config
-from cloud_server.learner_config import SERVINGS
 from edge_client.host import read_host_config
 from fleet.compare.spread import sample_deviation
 from fleet.run.progress import format_bytes
+from protocol.plans.blackfleet import SERVINGS
 
 _WIDTH = 110
 _SCORES = {"val": "val mIoU", "test": "test local", "ood": "test OOD"}

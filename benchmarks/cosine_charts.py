@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from benchmarks.cosine_study import DEFAULT_ACTIVATION, DEFAULTS, ZEROTH_ORDER, Setting
+from benchmarks.cosine_study import DEFAULT_ACTIVATION, DEFAULTS, SPSA, Setting
 from benchmarks.cosine_tables import Table
 from benchmarks.joint_training import Study
 
@@ -48,7 +48,7 @@ def _activation(**changes: Any) -> Setting:
 
 
 def _spsa(count: int) -> Setting:
-    return Setting(estimator="spsa-gc", count=count, scale=ZEROTH_ORDER.perturbation)
+    return Setting(estimator="spsa-gc", count=count, scale=SPSA.perturbation)
 
 
 def _against_count(axes: Axes, table: Table, study: Study) -> None:

@@ -28,7 +28,6 @@ from benchmarks.joint_training import (
     quantised,
 )
 from cloud_server.desk.seeded_queries import coded_loss_maps
-from cloud_server.learner_config import ZerothOrderConfig
 from cloud_server.training.losses import downsample_labels, loss_map
 from edge_client.encoder.film import Everything, Film, Subspace
 from edge_client.encoder.runtime import Linearisation
@@ -38,9 +37,11 @@ from protocol.codec.tensor import decode, encode
 from protocol.messages import Feedback, Gradient, LossMaps, Query, SeededQuery, TrainStep
 from protocol.noise import derive_seed, permutation
 from protocol.perturbation import pack_scale
+from protocol.plans.activation import ActivationPlan
+from protocol.plans.spsa import SpsaPlan
 
-ZEROTH_ORDER = ZerothOrderConfig()
-DEFAULTS = ZEROTH_ORDER.activation
+SPSA = SpsaPlan()
+DEFAULTS = ActivationPlan()
 _HEADER: dict[str, Any] = {"vehicle": "car-01", "grant": "0123456789abcdef", "turn_id": 1, "step": 100}
 
 
@@ -186,11 +187,11 @@ class _Moment:
         for name, subspace in self._subspaces.items():
             ask = self._asker(subspace)
             for count in self._study.queries:
-                spsa = Spsa(perturbation=ZEROTH_ORDER.perturbation, queries=count)
+                spsa = Spsa(perturbation=SPSA.perturbation, queries=count)
                 answers = [ask(phi) for phi in spsa.propose(subspace.start(), self._seed)]
                 estimate = spsa.estimate([feedback.losses[0] for _, feedback in answers])
                 up, down = zip(*answers, strict=True)
-                setting = Setting(estimator="spsa-gc", count=count, scale=ZEROTH_ORDER.perturbation)
+                setting = Setting(estimator="spsa-gc", count=count, scale=SPSA.perturbation)
                 yield self._compare(setting, estimate, (up, down), name)
 
     def _asker(self, subspace: Subspace) -> Callable[[Vector], tuple[Query, Feedback]]:

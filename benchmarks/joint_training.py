@@ -15,11 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from cloud_server.config import FirstOrderConfig, network_seed
-from cloud_server.learner_config import LocalLossConfig, WhiteBoxConfig
+from cloud_server.config import network_seed
 from cloud_server.networks.build import build_network
 from cloud_server.training.losses import downsample_labels, find_loss
-from cloud_server.training.rates import SCHEDULES
 from cloud_server.training.trainer import Trainer, TrainerConfig
 from edge_client.encoder.runtime import Encoder
 from edge_client.frames import VehicleFrames
@@ -32,6 +30,10 @@ from fleet.scenario import LocalHeadPart
 from protocol.batches import batch_bounds
 from protocol.codec.tensor import decode, encode
 from protocol.noise import derive_seed, permutation
+from protocol.plans.first_order import FirstOrder
+from protocol.plans.local_loss import LocalLossPlan
+from protocol.plans.white_box import WhiteBoxPlan
+from protocol.rates import SCHEDULES
 
 Vector = NDArray[np.float32]
 Features = NDArray[np.float32]
@@ -83,7 +85,7 @@ class JointTraining:
     ) -> None:
         self.study = study
         self.frames = frames
-        first, self._local, white_box = FirstOrderConfig(), LocalLossConfig(), WhiteBoxConfig()
+        first, self._local, white_box = FirstOrder(), LocalLossPlan(), WhiteBoxPlan()
         bundle = export_bundle(
             study.encoder,
             folder / "bundle",
@@ -191,6 +193,6 @@ def features_gradient(network: nn.Module, features_BCHW: Features, label_BHW: ND
     leaf_BCHW = torch.from_numpy(features_BCHW.copy()).requires_grad_()
     logits_BKhw = network(leaf_BCHW)
     label_Bhw = downsample_labels(torch.from_numpy(label_BHW), logits_BKhw.shape[-2:])
-    loss = find_loss(FirstOrderConfig().loss)(logits_BKhw, label_Bhw)
+    loss = find_loss(FirstOrder().loss)(logits_BKhw, label_Bhw)
     [gradient_BCHW] = torch.autograd.grad(loss, leaf_BCHW)
     return np.ascontiguousarray(gradient_BCHW.numpy())

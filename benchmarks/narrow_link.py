@@ -35,7 +35,7 @@ RUNS: dict[str, dict[str, Any]] = {
     FRUGAL: {
         "algorithm": "blackfleet",
         "rounds": 1,
-        "bits": 3,
+        "coding.bits": 3,
         "uploads.train_frames": 24,
         "uploads.val_frames": 1,
         "uploads.train_labels": "logits",

@@ -19,14 +19,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from cloud_server.config import FirstOrderConfig, read_config
-from cloud_server.learner_config import ZerothOrderConfig
+from cloud_server.config import ZerothOrderConfig, read_config
 from cloud_server.storage.recorders import LOG_NAME
 from cloud_server.storage.results import RESULT_NAME
 from edge_client.host import read_host_config
 from fleet.run.in_process import run_in_process
 from fleet.run.launch import launch
 from fleet.scenario import DatasetPart, EvaluationPart, Scenario
+from protocol.plans.first_order import FirstOrder
 
 RATIO_TARGET = 1.25
 FRAME_BYTES_TARGET = 6500
@@ -74,7 +74,7 @@ def measure(vehicles: int, folder: Path, *, repeats: int, broker: str) -> dict[s
             rounds=2,
             dataset=DatasetPart(root=str(folder / f"data-{vehicles}"), frames_per_sequence=40),
             zeroth_order=ZerothOrderConfig(batches=4),
-            first_order=FirstOrderConfig(epochs=4),
+            first_order=FirstOrder(epochs=4),
             evaluation=EvaluationPart(overlays=0),
         )
         over_mqtt = folder / f"{vehicles}-{repeat}-mqtt"

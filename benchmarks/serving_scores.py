@@ -19,7 +19,6 @@ import torch
 from numpy.typing import NDArray
 
 from cloud_server.config import CloudConfig, network_seed
-from cloud_server.learner_config import SERVINGS
 from cloud_server.networks.stems import build_shared_network
 from cloud_server.storage.checkpoint import load_checkpoint, unflatten_state
 from cloud_server.storage.results import RESULT_NAME
@@ -36,6 +35,7 @@ from edge_client.vehicle import bundle_digest
 from evaluation.scores import ConfusionMatrix
 from protocol.codec.tensor import decode, encode
 from protocol.noise import derive_seed
+from protocol.plans.blackfleet import SERVINGS
 
 SPLITS = ("val", "test", "ood")
 Scores = dict[str, float]
@@ -114,7 +114,7 @@ class _Vehicle:
         self._theta = states.load(config.rounds).theta
         source = open_dataset(host.dataset, Path(host.data_root))
         self._frames = VehicleFrames(FrameCache(source, self.bundle.spec.image_size), vehicle.frames)
-        self._bits = config.bits
+        self._bits = config.coding.bits
         self._batch_size = config.first_order.batch_size
 
     def features(self, split: str) -> NDArray[np.float32]:

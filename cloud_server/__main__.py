@@ -15,6 +15,7 @@ from cloud_server.algorithms.table import FLEET_ALGORITHMS
 from cloud_server.config import CloudConfig, read_config
 from cloud_server.errors import CloudError, Stopped
 from cloud_server.service import serve
+from cloud_server.unknown_keys import explain
 from datasets.catalog import LABEL_SPACES
 from protocol.errors import Mistake
 from protocol.session.broker_url import BROKER_VARIABLE
@@ -122,20 +123,23 @@ def _config(options: argparse.Namespace) -> CloudConfig:
         "seed": options.seed,
         "dataset": options.label_space,
         "label_space": options.label_space,
-        "bits": options.bits,
-        "frame_bytes": options.frame_bytes,
         "training_threads": options.threads,
         "inference_threads": options.threads,
     }
     content = msgspec.to_builtins(read_config(options.config)) if options.config else {}
     content.update({key: value for key, value in given.items() if value is not None})
+    coding = {"bits": options.bits, "frame_bytes": options.frame_bytes}
+    content["coding"] = {
+        **content.get("coding", {}),
+        **{key: value for key, value in coding.items() if value is not None},
+    }
     missing = [f"--{key}" for key in ("fleet", "vehicles") if key not in content]
     if missing:
         raise CloudError(f"{' and '.join(missing)} missing; give it, or a --config file")
     try:
         return msgspec.convert(content, CloudConfig)
     except msgspec.ValidationError as error:
-        raise CloudError(f"settings: {error}") from error
+        raise CloudError(f"settings: {explain(str(error), CloudConfig)}") from error
 
 
 if __name__ == "__main__":

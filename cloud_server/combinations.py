@@ -13,13 +13,13 @@ def check_combination(config: CloudConfig) -> None:
     Raises:
         SettingError: the message names the setting, its value and what to do.
     """
-    row, entropy = algorithm_row(config.algorithm), config.objective == "entropy"
+    row, entropy = algorithm_row(config.algorithm), config.adaptation.objective == "entropy"
     if row.in_one_piece:
         for name, value, needed in (
             ("network.learns", str(config.network.learns).lower(), "true"),
-            ("subspace", config.subspace, "all"),
-            ("objective", config.objective, "labels"),
-            ("anchor", f"{config.anchor:g}", "0"),
+            ("adaptation.subspace", config.adaptation.subspace, "all"),
+            ("adaptation.objective", config.adaptation.objective, "labels"),
+            ("adaptation.anchor", f"{config.adaptation.anchor:g}", "0"),
             ("network.source_replay", f"{config.network.source_replay:g}", "0"),
         ):
             if value != needed:
@@ -38,11 +38,11 @@ def check_combination(config: CloudConfig) -> None:
             )
     if entropy and row.needs.local_head:
         raise SettingError(
-            f"{row.name}'s vehicles learn with a local head, which needs labels: objective must be labels, "
-            f"got entropy; choose another algorithm"
+            f"{row.name}'s vehicles learn with a local head, which needs labels: "
+            f"adaptation.objective must be labels, got entropy; choose another algorithm"
         )
     if entropy and config.network.learns:
         raise SettingError(
-            "objective entropy needs network.learns false (--no-network-learns): a network that learns "
-            "with it collapses, certain of one class everywhere"
+            "adaptation.objective entropy needs network.learns false (--no-network-learns): a network that "
+            "learns with it collapses, certain of one class everywhere"
         )

@@ -8,6 +8,7 @@ from cloud_server.algorithms.table import algorithm_row
 from cloud_server.config import CloudConfig
 from cloud_server.errors import CloudError
 from cloud_server.schedule import Stage
+from protocol.plans.local_loss import LocalLossPlan
 
 _CONSTANT = "constant"
 
@@ -51,10 +52,10 @@ def _what_spans_all_rounds(config: CloudConfig) -> str | None:
         return f"{row.name} does not promise that a longer run begins like a shorter one"
     schedules = {"first_order.schedule": config.first_order.schedule}
     if row.needs.local_head:
-        schedules["local_loss.schedule"] = config.local_loss.schedule
+        schedules["local_loss.schedule"] = config.way(LocalLossPlan).schedule
     for key, schedule in schedules.items():
         if schedule != _CONSTANT:
             return f"{key} {schedule} lets the rates fall over all rounds"
-    if row.needs.local_head and config.local_loss.weight_power:
+    if row.needs.local_head and config.way(LocalLossPlan).weight_power:
         return "loss maps (local_loss.weight_power) are not made in the last round"
     return None

@@ -77,7 +77,7 @@ class Server:
             config.vehicles,
             label_space=config.label_space,
             feature_shapes=config.feature_shapes,
-            frame_bytes=config.frame_bytes,
+            frame_bytes=config.coding.frame_bytes,
         )
         self._state = RunState(run_folder / "cloud", config, resume=resume)
         self._roster = Roster(run_folder / "cloud", resume=self._state.has_begun)

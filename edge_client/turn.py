@@ -37,7 +37,6 @@ from protocol.messages import (
     RequestIdentity,
     Turn,
     Upload,
-    follows_labels,
 )
 from protocol.noise import derive_seed, permutation
 
@@ -155,11 +154,10 @@ class TurnTools:
             TurnRefused: they are not finite, or the turn asks for a coding that is unknown or too small.
         """
         try:
-            if self.turn.frame_bytes is None:
-                return encode(features_BCHW, self.turn.bits)
-            return encode_within(
-                features_BCHW, bytes_per_frame=self.turn.frame_bytes, most_bits=self.turn.bits
-            )
+            coding = self.turn.coding
+            if coding.frame_bytes is None:
+                return encode(features_BCHW, coding.bits)
+            return encode_within(features_BCHW, bytes_per_frame=coding.frame_bytes, most_bits=coding.bits)
         except (SettingError, UncodableError) as error:
             raise TurnRefused(f"features can't be sent: {error}") from error
 
@@ -194,7 +192,7 @@ class TurnTools:
 
     def send_train_labels(self) -> None:
         """Send the labels that the cloud's loss of a train frame takes: none where it is an entropy."""
-        if follows_labels(self.turn.learner):
+        if self.turn.follows_labels:
             self.send_labels(self.frames.splits["train"])
 
     def send_labels(self, indices: Sequence[int]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,14 +10,8 @@ from typing import Any
 import msgspec
 
 from cloud_server.algorithms.table import algorithm_row
-from cloud_server.config import CloudConfig, FirstOrderConfig, NetworkConfig, PatienceConfig, UploadConfig
-from cloud_server.learner_config import (
-    BlackFleetConfig,
-    FederatedConfig,
-    LocalLossConfig,
-    WhiteBoxConfig,
-    ZerothOrderConfig,
-)
+from cloud_server.config import CloudConfig, NetworkConfig, RunSettings
+from cloud_server.unknown_keys import explain
 from datasets.catalog import LABELLED, LABELLED_CHOICES, find_dataset
 from datasets.conditions import Condition
 from datasets.labels import LabelSpace
@@ -31,18 +24,15 @@ from fleet.scenario_file import read_table, write_table
 from protocol.codec.bits import check_frame_bytes
 from protocol.doors import is_foreign
 from protocol.errors import SettingError
-from protocol.session.link import DEFAULT_PAYLOAD_LIMIT_BYTES
+from protocol.plans import PLANS
+from protocol.plans.checks import Section
 
 _BY_VEHICLE = ("conditions", "encoders")
 """Settings whose keys are vehicles."""
 _OF_THE_BROKER = ("broker", "broker_port")
 
 
-class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A part of the scenario; unknown keys are refused."""
-
-
-class DatasetPart(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class DatasetPart(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The frames."""
 
     name: str = "generated"
@@ -96,7 +86,7 @@ class DatasetPart(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return find_dataset(self.name).render is not None
 
 
-class EncoderPart(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class EncoderPart(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the vehicles run."""
 
     name: str = "stride8-c8"
@@ -107,8 +97,10 @@ class EncoderPart(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """ONNX Runtime threads of each vehicle process."""
 
 
-class LocalHeadPart(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class LocalHeadPart(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The head by which vehicles learn from their own labels (`blackfleet`)."""
+
+    section = "local_head"
 
     width: int = 32
     """Channels inside."""
@@ -122,8 +114,10 @@ class LocalHeadPart(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True
             raise SettingError(f"local_head.depth must be from 0 to 8, got {self.depth}")
 
 
-class EvaluationPart(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class EvaluationPart(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the result is measured."""
+
+    section = "evaluation"
 
     ood_frames: int | None = None
     """Test frames of other vehicles, evenly spaced over them, that each vehicle is tested on at the end;
@@ -135,67 +129,39 @@ class EvaluationPart(_Part, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     after, to measure forgetting."""
 
     def __post_init__(self) -> None:
-        for name in ("ood_frames", "overlays", "source_frames"):
-            if (getattr(self, name) or 0) < 0:
-                raise SettingError(f"evaluation.{name} must be at least 0, got {getattr(self, name)}")
+        self._at_least(0, "ood_frames", "overlays", "source_frames")
 
 
-class Scenario(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One run."""
+class Scenario(RunSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One run, as the operator sees it."""
 
     fleet: str | None = None
     """Third level of every topic; None = a name of its own for each run, `fleet-` and eight digits."""
-    algorithm: str = "blackfleet"
     vehicles: int = 4
     vehicles_per_host: int | None = None
     """Vehicles that share a process; None = one each up to 8 vehicles, else as many hosts as cores."""
-    rounds: int = 4
-    seed: int = 0
     image_size: str = "256x192"
     """Width x height in pixels of what the encoders see."""
-    bits: int = 8
-    """Quantisation of features: 32, 8, 6, 4, 3 or 2 bits."""
-    frame_bytes: int | None = None
-    """Most bytes of a frame's features: each channel gets as many bits as fit, `bits` at most; None = all get
-    `bits`."""
-    payload_limit_bytes: int = DEFAULT_PAYLOAD_LIMIT_BYTES
-    """Messages are sent in parts of at most this size; brokers have limits of their own."""
     broker: str = "auto"
     """`auto`, `mosquitto` or `amqtt` to run one here, the URL of yours, or `memory`: no network."""
     broker_port: int | None = None
     """Port of the broker run here; None = a free one."""
-    subspace: str = "all"
-    """What of an encoder learns: `all`, or `film`: a scale and a bias of each output channel."""
-    objective: str = "labels"
-    """What vehicles learn to lower: the loss against `labels`, or `entropy`, of the cloud's predictions."""
-    feedback_network: str = "latest"
-    """blackfed-v2: which weights answer queries, `latest` or the vehicle's `best`."""
     cores: int | None = None
     """Cores to plan for; None = those that the launcher may use here."""
     start: str | None = None
     """Folder that `blackfleet pretrain` has written: what all vehicles and the cloud start from; None = from
     the seed."""
-    anchor: float = 0.0
-    """λ of the penalty λ/2·‖φ − φ_start‖² on how far a vehicle's encoder goes from its start."""
-    conditions: dict[str, str] = {}
+    conditions: dict[str, str] = msgspec.field(default_factory=dict)
     """What vehicles see their frames through, by id: `car-01: fog:3`; those not named see clearly."""
-    encoders: dict[str, str] = {}
+    encoders: dict[str, str] = msgspec.field(default_factory=dict)
     """Architectures of vehicles that run another one than `encoder.name`, by id."""
     dataset: DatasetPart = DatasetPart()
     encoder: EncoderPart = EncoderPart()
-    network: NetworkConfig = NetworkConfig()
-    first_order: FirstOrderConfig = FirstOrderConfig()
-    uploads: UploadConfig = UploadConfig()
-    zeroth_order: ZerothOrderConfig = ZerothOrderConfig()
-    white_box: WhiteBoxConfig = WhiteBoxConfig()
-    federated: FederatedConfig = FederatedConfig()
-    local_loss: LocalLossConfig = LocalLossConfig()
-    blackfleet: BlackFleetConfig = BlackFleetConfig()
     local_head: LocalHeadPart = LocalHeadPart()
     evaluation: EvaluationPart = EvaluationPart()
-    patience: PatienceConfig = PatienceConfig()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.vehicles < 1:
             raise SettingError(f"the number of vehicles must be at least 1, got {self.vehicles}")
         if self.vehicles_per_host is not None and self.vehicles_per_host < 1:
@@ -219,9 +185,9 @@ class Scenario(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
                     f"({self.vehicle_ids[0]} to {self.vehicle_ids[-1]})"
                 )
         self.cloud_config()
-        if self.frame_bytes is not None:
+        if self.coding.frame_bytes is not None:
             for shape in self._feature_shapes():
-                check_frame_bytes(self.frame_bytes, shape)
+                check_frame_bytes(self.coding.frame_bytes, shape)
 
     @property
     def fleet_id(self) -> str:
@@ -248,34 +214,17 @@ class Scenario(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def cloud_config(self) -> CloudConfig:
         """The cloud's part of the scenario, with thread counts that leave cores to the vehicles at work."""
+        shared = {name: getattr(self, name) for name in RunSettings.__struct_fields__}
         return CloudConfig(
+            **{**shared, "network": self._started_network()},
             fleet=self.fleet_id,
             vehicles=self.vehicle_ids,
-            algorithm=self.algorithm,
-            rounds=self.rounds,
-            seed=self.seed,
             dataset=self.dataset.name,
             label_space=self.dataset.label_space.name,
-            bits=self.bits,
-            frame_bytes=self.frame_bytes,
-            anchor=self.anchor,
-            payload_limit_bytes=self.payload_limit_bytes,
             feature_shapes=self._feature_shapes() if self.encoders else None,
-            subspace=self.subspace,
-            objective=self.objective,
-            feedback_network=self.feedback_network,
             training_threads=max(1, self.core_count // 2),
             inference_threads=max(1, self.core_count // 2),
             parallel_turns=max(1, self.core_count - (not algorithm_row(self.algorithm).cloud_rests)),
-            network=self._started_network(),
-            first_order=self.first_order,
-            uploads=self.uploads,
-            zeroth_order=self.zeroth_order,
-            federated=self.federated,
-            local_loss=self.local_loss,
-            blackfleet=self.blackfleet,
-            white_box=self.white_box,
-            patience=self.patience,
         )
 
     def _started_network(self) -> NetworkConfig:
@@ -329,12 +278,17 @@ def load_scenario(path: Path | None, overrides: Mapping[str, Any], *, kept: Path
     try:
         return msgspec.convert(content, Scenario)
     except msgspec.ValidationError as error:
-        raise OperatorError(f"scenario{f' {path}' if path else ''}: {_explain(str(error))}") from error
+        raise OperatorError(
+            f"scenario{f' {path}' if path else ''}: {explain(str(error), Scenario)}"
+        ) from error
 
 
 def save_scenario(scenario: Scenario) -> str:
     """The scenario as YAML that `load_scenario` reads back to the same."""
-    return write_table(msgspec.to_builtins(scenario))
+    content = msgspec.to_builtins(scenario)
+    for section in PLANS:
+        del content[section]["type"]  # which of them it is says the key
+    return write_table(dict(sorted(content.items(), key=lambda item: isinstance(item[1], dict))))
 
 
 def _put_over(content: dict[str, Any], given: Mapping[str, Any]) -> None:
@@ -355,18 +309,3 @@ def _put(content: dict[str, Any], dotted: str, value: Any) -> None:
             raise OperatorError(f"scenario key {parent!r} must be a table of keys, got {child!r}")
         content = child
     content[last] = value
-
-
-def _explain(message: str) -> str:
-    """msgspec's message, with the nearest known key where one is unknown."""
-    match = re.search(r"unknown field `([^`]*)`(?: - at `\$\.?([^`]*)`)?", message)
-    if not match:
-        return message
-    unknown, place = match.group(1), match.group(2) or ""
-    part: Any = Scenario
-    for name in filter(None, place.split(".")):
-        part = next(field.type for field in msgspec.structs.fields(part) if field.name == name)
-    known = [field.name for field in msgspec.structs.fields(part)]
-    near = difflib.get_close_matches(unknown, known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(known)}"
-    return f"unknown key {f'{place}.' if place else ''}{unknown}{hint}"

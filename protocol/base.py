@@ -1,4 +1,4 @@
-"""What all that crosses the network is made of: identities, ranges, and the two kinds of struct."""
+"""What all that crosses the network is made of: identities, ranges, and the kinds of message."""
 
 from __future__ import annotations
 
@@ -22,11 +22,6 @@ Side = Annotated[int, Meta(ge=1, le=2**16)]
 Seed = Annotated[int, Meta(ge=0)]
 Text = Annotated[str, Meta(max_length=1024)]
 Split = Annotated[str, Meta(pattern=r"^(train|val|test|ood|source)$")]
-Subspace = Annotated[str, Meta(pattern=r"^(all|film)$")]
-"""Which part of θ learns: all of it, or a scale and a bias of each output channel."""
-Objective = Annotated[str, Meta(pattern=r"^(labels|entropy)$")]
-"""What is learnt to lower: the loss against the train frames' labels, or the entropy of the cloud's
-predictions, for which no train label is sent."""
 
 SPLITS = ("train", "val", "test", "ood", "source")
 
@@ -44,6 +39,14 @@ class Turned(Message, frozen=True, array_like=True, kw_only=True, forbid_unknown
     turn_id: Index
     step: Step
     """Counts the vehicle's requests within the turn from 0; an answer repeats the request's."""
+
+
+class Request(Turned, frozen=True, array_like=True, kw_only=True, forbid_unknown_fields=True):
+    """Vehicle → cloud, inside a turn: has exactly one answer."""
+
+
+class Answer(Turned, frozen=True, array_like=True, kw_only=True, forbid_unknown_fields=True):
+    """Cloud → vehicle: to the request with the same four fields."""
 
 
 class RequestIdentity(TypedDict):

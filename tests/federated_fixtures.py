@@ -10,17 +10,18 @@ import numpy as np
 import torch
 from fleet_fixtures import IMAGE_SIZE, TinyFleet, World
 
-from cloud_server.config import FirstOrderConfig, network_seed
-from cloud_server.learner_config import FederatedConfig
+from cloud_server.config import network_seed
 from cloud_server.storage.checkpoint import load_checkpoint
 from datasets.labels import CAMVID
 from edge_client.host import HostConfig
 from fleet.export.local_model import build_whole_network, export_local_model
 from protocol.local_model import FOLDER_NAME, LocalModel
+from protocol.plans.federated import FederatedPlan
+from protocol.plans.first_order import FirstOrder
 
 _ENCODER, _NETWORK = "stride8-c4", "compact"
-SGD = FederatedConfig(optimizer="sgd", statistics="frozen")
-ONE_STEP = FirstOrderConfig(epochs=1, batch_size=100, rate=0.1, schedule="constant", weight_decay=0.0)
+SGD = FederatedPlan(optimizer="sgd", statistics="frozen")
+ONE_STEP = FirstOrder(epochs=1, batch_size=100, rate=0.1, schedule="constant", weight_decay=0.0)
 
 
 def export_tiny_model(folder: Path, *, seed: int = 0) -> LocalModel:

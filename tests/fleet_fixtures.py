@@ -21,9 +21,8 @@ import numpy as np
 import torch
 
 from cloud_server.algorithms.table import algorithm_row
-from cloud_server.config import CloudConfig, FirstOrderConfig, PatienceConfig
+from cloud_server.config import CloudConfig, PatienceConfig, ZerothOrderConfig
 from cloud_server.errors import Stopped as CloudStopped
-from cloud_server.learner_config import ZerothOrderConfig
 from cloud_server.service import serve
 from cloud_server.storage.checkpoint import load_checkpoint, read_tensors
 from datasets.catalog import open_dataset
@@ -38,6 +37,8 @@ from edge_client.vehicle import bundle_digest
 from fleet.export.bundle import export_bundle
 from fleet.export.head_export import export_head
 from protocol.messages import Turn
+from protocol.plans.first_order import FirstOrder
+from protocol.plans.spsa import SpsaPlan
 from protocol.session import topics
 from protocol.session.memory import MemoryBus, MemoryTransport
 from protocol.session.transport import BrokerUnreachable, Traffic, Transport, Will
@@ -112,8 +113,9 @@ class TinyFleet:
             "rounds": 2,
             "dataset": "camvid",
             "label_space": "camvid",
-            "first_order": FirstOrderConfig(epochs=3, batch_size=4, rate=5e-3),
-            "zeroth_order": ZerothOrderConfig(batches=2, batch_size=3, queries=1, rate=1e-3),
+            "first_order": FirstOrder(epochs=3, batch_size=4, rate=5e-3),
+            "zeroth_order": ZerothOrderConfig(batches=2, batch_size=3),
+            "spsa": SpsaPlan(queries=1, rate=1e-3),
             "patience": PatienceConfig(join_s=30, retry_s=0.2, give_up_s=30, heartbeat_s=0.5),
         }
         self.config = CloudConfig(**{**settings, **changes})

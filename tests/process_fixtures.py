@@ -37,7 +37,8 @@ SCENARIO: Mapping[str, Any] = {
     # Few enough to be rendered without worker processes.
     "dataset": {"frames_per_sequence": 7},
     "first_order": {"epochs": 3, "batch_size": 4},
-    "zeroth_order": {"queries": 1, "batches": 2, "batch_size": 3, "rate": 1e-3},
+    "zeroth_order": {"batches": 2, "batch_size": 3},
+    "spsa": {"queries": 1, "rate": 1e-3},
     "patience": {"join_s": 90, "retry_s": 0.3, "give_up_s": 90, "heartbeat_s": 0.5},
 }
 

@@ -13,14 +13,18 @@ import torch
 from fleet_fixtures import World
 from rich.console import Console
 
-from cloud_server.config import FirstOrderConfig
-from cloud_server.learner_config import LocalLossConfig, WhiteBoxConfig, ZerothOrderConfig
+from cloud_server.config import ZerothOrderConfig
 from cloud_server.storage.checkpoint import load_checkpoint
 from cloud_server.storage.persistence import RunState
 from fleet.errors import OperatorError
 from fleet.run.launch import launch
 from fleet.run.start import NETWORK_NAME, Start
 from fleet.scenario import DatasetPart, EncoderPart, Scenario
+from protocol.plans.coding import Coding
+from protocol.plans.first_order import FirstOrder
+from protocol.plans.local_loss import LocalLossPlan
+from protocol.plans.spsa import SpsaPlan
+from protocol.plans.white_box import WhiteBoxPlan
 
 SOURCE, TARGET = "seq0", "seq1"
 """Cities of the tiny world."""
@@ -34,13 +38,13 @@ def source_scenario_of(world: World) -> Scenario:
         vehicles=1,
         rounds=2,
         image_size="64x48",
-        bits=32,
+        coding=Coding(bits=32),
         cores=1,
         broker="memory",
         encoder=EncoderPart(name="stride8-c4", mode="rebuild"),
         dataset=DatasetPart(name="camvid", root=str(world.data_root), cities=(SOURCE,)),
-        first_order=FirstOrderConfig(epochs=5, batch_size=4, rate=1e-2),
-        white_box=WhiteBoxConfig(rate=5e-3),
+        first_order=FirstOrder(epochs=5, batch_size=4, rate=1e-2),
+        white_box=WhiteBoxPlan(rate=5e-3),
     )
 
 
@@ -52,9 +56,10 @@ def target_scenario_of(world: World, start: Start) -> Scenario:
         rounds=1,
         conditions={"car-01": "fog:4"},
         dataset=DatasetPart(name="camvid", root=str(world.data_root), cities=(TARGET,)),
-        first_order=FirstOrderConfig(epochs=2, batch_size=4),
-        zeroth_order=ZerothOrderConfig(queries=1, batches=2, batch_size=3, rate=1e-3),
-        local_loss=LocalLossConfig(warm_up_epochs=1, epochs=1),
+        first_order=FirstOrder(epochs=2, batch_size=4),
+        zeroth_order=ZerothOrderConfig(batches=2, batch_size=3),
+        spsa=SpsaPlan(queries=1, rate=1e-3),
+        local_loss=LocalLossPlan(warm_up_epochs=1, epochs=1),
     )
 
 

@@ -28,6 +28,7 @@ from evaluation.predictions import write_prediction
 from evaluation.scores import ConfusionMatrix
 from protocol.batches import batch_bounds
 from protocol.messages import Learner
+from protocol.plans.first_order import FirstOrder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,12 @@ class TurnPlan:
     uploads: tuple[str, ...]
     limits: Mapping[str, UploadLimit] = field(default_factory=dict)
     """Of splits in `uploads` of which not every frame is wanted."""
+    rate_shares: tuple[float, ...] = ()
+    """These and the following as in `Turn`."""
+    first_order: FirstOrder | None = None
+    loss_map_frames: tuple[int, ...] | None = None
+    scores: tuple[str, ...] = ()
+    save_predictions: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +71,7 @@ class Context:
 
     def targets(self, vehicle: str, indices: tuple[int, ...]) -> NDArray[np.uint8] | None:
         """The label_BHW that feedback about a vehicle's train frames is of; None where it is the entropy."""
-        return self.labels.batch(vehicle, indices) if self.config.objective == "labels" else None
+        return self.labels.batch(vehicle, indices) if self.config.adaptation.objective == "labels" else None
 
 
 def training_steps(config: CloudConfig, frames: int) -> int:

@@ -16,7 +16,6 @@ from cloud_server.desk.handlers.feedback import Judge
 from cloud_server.desk.turns import Features
 from cloud_server.schedule import Kind, Stage, round_robin
 from protocol.batches import batch_bounds
-from protocol.messages import Learner
 from protocol.noise import derive_seed
 
 
@@ -37,7 +36,7 @@ class BlackFed(OneNetwork):
         if stage.kind is not Kind.TRAIN:
             return evaluation_plan(self._context, stage, vehicle, zeroth.batch_size)
         return TurnPlan(
-            learner=None if self._frozen_encoders else self._learner(),
+            learner=None if self._frozen_encoders else self._config.estimator,
             epochs=zeroth.epochs,
             batches=zeroth.batches,
             batch_size=zeroth.batch_size,
@@ -64,10 +63,6 @@ class BlackFed(OneNetwork):
 
     def stage_done(self, stage: Stage) -> None:
         pass  # every turn was worked in as it ended
-
-    def _learner(self) -> Learner:
-        config = self._config
-        return config.zeroth_order.learner(subspace=config.subspace, objective=config.objective)
 
     def _feedback_weights(self, vehicle: str) -> AbstractContextManager[None]:
         own = self._config.feedback_network == "best"

@@ -24,11 +24,12 @@ from cloud_server.desk.turns import Features
 from cloud_server.schedule import Kind, Stage, all_together
 from cloud_server.storage.vehicle_store import VehicleStore
 from cloud_server.training.kept_loss_maps import KeptLossMaps
-from cloud_server.training.rates import SCHEDULES
 from protocol.batches import batch_bounds
 from protocol.codec.tensor import EncodedTensor
-from protocol.messages import LocalLossPlan, LossWeighting
+from protocol.messages import LocalLossPlan
 from protocol.noise import derive_seed, permutation
+from protocol.plans.blackfleet import BlackFleetSettings
+from protocol.rates import SCHEDULES
 
 _LIVE_LINES_A_STAGE = 10
 
@@ -47,40 +48,32 @@ class BlackFleet(OneNetwork):
 
     def __init__(self, context: Context) -> None:
         config = context.config
-        super().__init__(context, personal=config.blackfleet.serving == "best")
+        serving = config.way(BlackFleetSettings).serving
+        super().__init__(context, personal=serving == "best")
+        self._local = config.way(LocalLossPlan)
         self._statistics = (
             VehicleStore(context.run_folder / "cloud" / "statistics", capacity=config.store_capacity)
-            if config.blackfleet.serving == "statistics"
+            if serving == "statistics"
             else None
         )
         self._loss_maps = KeptLossMaps(
-            batch_size=config.first_order.batch_size, map_stride=config.local_loss.weight_map_stride
+            batch_size=config.first_order.batch_size, map_stride=self._local.weight_map_stride
         )
         self.stages = all_together(self._config.vehicles, self._config.rounds)
         self._arrived: dict[str, Mapping[str, Features]] = {}
         """By vehicle: what it has uploaded in this stage, once its turn is done."""
 
     def plan(self, stage: Stage, vehicle: str) -> TurnPlan:
-        local, batch_size = self._config.local_loss, self._config.first_order.batch_size
+        batch_size = self._config.first_order.batch_size
         if stage.kind is not Kind.TRAIN:
             return evaluation_plan(self._context, stage, vehicle, batch_size)
         shares = local_rate_shares(self._config, stage.round)
-        mapped = self._loss_maps.frames(vehicle)
         return TurnPlan(
-            learner=LocalLossPlan(
-                rate=local.rate,
-                head_rate=local.head_rate,
-                rate_shares=shares,
-                weighting=LossWeighting(
-                    map_stride=local.weight_map_stride,
-                    power=local.weight_power,
-                    cap=local.weight_cap,
-                    frames=mapped if len(mapped) < self._context.train_frames[vehicle] else (),
-                )
-                if stage.round > 1 and self._weights_losses
-                else None,
-                subspace=self._config.subspace,
-            ),
+            learner=self._local,
+            rate_shares=shares,
+            loss_map_frames=self._mapped_frames(vehicle)
+            if stage.round > 1 and self._weights_losses
+            else None,
             epochs=len(shares),
             batches=0,
             batch_size=batch_size,
@@ -132,8 +125,12 @@ class BlackFleet(OneNetwork):
 
     @property
     def _weights_losses(self) -> bool:
-        local = self._config.local_loss
-        return local.weight_power > 0 and local.epochs > 0 and self._config.network.learns
+        return self._local.weight_power > 0 and self._local.epochs > 0 and self._config.network.learns
+
+    def _mapped_frames(self, vehicle: str) -> tuple[int, ...]:
+        """See `Turn.loss_map_frames`: empty where all of the vehicle's train frames have loss maps."""
+        mapped = self._loss_maps.frames(vehicle)
+        return mapped if len(mapped) < self._context.train_frames[vehicle] else ()
 
     def _keep_loss_maps(self, stage: Stage) -> None:
         """Where the loss lies after the learning: what the vehicles weight theirs by in the next round."""
@@ -228,7 +225,7 @@ def local_rate_shares(config: CloudConfig, round_number: int) -> tuple[float, ..
 
     The warm-up belongs to the first round's turn.
     """
-    local = config.local_loss
+    local = config.way(LocalLossPlan)
     share = SCHEDULES[local.schedule]
     first = 0 if round_number == 1 else local.warm_up_epochs + (round_number - 1) * local.epochs
     end = local.warm_up_epochs + round_number * local.epochs

@@ -21,14 +21,14 @@ from cloud_server.config import CloudConfig
 from cloud_server.desk.turns import Features
 from cloud_server.errors import CloudError, RequestError
 from cloud_server.schedule import Kind, Stage
-from cloud_server.training.rates import SCHEDULES
 from cloud_server.training.server_optimizers import build_server_optimizer
 from evaluation.errors import EvaluationError
 from evaluation.scores import ConfusionMatrix
 from protocol.codec.weights import WeightArrays, WeightsError, WeightTensor, pack, unpack
 from protocol.local_model import FOLDER_NAME, LocalModel, LocalModelError
-from protocol.messages import FedAvgPlan, SplitScores, Turn, Update
+from protocol.messages import FederatedPlan, SplitScores, Turn, Update
 from protocol.noise import derive_seed, permutation
+from protocol.rates import SCHEDULES
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class FedAvg:
         """
         self._context = context
         self._config = context.config
-        self._federated = context.config.federated
+        self._federated = context.config.way(FederatedPlan)
         if self._config.first_order.epochs < 1:
             raise CloudError("fedavg needs at least 1 local epoch, got first_order.epochs = 0")
         folder = context.run_folder / FOLDER_NAME
@@ -98,22 +98,17 @@ class FedAvg:
         return stage.kind is not Kind.TRAIN or patience is None or self._rounds_without_gain < patience
 
     def plan(self, stage: Stage, vehicle: str) -> TurnPlan:
-        first, federated = self._config.first_order, self._federated
+        first = self._config.first_order
         train = stage.kind is Kind.TRAIN
         splits = ("val",) if train else evaluation_splits(self._context, stage, vehicle)
-        rates = epoch_rates(self._config, stage.round) if train else ()
+        shares = epoch_rate_shares(self._config, stage.round) if train else ()
         return TurnPlan(
-            learner=FedAvgPlan(
-                optimizer=federated.optimizer,
-                rates=rates,
-                momentum=federated.momentum,
-                weight_decay=first.weight_decay,
-                proximal=federated.proximal,
-                statistics=federated.statistics,
-                scores=splits,
-                save_predictions=stage.kind is Kind.FINAL,
-            ),
-            epochs=len(rates),
+            learner=self._federated,
+            first_order=first,
+            rate_shares=shares,
+            scores=splits,
+            save_predictions=stage.kind is Kind.FINAL,
+            epochs=len(shares),
             batches=0,
             batch_size=first.batch_size,
             uploads=(),
@@ -143,7 +138,7 @@ class FedAvg:
 
     def take_scores(self, turn: Turn, scores: SplitScores) -> None:
         report = self._reports[turn.vehicle]
-        if scores.split not in _asked_scores(turn) or scores.split in report.scores:
+        if scores.split not in turn.scores or scores.split in report.scores:
             raise RequestError(f"scores of split {scores.split!r} are not asked for now")
         try:
             matrix = ConfusionMatrix.from_dict(
@@ -155,7 +150,7 @@ class FedAvg:
 
     def check_complete(self, turn: Turn) -> None:
         report = self._reports[turn.vehicle]
-        missing = [split for split in _asked_scores(turn) if split not in report.scores]
+        missing = [split for split in turn.scores if split not in report.scores]
         if missing:
             raise RequestError(f"turn {turn.turn_id} ended without the scores of {', '.join(missing)}")
         if turn.epochs and report.update is None:
@@ -290,7 +285,7 @@ def federated_stages(config: CloudConfig) -> tuple[Stage, ...]:
             round=number,
             kind=kind,
             vehicles=vehicles,
-            deadline_s=config.federated.deadline_s,
+            deadline_s=config.way(FederatedPlan).deadline_s,
         )
         for number, (kind, vehicles) in enumerate(plan)
     )
@@ -298,20 +293,16 @@ def federated_stages(config: CloudConfig) -> tuple[Stage, ...]:
 
 def drawn_vehicles(config: CloudConfig, round_number: int) -> tuple[str, ...]:
     """The vehicles of a round, drawn from the seed without replacement, in the fleet's order."""
-    count = max(1, round(config.federated.client_fraction * len(config.vehicles)))
+    count = max(1, round(config.way(FederatedPlan).client_fraction * len(config.vehicles)))
     order = permutation(derive_seed(config.seed, "clients", round_number), len(config.vehicles))
     return tuple(config.vehicles[position] for position in sorted(order[:count].tolist()))
 
 
-def epoch_rates(config: CloudConfig, round_number: int) -> tuple[float, ...]:
-    """Each local pass's rate: the schedule of the whole run, of rounds times passes, at the pass's middle."""
+def epoch_rate_shares(config: CloudConfig, round_number: int) -> tuple[float, ...]:
+    """Each local pass's share of the highest rate: the schedule of the whole run, of rounds times
+    passes, at the pass's middle."""
     first = config.first_order
     share = SCHEDULES[first.schedule]
     begun = (round_number - 1) * first.passes
     halves = 2 * first.passes * config.rounds + 1
-    return tuple(first.rate * share(2 * (begun + number) + 1, halves) for number in range(first.passes))
-
-
-def _asked_scores(turn: Turn) -> tuple[str, ...]:
-    assert isinstance(turn.learner, FedAvgPlan)
-    return turn.learner.scores
+    return tuple(share(2 * (begun + number) + 1, halves) for number in range(first.passes))

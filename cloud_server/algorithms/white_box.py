@@ -87,16 +87,11 @@ class WhiteBox:
         self.progress = TrainingProgress()
 
     def plan(self, stage: Stage, vehicle: str) -> TurnPlan:
-        first, white_box = self._config.first_order, self._config.white_box
+        first = self._config.first_order
         if stage.kind is not Kind.TRAIN:
             return evaluation_plan(self._context, stage, vehicle, first.batch_size)
         return TurnPlan(
-            learner=WhiteBoxPlan(
-                rate=white_box.rate,
-                gradient_bits=white_box.gradient_bits,
-                subspace=self._config.subspace,
-                objective=self._config.objective,
-            ),
+            learner=self._config.way(WhiteBoxPlan),
             epochs=first.epochs,
             batches=0,
             batch_size=first.batch_size,

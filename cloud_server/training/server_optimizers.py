@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from cloud_server.learner_config import FederatedConfig
+from protocol.plans.federated import FederatedPlan
 
 Arrays = Mapping[str, NDArray[np.float64]]
 """Float64 arrays by parameter name."""
@@ -81,7 +81,7 @@ class Adam:
         return {name: self._rate * m[name] / (np.sqrt(v[name]) + self._adaptivity) for name in m}
 
 
-_BUILDERS: dict[str, Callable[[FederatedConfig], ServerOptimizer]] = {
+_BUILDERS: dict[str, Callable[[FederatedPlan], ServerOptimizer]] = {
     "average": lambda config: Averaging(config.server_rate),
     "momentum": lambda config: Momentum(config.server_rate, config.server_momentum),
     "adam": lambda config: Adam(
@@ -90,6 +90,6 @@ _BUILDERS: dict[str, Callable[[FederatedConfig], ServerOptimizer]] = {
 }
 
 
-def build_server_optimizer(config: FederatedConfig) -> ServerOptimizer:
+def build_server_optimizer(config: FederatedPlan) -> ServerOptimizer:
     """The optimiser that `config.server_optimizer` names."""
     return _BUILDERS[config.server_optimizer](config)

@@ -27,11 +27,11 @@ from cloud_server.training.inference import (
     threads,
 )
 from cloud_server.training.losses import downsample_labels, find_loss
-from cloud_server.training.rates import SCHEDULES
 from cloud_server.training.source_features import SourceReplay
 from protocol.batches import batch_bounds
 from protocol.errors import BlackfleetError, SettingError
 from protocol.noise import derive_seed, permutation
+from protocol.rates import SCHEDULES
 
 Progress = Callable[[int, int, float], None]
 """Called after a step with (steps done, steps in all, its loss); may itself take further steps."""
@@ -70,7 +70,7 @@ class TrainerConfig:
     """Highest rate of AdamW."""
     weight_decay: float = 0.01
     schedule: str = "constant"
-    """A name in `cloud_server.training.rates.SCHEDULES`."""
+    """A name in `protocol.rates.SCHEDULES`."""
     total_steps: int = 0
     """Steps that the schedule spans; from then on the rate stays at its last value. Unused by `constant`."""
     training_threads: int = 1

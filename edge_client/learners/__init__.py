@@ -13,12 +13,11 @@ from edge_client.state import VehicleState
 from edge_client.turn import TurnTools
 from protocol.messages import (
     ActivationPlan,
-    FedAvgPlan,
+    FederatedPlan,
     LocalLossPlan,
     SpsaPlan,
     Turn,
     WhiteBoxPlan,
-    follows_labels,
 )
 
 Learn = Callable[[TurnTools, VehicleState], tuple[VehicleState, float | None]]
@@ -28,14 +27,14 @@ nothing was learnt)."""
 
 def takes_labels(turn: Turn) -> bool:
     """Whether anyone learns from the labels of train frames in a turn: the vehicle, or the cloud after it."""
-    return "train" in turn.uploads or (turn.learner is not None and follows_labels(turn.learner))
+    return "train" in turn.uploads or (turn.learner is not None and turn.follows_labels)
 
 
 LEARNERS: dict[type, Learn] = {
     SpsaPlan: learn_from_losses,
     ActivationPlan: learn_from_loss_maps,
     WhiteBoxPlan: learn_from_gradients,
-    FedAvgPlan: learn_with_weights,
+    FederatedPlan: learn_with_weights,
     LocalLossPlan: learn_from_local_loss,
 }
 """By the type of `Turn.learner`."""

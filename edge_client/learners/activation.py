@@ -44,7 +44,7 @@ def learn_from_loss_maps(tools: TurnTools, state: VehicleState) -> tuple[Vehicle
         optimizer = Adam(plan.rate)
     except SettingError as error:
         raise TurnRefused(f"the turn's activation settings don't fit: {error}") from error
-    learning = begin_learning(tools, plan, state, optimizer)
+    learning = begin_learning(tools, state, optimizer)
     tools.send_train_labels()
     losses: list[float] = []
     for epoch in range(tools.turn.epochs):

@@ -17,7 +17,7 @@ from edge_client.turn import LocalModelTools, TurnTools
 from evaluation.predictions import write_prediction
 from protocol.batches import batch_bounds
 from protocol.codec.weights import WeightArrays, WeightsError, pack, unpack
-from protocol.messages import FedAvgPlan, FetchWeights, SplitScores, Update, Weights
+from protocol.messages import FederatedPlan, FetchWeights, SplitScores, Update, Weights
 
 _STATISTIC = "statistic/"
 """Prefix, in the vehicle's state, of the BatchNorm statistics that stay on the vehicle."""
@@ -31,15 +31,18 @@ def learn_with_weights(tools: TurnTools, state: VehicleState) -> tuple[VehicleSt
     Raises:
         TurnRefused: there is no local model, what the cloud sent does not fit it, or training diverged.
     """
-    plan, local = tools.turn.learner, tools.local_model
-    assert isinstance(plan, FedAvgPlan)
+    turn, local = tools.turn, tools.local_model
+    plan, first_order = turn.learner, turn.first_order
+    assert isinstance(plan, FederatedPlan)
     if local is None:
         raise TurnRefused(
             "this vehicle has no local model, which fedavg needs; give it the folder that the launcher wrote "
             "(--local-model, or local_model in its settings)"
         )
-    if tools.turn.epochs != len(plan.rates):
-        raise TurnRefused(f"the turn has {tools.turn.epochs} epochs but {len(plan.rates)} rates")
+    if first_order is None:
+        raise TurnRefused("the turn does not say how the network is trained (first_order)")
+    if turn.epochs != len(turn.rate_shares):
+        raise TurnRefused(f"the turn has {turn.epochs} epochs but {len(turn.rate_shares)} rates")
     spec = local.model.spec
     exchanged = spec.shapes(statistics=plan.statistics == "average")
     [answer] = tools.ask([FetchWeights(**tools.header())])
@@ -50,19 +53,19 @@ def learn_with_weights(tools: TurnTools, state: VehicleState) -> tuple[VehicleSt
         raise TurnRefused(f"the cloud's weights don't fit the local model: {error}") from error
     own = _own_statistics(state) if plan.statistics == "local" else {}
     network = LocalNetwork(local.model, {**local.model.weights, **own, **received}, threads=local.threads)
-    _send_scores(tools, local, network, plan)
-    if tools.turn.epochs == 0:
+    _send_scores(tools, local, network)
+    if turn.epochs == 0:
         return state, None
     losses = network.train(
         LocalTraining(
             optimizer=plan.optimizer,
             momentum=plan.momentum,
-            weight_decay=plan.weight_decay,
+            weight_decay=first_order.weight_decay,
             proximal=plan.proximal,
             frozen_statistics=plan.statistics == "frozen",
-            seed=tools.turn.seed,
+            seed=turn.seed,
         ),
-        ((rate, _batches(tools, epoch)) for epoch, rate in enumerate(plan.rates)),
+        ((first_order.rate * share, _batches(tools, epoch)) for epoch, share in enumerate(turn.rate_shares)),
     )
     update = Update(
         **tools.header(),
@@ -98,13 +101,13 @@ def _own_statistics(state: VehicleState) -> WeightArrays:
     }
 
 
-def _send_scores(tools: TurnTools, local: LocalModelTools, network: LocalNetwork, plan: FedAvgPlan) -> None:
+def _send_scores(tools: TurnTools, local: LocalModelTools, network: LocalNetwork) -> None:
     """Count pixels frame by frame, at the labels' own size, and send the counts alone."""
-    if not plan.scores:
+    if not tools.turn.scores:
         return
     predict = network.predictor()
     space = local.label_space
-    for split in plan.scores:
+    for split in tools.turn.scores:
         counts = np.zeros((space.num_classes, space.num_classes + 1), np.int64)
         for index in tools.frames.splits[split]:
             tools.attend()
@@ -112,7 +115,7 @@ def _send_scores(tools: TurnTools, local: LocalModelTools, network: LocalNetwork
             height, width = label_HW.shape
             [prediction_HW] = predict(tools.frames.images([index]), (height, width))
             counts += confusion_counts(label_HW, prediction_HW, space.num_classes)
-            if plan.save_predictions and split == "test" and local.predictions is not None:
+            if tools.turn.save_predictions and split == "test" and local.predictions is not None:
                 write_prediction(local.predictions, tools.frames.keys[index], prediction_HW, space)
         rows = tuple(tuple(row) for row in counts.tolist())
         frames = len(tools.frames.splits[split])

@@ -24,7 +24,7 @@ from edge_client.state import VehicleState
 from edge_client.turn import TurnTools
 from protocol.batches import batch_bounds
 from protocol.errors import SettingError
-from protocol.messages import FetchLossMaps, LocalLossPlan, LossWeighting
+from protocol.messages import FetchLossMaps, LocalLossPlan
 
 _PARAMETERS = "head"
 _ENCODER, _HEAD = "encoder/", "head/"
@@ -50,19 +50,22 @@ def learn_from_local_loss(tools: TurnTools, state: VehicleState) -> tuple[Vehicl
             "this vehicle has no local head, which this algorithm needs; give it the folder that the "
             "launcher wrote (--local-head, or local_head in its settings)"
         )
-    if tools.turn.epochs != len(plan.rate_shares):
-        raise TurnRefused(f"the turn has {tools.turn.epochs} epochs but {len(plan.rate_shares)} rates")
-    weights = _fetch_weights(tools, plan.weighting, head) if plan.weighting else None
+    shares, mapped = tools.turn.rate_shares, tools.turn.loss_map_frames
+    if tools.turn.epochs != len(shares):
+        raise TurnRefused(f"the turn has {tools.turn.epochs} epochs but {len(shares)} rates")
+    weights = None if mapped is None else _fetch_weights(tools, plan, head, mapped)
     training = _Training(tools, plan, head, state, weights)
-    means = [training.epoch(epoch, share) for epoch, share in enumerate(plan.rate_shares)]
+    means = [training.epoch(epoch, share) for epoch, share in enumerate(shares)]
     return training.state(), means[-1] if means else None
 
 
-def _fetch_weights(tools: TurnTools, weighting: LossWeighting, head: LocalHead) -> _Weights:
+def _fetch_weights(
+    tools: TurnTools, plan: LocalLossPlan, head: LocalHead, mapped: tuple[int, ...]
+) -> _Weights:
     """Fetch the loss maps of the train frames that have one, in the batches in which they were uploaded."""
-    train, size = tools.own_frames("train", weighting.frames), tools.turn.batch_size
+    train, size = tools.own_frames("train", mapped), tools.turn.batch_size
     _, height, width = head.spec.feature_shape
-    cells_yx = height // weighting.map_stride, width // weighting.map_stride
+    cells_yx = height // plan.weight_map_stride, width // plan.weight_map_stride
     try:
         known = [
             known_shares(downsample_label(tools.frames.label(index), head.spec.logit_shape[1:]), cells_yx)
@@ -77,7 +80,7 @@ def _fetch_weights(tools: TurnTools, weighting: LossWeighting, head: LocalHead) 
         for first in range(0, len(train), size)
     ]
     weight_nyx = cell_weights(
-        np.concatenate(maps)[:, 0], np.stack(known), power=weighting.power, cap=weighting.cap
+        np.concatenate(maps)[:, 0], np.stack(known), power=plan.weight_power, cap=plan.weight_cap
     )
     return dict(zip(train, weight_nyx, strict=True))
 
@@ -105,7 +108,7 @@ class _Training:
         except (SettingError, StateError) as error:
             raise TurnRefused(f"local learning can't start: {error}") from error
         encoder_state = VehicleState(theta=state.theta, optimizer=_part(state.optimizer, _ENCODER))
-        self._encoder = begin_learning(tools, plan, encoder_state, encoder_adam, rate_name="local-loss rate")
+        self._encoder = begin_learning(tools, encoder_state, encoder_adam, rate_name="local-loss rate")
 
     def _take_up(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
         parameters = arrays.get(_PARAMETERS)

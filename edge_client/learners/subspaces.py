@@ -15,7 +15,6 @@ from edge_client.errors import StateError, TurnRefused
 from edge_client.optimizers import Optimizer
 from edge_client.state import VehicleState
 from edge_client.turn import TurnTools
-from protocol.messages import ActivationPlan, LocalLossPlan, SpsaPlan, WhiteBoxPlan
 
 _PHI, _ORIGIN = "film/phi", "film/origin"
 """In the vehicle's state, beside the optimizer's arrays: φ, and the θ that it is relative to."""
@@ -121,17 +120,17 @@ class Learning:
 
 def begin_learning(
     tools: TurnTools,
-    plan: SpsaPlan | ActivationPlan | WhiteBoxPlan | LocalLossPlan,
     state: VehicleState,
     optimizer: Optimizer,
     *,
     rate_name: str = "zeroth-order rate",
 ) -> Learning:
-    """A turn's start: on the plan's subspace from where the vehicle stands, held as the turn says.
+    """A turn's start: on its subspace from where the vehicle stands, held as the turn says.
 
     Raises:
         TurnRefused: see `Learning.resume`.
     """
-    learning = Learning.resume(state, plan.subspace, tools.encoder.spec, optimizer, rate_name=rate_name)
-    learning.hold(tools.turn.anchor, tools.encoder.theta0)
+    adaptation = tools.turn.adaptation
+    learning = Learning.resume(state, adaptation.subspace, tools.encoder.spec, optimizer, rate_name=rate_name)
+    learning.hold(adaptation.anchor, tools.encoder.theta0)
     return learning

@@ -37,7 +37,7 @@ def learn_from_gradients(tools: TurnTools, state: VehicleState) -> tuple[Vehicle
         optimizer = Adam(plan.rate)
     except SettingError as error:
         raise TurnRefused(f"the turn's white-box settings don't fit: {error}") from error
-    learning = begin_learning(tools, plan, state, optimizer, rate_name="white-box rate")
+    learning = begin_learning(tools, state, optimizer, rate_name="white-box rate")
     tools.send_train_labels()
     losses: list[float] = []
     for epoch in range(tools.turn.epochs):

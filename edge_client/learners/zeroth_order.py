@@ -35,7 +35,7 @@ def learn_from_losses(tools: TurnTools, state: VehicleState) -> tuple[VehicleSta
         optimizer = Nesterov(rate=plan.rate, momentum=plan.momentum)
     except SettingError as error:
         raise TurnRefused(f"the turn's zeroth-order settings don't fit: {error}") from error
-    learning = begin_learning(tools, plan, state, optimizer)
+    learning = begin_learning(tools, state, optimizer)
     tools.send_train_labels()
     losses: list[float] = []
     for epoch in range(tools.turn.epochs):

@@ -12,7 +12,6 @@ from typing import Annotated, Any
 import typer
 
 from cloud_server.algorithms.table import ALGORITHMS
-from cloud_server.learner_config import SERVINGS
 from cloud_server.networks.build import NETWORK_DOOR
 from datasets.catalog import LABELLED_CHOICES
 from datasets.conditions import CONDITIONS
@@ -20,6 +19,7 @@ from fleet.errors import OperatorError
 from fleet.export.encoders import ENCODER_DOOR
 from fleet.run.folder import SCENARIO_NAME
 from fleet.scenario import Scenario, load_scenario
+from protocol.plans.blackfleet import SERVINGS
 
 
 @dataclass(frozen=True)
@@ -100,10 +100,10 @@ SCENARIO_OPTIONS = (
         "encoder_mode", "encoder.mode", str, "How changed weights run: bind, rebuild, or auto: the faster."
     ),
     ScenarioOption("network", "network.name", str, f"The cloud's network: one of {NETWORK_DOOR.choices}."),
-    ScenarioOption("bits", "bits", int, "Bits of a feature element: 32, 8, 6, 4, 3 or 2."),
+    ScenarioOption("bits", "coding.bits", int, "Bits of a feature element: 32, 8, 6, 4, 3 or 2."),
     ScenarioOption(
         "frame_bytes",
-        "frame_bytes",
+        "coding.frame_bytes",
         int,
         "Most bytes of a frame's features: each channel gets as many bits as fit, --bits at most.",
     ),
@@ -153,7 +153,7 @@ SCENARIO_OPTIONS = (
         "BlackFed: at most so many batches in such a pass; 0 = all.",
     ),
     ScenarioOption(
-        "queries", "zeroth_order.queries", int, "BlackFed: two-sided SPSA queries averaged for one update."
+        "queries", "spsa.queries", int, "BlackFed: two-sided SPSA queries averaged for one update."
     ),
     ScenarioOption(
         "warm_up_epochs",
@@ -184,13 +184,13 @@ SCENARIO_OPTIONS = (
     ),
     ScenarioOption(
         "subspace",
-        "subspace",
+        "adaptation.subspace",
         str,
         "What of an encoder learns: all, or film: scale and bias of each channel.",
     ),
     ScenarioOption(
         "objective",
-        "objective",
+        "adaptation.objective",
         str,
         "What vehicles learn from: labels, or the entropy of the cloud's predictions, without train labels.",
     ),
@@ -199,7 +199,7 @@ SCENARIO_OPTIONS = (
     ),
     ScenarioOption(
         "anchor",
-        "anchor",
+        "adaptation.anchor",
         float,
         "Hold encoders back: weight of the penalty on their distance to where they started.",
     ),
@@ -242,7 +242,7 @@ PRETRAIN_KEYS = frozenset(
         "image_size",
         "encoder.name",
         "network.name",
-        "bits",
+        "coding.bits",
         "first_order.epochs",
         "seed",
     }

@@ -124,9 +124,9 @@ def _facts(data: ReportData) -> list[tuple[str, str]]:
 
 
 def _feature_coding(scenario: Scenario) -> str:
-    if scenario.frame_bytes is None:
-        return f"{scenario.bits} bits"
-    return f"at most {scenario.frame_bytes:,} bytes a frame and {scenario.bits} bits"
+    if scenario.coding.frame_bytes is None:
+        return f"{scenario.coding.bits} bits"
+    return f"at most {scenario.coding.frame_bytes:,} bytes a frame and {scenario.coding.bits} bits"
 
 
 def _problems(data: ReportData, rows: Sequence[Summary]) -> list[str]:

@@ -10,7 +10,6 @@ from cloud_server.combinations import check_combination
 from cloud_server.networks.build import NETWORK_DOOR, build_network
 from cloud_server.networks.spec import NetworkSpec
 from cloud_server.training.losses import LOSSES
-from cloud_server.training.rates import SCHEDULES
 from datasets.catalog import label_space
 from datasets.partition import METHODS
 from fleet import broker
@@ -19,6 +18,7 @@ from fleet.export.encoders import architecture, check_image_size
 from fleet.run.start import StartSpec
 from fleet.scenario import Scenario, parse_image_size
 from protocol.doors import is_foreign
+from protocol.plans.local_loss import LocalLossPlan
 from protocol.session.broker_url import parse_broker_url
 
 OWN_BROKERS = ("auto", *broker.KINDS)
@@ -33,11 +33,9 @@ def check_runnable(scenario: Scenario) -> None:
     Raises:
         OperatorError, SettingError: the message names the value and what was expected.
     """
-    first = scenario.first_order
     check_combination(scenario.cloud_config())
     NETWORK_DOOR.find(scenario.network.name)
-    _check_name("first_order.loss", first.loss, LOSSES)
-    _check_name("first_order.schedule", first.schedule, SCHEDULES)
+    _check_name("first_order.loss", scenario.first_order.loss, LOSSES)
     _check_name("dataset.partition", scenario.dataset.partition, METHODS)
     _check_name("encoder.mode", scenario.encoder.mode, ("auto", "bind", "rebuild"))
     for name in {scenario.encoder.name, *scenario.encoders.values()}:
@@ -74,7 +72,7 @@ def _check_network(scenario: Scenario, encoder: str) -> None:
 
 
 def _check_loss_maps(scenario: Scenario, encoder: str) -> None:
-    local, stride = scenario.local_loss, architecture(encoder).stride
+    local, stride = scenario.way(LocalLossPlan), architecture(encoder).stride
     width, height = (size // stride for size in parse_image_size(scenario.image_size))
     if not algorithm_row(scenario.algorithm).needs.local_head or local.weight_power == 0:
         return

@@ -44,12 +44,12 @@ def check_shares(
         part: [vehicle for vehicle, share in shares.items() if void.issuperset(getattr(share, part))]
         for part in ("train", "test")
     }
-    if scenario.objective == "labels" and len(blank["train"]) == len(shares):
+    if scenario.adaptation.objective == "labels" and len(blank["train"]) == len(shares):
         raise OperatorError(
             f"all train labels are void: none has a pixel of a {source.label_space.name} class, so there is "
             f"nothing to learn from; check the labels in {scenario.dataset.root or 'the run folder'}"
         )
-    if blank["train"] and scenario.objective == "labels":
+    if blank["train"] and scenario.adaptation.objective == "labels":
         remarks.append(f"all train labels are void of {_named(blank['train'])}: nothing is learnt from them")
     if blank["test"]:
         remarks.append(f"all test labels are void of {_named(blank['test'])}: no score, shown as a dash")

@@ -16,6 +16,7 @@ from fleet.export.encoders import build_encoder
 from fleet.run.job import Job
 from fleet.scenario import parse_image_size
 from protocol.noise import derive_seed
+from protocol.plans.white_box import WhiteBoxPlan
 
 
 class JointNetwork(nn.Module):
@@ -64,6 +65,6 @@ def joint_trainer(job: Job, *, steps: int) -> Trainer:
             training_threads=config.training_threads,
             inference_threads=config.training_threads,
             seed=derive_seed(config.seed, "training"),
-            parts=(PartConfig(prefix="encoder.", rate=config.white_box.rate, weight_decay=0.0),),
+            parts=(PartConfig(prefix="encoder.", rate=config.way(WhiteBoxPlan).rate, weight_decay=0.0),),
         ),
     )

@@ -36,6 +36,7 @@ from fleet.run.start import ENCODER_NAME, FEATURES_NAME, NETWORK_NAME, SPEC_NAME
 from fleet.scenario import Scenario, parse_image_size
 from protocol.batches import batch_bounds
 from protocol.codec.labels import content_hash
+from protocol.plans.adaptation import Adaptation
 
 SOURCE_FEATURES_KEPT = 256
 """Train frames, evenly spaced, whose features are kept for the cloud to rehearse."""
@@ -89,9 +90,7 @@ def _alone(scenario: Scenario) -> Scenario:
         vehicles=1,
         conditions={},
         encoders={},
-        anchor=0.0,
-        subspace="all",
-        objective="labels",
+        adaptation=Adaptation(),
         network=msgspec.structs.replace(scenario.network, learns=True),
         dataset=dataset,
     )
@@ -133,7 +132,7 @@ def write_start(
     source = open_dataset(scenario.dataset.name, data_folder(scenario, folder))
     [share] = settle_shares(scenario, folder, source).values()
     cache = FrameCache(source, image_size)
-    _write_features(folder / FEATURES_NAME, bundle, cache, share, bits=scenario.bits)
+    _write_features(folder / FEATURES_NAME, bundle, cache, share, bits=scenario.coding.bits)
     return write_spec(
         folder,
         encoder=scenario.encoder.name,

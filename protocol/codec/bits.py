@@ -36,8 +36,8 @@ def check_frame_bytes(frame_bytes: int, feature_shape: tuple[int, int, int]) -> 
     if frame_bytes < least:
         shape = "x".join(map(str, feature_shape))
         raise SettingError(
-            f"frame_bytes must be at least {least} for features of {shape}, {FEWEST_BITS} bits an element, "
-            f"got {frame_bytes}"
+            f"coding.frame_bytes must be at least {least} for features of {shape}, {FEWEST_BITS} bits an "
+            f"element, got {frame_bytes}"
         )
 
 

@@ -12,52 +12,50 @@ flight is refused as stale. What is said for one way of learning alone is with i
 
 from __future__ import annotations
 
-from protocol.base import DEFAULT_LIMIT_BYTES, EPOCHS_LIMIT, PROTOCOL_VERSION, SPLITS, RequestIdentity
+from typing import TYPE_CHECKING, TypeVar, Union
+
+from protocol.base import (
+    DEFAULT_LIMIT_BYTES,
+    EPOCHS_LIMIT,
+    PROTOCOL_VERSION,
+    SPLITS,
+    Answer,
+    Request,
+    RequestIdentity,
+    Turned,
+)
 from protocol.codec.tensor import EncodedTensor
 from protocol.codec.weights import WeightTensor
 from protocol.messages.down import Ack, Finish, LabelWant, Reject, Resend, Welcome
 from protocol.messages.status import Status
 from protocol.messages.turn import Turn
 from protocol.messages.up import Hello, LabelOffer, Labels, OfferedLabel, Recall, TurnDone, TurnFailed, Upload
-from protocol.plans import Learner, follows_labels
+from protocol.plans import Learner
 from protocol.plans.activation import MOST_SEEDS, ActivationPlan, LossMaps, SeededQuery
-from protocol.plans.federated import FedAvgPlan, FetchWeights, SplitScores, Update, Weights
-from protocol.plans.local_loss import FetchLossMaps, LocalLossPlan, LossWeighting
+from protocol.plans.adaptation import Adaptation
+from protocol.plans.coding import Coding
+from protocol.plans.federated import FederatedPlan, FetchWeights, SplitScores, Update, Weights
+from protocol.plans.first_order import FirstOrder
+from protocol.plans.local_loss import FetchLossMaps, LocalLossPlan
 from protocol.plans.spsa import Feedback, Query, SpsaPlan
 from protocol.plans.white_box import Gradient, TrainStep, WhiteBoxPlan
 
-Up = (
-    Hello
-    | LabelOffer
-    | Labels
-    | Query
-    | SeededQuery
-    | TrainStep
-    | Upload
-    | FetchWeights
-    | FetchLossMaps
-    | Update
-    | SplitScores
-    | Recall
-    | TurnDone
-    | TurnFailed
-)
-Down = Welcome | Turn | LabelWant | Feedback | LossMaps | Gradient | Weights | Ack | Resend | Reject | Finish
-Request = (
-    LabelOffer
-    | Labels
-    | Query
-    | SeededQuery
-    | TrainStep
-    | Upload
-    | FetchWeights
-    | FetchLossMaps
-    | Update
-    | SplitScores
-    | TurnDone
-    | TurnFailed
-)
-Answer = LabelWant | Feedback | LossMaps | Gradient | Weights | Ack
+_Kind = TypeVar("_Kind", bound=Turned)
+
+
+def _kinds(base: type[_Kind]) -> tuple[type[_Kind], ...]:
+    """All requests, or all answers: first those of every turn, then those of one way of learning."""
+    return tuple(
+        sorted(base.__subclasses__(), key=lambda kind: kind.__module__.startswith("protocol.plans."))
+    )
+
+
+if TYPE_CHECKING:
+    Up = Hello | Recall | Request
+    Down = Welcome | Turn | Answer | Resend | Reject | Finish
+else:
+    Up = Union[(Hello, Recall, *_kinds(Request))]
+    Down = Union[(Welcome, Turn, *_kinds(Answer), Resend, Reject, Finish)]
 
 __all__ = [
     "DEFAULT_LIMIT_BYTES",
@@ -67,14 +65,17 @@ __all__ = [
     "SPLITS",
     "Ack",
     "ActivationPlan",
+    "Adaptation",
     "Answer",
+    "Coding",
     "Down",
     "EncodedTensor",
-    "FedAvgPlan",
+    "FederatedPlan",
     "Feedback",
     "FetchLossMaps",
     "FetchWeights",
     "Finish",
+    "FirstOrder",
     "Gradient",
     "Hello",
     "LabelOffer",
@@ -83,7 +84,6 @@ __all__ = [
     "Learner",
     "LocalLossPlan",
     "LossMaps",
-    "LossWeighting",
     "OfferedLabel",
     "Query",
     "Recall",
@@ -106,5 +106,4 @@ __all__ = [
     "Weights",
     "Welcome",
     "WhiteBoxPlan",
-    "follows_labels",
 ]

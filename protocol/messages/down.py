@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from protocol.base import Id, Index, Message, Step, Text, Token, Turned
+from protocol.base import Answer, Id, Index, Message, Step, Text, Token, Turned
 
 
 class Welcome(Message, frozen=True, array_like=True, kw_only=True, tag="welcome"):
@@ -12,13 +12,13 @@ class Welcome(Message, frozen=True, array_like=True, kw_only=True, tag="welcome"
     session: Token
 
 
-class LabelWant(Turned, frozen=True, array_like=True, kw_only=True, tag="want"):
+class LabelWant(Answer, frozen=True, array_like=True, kw_only=True, tag="want"):
     """The offered labels that the cloud does not hold yet."""
 
     indices: tuple[Index, ...]
 
 
-class Ack(Turned, frozen=True, array_like=True, kw_only=True, tag="ack"):
+class Ack(Answer, frozen=True, array_like=True, kw_only=True, tag="ack"):
     """The request is safe with the cloud."""
 
 

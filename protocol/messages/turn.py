@@ -9,6 +9,11 @@ from msgspec import Meta
 
 from protocol.base import EPOCHS_LIMIT, Index, Seed, Side, Split, Turned
 from protocol.plans import Learner
+from protocol.plans.adaptation import Adaptation
+from protocol.plans.coding import Coding
+from protocol.plans.first_order import FirstOrder
+
+RateShare = Annotated[float, Meta(ge=0, le=1)]
 
 
 class Turn(Turned, frozen=True, array_like=True, kw_only=True, tag="turn"):
@@ -20,22 +25,36 @@ class Turn(Turned, frozen=True, array_like=True, kw_only=True, tag="turn"):
     seed: Seed
     learner: Learner | None
     """How the encoder learns; None leaves it as it is."""
+    adaptation: Adaptation = Adaptation()
+    """What of it learns, to lower what, and how far from its start."""
     epochs: Annotated[int, Meta(ge=0, le=EPOCHS_LIMIT)]
     """Passes over the train frames while learning."""
     batches: Annotated[int, Meta(ge=0)]
     """At most so many batches an epoch; 0 = all of them."""
     batch_size: Annotated[int, Meta(ge=1, le=4096)]
+    rate_shares: Annotated[tuple[RateShare, ...], Meta(max_length=EPOCHS_LIMIT)] = ()
+    """Share of the plan's highest rates in each of the epochs, where the plan's rates follow a schedule that
+    the vehicle can't know."""
+    first_order: FirstOrder | None = None
+    """With `federated`: how the whole network is trained."""
+    loss_map_frames: tuple[Index, ...] | None = None
+    """With `local_loss`: train frames whose loss maps are to be fetched and to weight the loss, as they were
+    uploaded, the pixels of others weighing 1; empty = all; None = no loss is weighted, nobody is asked."""
+    scores: tuple[Split, ...] = ()
+    """With `federated`: splits on which the fetched weights are scored, before training."""
+    save_predictions: bool = False
+    """With `federated`: whether the vehicle writes what it predicts on its own test frames."""
     uploads: tuple[Split, ...]
     """Splits whose features the vehicle uploads once, in this order, after learning."""
-    bits: int
-    """Quantisation of the features: 32, 8, 6, 4, 3 or 2 bits an element."""
-    frame_bytes: Annotated[int, Meta(ge=1)] | None = None
-    """Most bytes of a frame's features: each channel gets as many bits as fit, `bits` at most; None = all get
-    `bits`."""
+    coding: Coding = Coding()
+    """Of the features."""
     upload_frames: dict[Split, tuple[Index, ...]] = msgspec.field(default_factory=dict)
     """The frames that are wanted of a split of `uploads`; all of one that isn't named."""
     train_label_size: tuple[Side, Side] | None = None
     """Rows and columns that labels of train frames are to be reduced to, by the pixel nearest to each cell's
     centre; None = they are of the size of the encoder's input."""
-    anchor: Annotated[float, Meta(ge=0)] = 0.0
-    """λ: λ/2·‖φ − φ_start‖² is added to what the encoder learns from, φ_start being the bundle's."""
+
+    @property
+    def follows_labels(self) -> bool:
+        """Whether the loss of train frames is one against their labels; where nothing is learnt, it is."""
+        return self.learner is None or self.adaptation.objective == "labels"

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from protocol.base import Id, Index, Message, Split, Text, Token, Turned
+from protocol.base import Id, Index, Message, Request, Split, Text, Token, Turned
 from protocol.codec.tensor import EncodedTensor
 
 
@@ -44,19 +44,19 @@ class OfferedLabel(Message, frozen=True, array_like=True, kw_only=True):
     width: Annotated[int, Meta(ge=1, le=16384)]
 
 
-class LabelOffer(Turned, frozen=True, array_like=True, kw_only=True, tag="offer"):
+class LabelOffer(Request, frozen=True, array_like=True, kw_only=True, tag="offer"):
     """Which labels the coming requests refer to; answered by `LabelWant`."""
 
     labels: tuple[OfferedLabel, ...]
 
 
-class Labels(Turned, frozen=True, array_like=True, kw_only=True, tag="labels"):
+class Labels(Request, frozen=True, array_like=True, kw_only=True, tag="labels"):
     """Labels that the cloud asked for, losslessly coded, once; answered by `Ack`."""
 
     labels: tuple[tuple[OfferedLabel, bytes], ...]
 
 
-class Upload(Turned, frozen=True, array_like=True, kw_only=True, tag="upload"):
+class Upload(Request, frozen=True, array_like=True, kw_only=True, tag="upload"):
     """Features of some frames of a split, sent once and kept for the turn; answered by `Ack`."""
 
     split: Split
@@ -70,14 +70,14 @@ class Recall(Turned, frozen=True, array_like=True, kw_only=True, tag="recall"):
     Answered by that answer, by `Resend` or, while the answer is on its way, not at all."""
 
 
-class TurnDone(Turned, frozen=True, array_like=True, kw_only=True, tag="done"):
+class TurnDone(Request, frozen=True, array_like=True, kw_only=True, tag="done"):
     """The vehicle has saved its new state; answered by `Ack`, then the cloud learns and commits."""
 
     loss: float | None
     """Mean loss while learning; None where nothing was learnt."""
 
 
-class TurnFailed(Turned, frozen=True, array_like=True, kw_only=True, tag="failed"):
+class TurnFailed(Request, frozen=True, array_like=True, kw_only=True, tag="failed"):
     """The vehicle can't do this turn and says why in one line; answered by `Ack`, then the run stops."""
 
     reason: Text

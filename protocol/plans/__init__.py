@@ -1,17 +1,52 @@
-"""Ways of learning: one file each, with its plan and what vehicle and cloud say for it."""
+"""Ways of learning: one file each, with its settings and what vehicle and cloud say for it alone.
+
+A file of this folder that declares a `Way` is found by itself: its section is a key of every scenario and of
+the cloud's settings, and where it is a `Plan`, a turn can carry it. The settings that all ways share
+(`coding`, `adaptation`, `first_order`) are sections, too, which `Turn` and the run's settings name.
+"""
 
 from __future__ import annotations
 
-from protocol.plans.activation import ActivationPlan
-from protocol.plans.federated import FedAvgPlan
-from protocol.plans.local_loss import LocalLossPlan
-from protocol.plans.spsa import SpsaPlan
-from protocol.plans.white_box import WhiteBoxPlan
+import pkgutil
+from collections.abc import Iterator
+from importlib import import_module
+from typing import TYPE_CHECKING, Union
 
-Learner = SpsaPlan | ActivationPlan | WhiteBoxPlan | FedAvgPlan | LocalLossPlan
-"""What `Turn.learner` may be."""
+import msgspec
+
+from protocol.plans.checks import EstimatorPlan, Plan, Section, Way
 
 
-def follows_labels(learner: Learner | None) -> bool:
-    """Whether the loss of train frames in a turn is one against their labels; without a learner it is."""
-    return getattr(learner, "objective", "labels") == "labels"
+def _declared() -> Iterator[type[Way]]:
+    """The ways that the files of this folder declare, by the files' names."""
+    for name in sorted(module.name for module in pkgutil.iter_modules(__path__)):
+        module = import_module(f"{__name__}.{name}")
+        for value in vars(module).values():
+            own = isinstance(value, type) and value.__module__ == module.__name__
+            if own and issubclass(value, Way) and value.section:
+                yield value
+
+
+WAYS = {way.section: way for way in _declared()}
+"""By section."""
+PLANS = {section: way for section, way in WAYS.items() if issubclass(way, Plan)}
+"""By section: what a turn may carry."""
+ESTIMATORS = {plan.estimator: plan for plan in PLANS.values() if issubclass(plan, EstimatorPlan)}
+"""By what `zeroth_order.estimator` calls them."""
+
+if TYPE_CHECKING:
+    Learner = Plan
+
+    class Ways(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+        """A section for each way."""
+else:
+    Learner = Union[tuple(PLANS.values())]  # noqa: UP007  # there is no other way to spell it
+    Ways = msgspec.defstruct(
+        "Ways",
+        [(section, way, way()) for section, way in WAYS.items()],
+        bases=(Section,),
+        frozen=True,
+        kw_only=True,
+        forbid_unknown_fields=True,
+        module=__name__,
+    )

@@ -1,8 +1,9 @@
-"""What settings and plans are made of, and how they say what is wrong."""
+"""What settings are made of, and how they say what is wrong."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import ClassVar
 
 import msgspec
 
@@ -15,10 +16,22 @@ def at_least(value: float, lowest: float, name: str) -> None:
         raise SettingError(f"{name} must be at least {lowest}, got {value}")
 
 
+def at_most(value: float, highest: float, name: str) -> None:
+    """Raise a `SettingError` that names the setting where it is higher."""
+    if not value <= highest:
+        raise SettingError(f"{name} must be at most {highest}, got {value}")
+
+
 def above(value: float, limit: float, name: str) -> None:
     """Raise a `SettingError` that names the setting where it is not above the limit."""
     if not value > limit:
         raise SettingError(f"{name} must be above {limit}, got {value}")
+
+
+def share_below_one(value: float, name: str) -> None:
+    """Raise a `SettingError` that names the setting where it is not from 0 to 1, 1 excluded."""
+    if not 0 <= value < 1:
+        raise SettingError(f"{name} must be at least 0 and below 1, got {value}")
 
 
 def one_of(value: object, choices: Iterable[object], name: str) -> None:
@@ -28,5 +41,59 @@ def one_of(value: object, choices: Iterable[object], name: str) -> None:
         raise SettingError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")
 
 
-class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Read from and written to JSON; unknown keys are refused."""
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of settings in a scenario, in the cloud's settings, and in a turn that needs them.
+
+    It checks itself when it is built, wherever it comes from; unknown keys are refused.
+    """
+
+    section: ClassVar[str] = ""
+    """The key under which it stands."""
+
+    def key(self, name: str) -> str:
+        """What users know one of its settings by."""
+        return f"{self.section}.{name}" if self.section else name
+
+    def _at_least(self, lowest: float, *names: str) -> None:
+        """Check some settings; one that is None is not given."""
+        for name in names:
+            if getattr(self, name) is not None:
+                at_least(getattr(self, name), lowest, self.key(name))
+
+    def _above(self, limit: float, *names: str) -> None:
+        """Check some settings; one that is None is not given."""
+        for name in names:
+            if getattr(self, name) is not None:
+                above(getattr(self, name), limit, self.key(name))
+
+    def _at_most(self, highest: float, *names: str) -> None:
+        for name in names:
+            at_most(getattr(self, name), highest, self.key(name))
+
+    def _share_below_one(self, *names: str) -> None:
+        for name in names:
+            share_below_one(getattr(self, name), self.key(name))
+
+    def _one_of(self, choices: Iterable[object], *names: str) -> None:
+        for name in names:
+            one_of(getattr(self, name), choices, self.key(name))
+
+
+class Way(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings of one way of learning, or of one algorithm: a file of this folder, and no line elsewhere."""
+
+
+class Plan(Way, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a vehicle is to learn in a turn, which carries it; its tag is the key of its section."""
+
+
+class EstimatorPlan(Plan, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a vehicle turns the cloud's answers about a batch into a gradient."""
+
+    estimator: ClassVar[str] = ""
+    """What `zeroth_order.estimator` names it by."""
+
+    @property
+    def answers_per_frame(self) -> int:
+        """Losses or loss maps that one pass takes about each frame."""
+        raise NotImplementedError

@@ -6,43 +6,73 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from protocol.base import EPOCHS_LIMIT, Index, Message, Split, Step, Turned
+from protocol.base import Answer, Index, Request, Split, Step
 from protocol.codec.weights import WeightTensor
+from protocol.errors import SettingError
+from protocol.plans.checks import Plan
 
 
-class FedAvgPlan(Message, frozen=True, array_like=True, kw_only=True, tag="fedavg"):
-    """Federated averaging: fetch the global weights, score them, train them, send them back.
+class FederatedPlan(Plan, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="federated"):
+    """`fedavg` only: fetch the global weights, score them, train them, send them back.
 
-    A turn of no epochs is for the scores alone."""
+    Rate, its schedule, weight decay, epochs and batch size are those of `first_order`. A turn of no epochs is
+    for the scores alone."""
 
-    optimizer: Annotated[str, Meta(pattern="^(sgd|adamw)$")]
-    """Made anew in each turn."""
-    rates: Annotated[tuple[float, ...], Meta(max_length=EPOCHS_LIMIT)]
-    """Step size in each of the turn's epochs."""
-    momentum: float
+    section = "federated"
+
+    client_fraction: float = 1.0
+    """Share of the vehicles that is drawn for each round, one at least."""
+    optimizer: str = "adamw"
+    """Of the vehicles: `adamw` or `sgd`; it starts anew in each round."""
+    momentum: float = 0.0
     """Of `sgd`."""
-    weight_decay: float
-    proximal: float
-    """μ of FedProx (Li et al., MLSys 2020): μ/2 ‖w − w_global‖² is added to the loss."""
-    statistics: Annotated[str, Meta(pattern="^(average|local|frozen)$")]
-    """BatchNorm statistics: averaged like weights, kept on the vehicle (SiloBN), or never changed."""
-    scores: tuple[Split, ...]
-    """Splits on which the fetched weights are scored, before training."""
-    save_predictions: bool
-    """Whether the vehicle writes what it predicts on its own test frames."""
+    proximal: float = 0.0
+    """μ of FedProx (Li et al., MLSys 2020): μ/2 ‖w − w_global‖² is added to the loss; 0 = plain training."""
+    statistics: str = "average"
+    """BatchNorm statistics: `average` them like weights, keep them `local` on the vehicle (SiloBN, Andreux et
+    al., 2020), or leave them `frozen` as they are at the start and normalise with them."""
+    server_optimizer: str = "average"
+    """What the cloud makes of the average: `average`, `momentum` (FedAvgM) or `adam` (FedAdam)."""
+    server_rate: float = 1.0
+    """Of the server's optimiser; 1 = all the way to the average. For `adam` 0.01 is a good start."""
+    server_momentum: float = 0.9
+    """β of `momentum`, β₁ of `adam`."""
+    server_beta2: float = 0.99
+    """β₂ of `adam`."""
+    server_adaptivity: float = 1e-3
+    """τ of `adam`."""
+    patience_rounds: int | None = None
+    """Training ends when the mean validation mIoU has not risen for so many rounds; None = never early."""
+    deadline_s: float | None = 600.0
+    """Longest that a vehicle may take for a turn, restarts included, before the round goes on without it;
+    None = the round waits for everyone."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.client_fraction <= 1:
+            raise SettingError(
+                f"{self.key('client_fraction')} must be above 0 and at most 1, got {self.client_fraction}"
+            )
+        self._one_of(("adamw", "sgd"), "optimizer")
+        self._one_of(("average", "local", "frozen"), "statistics")
+        self._one_of(("average", "momentum", "adam"), "server_optimizer")
+        self._share_below_one("momentum", "server_momentum", "server_beta2")
+        self._at_least(0, "proximal")
+        self._above(0, "server_rate", "server_adaptivity")
+        self._at_least(1, "patience_rounds")
+        self._above(0, "deadline_s")
 
 
-class FetchWeights(Turned, frozen=True, array_like=True, kw_only=True, tag="fetch"):
+class FetchWeights(Request, frozen=True, array_like=True, kw_only=True, tag="fetch"):
     """Which weights does this turn start from? Answered by `Weights`."""
 
 
-class Weights(Turned, frozen=True, array_like=True, kw_only=True, tag="weights"):
+class Weights(Answer, frozen=True, array_like=True, kw_only=True, tag="weights"):
     """The global weights that the turn starts from."""
 
     tensors: tuple[WeightTensor, ...]
 
 
-class Update(Turned, frozen=True, array_like=True, kw_only=True, tag="update"):
+class Update(Request, frozen=True, array_like=True, kw_only=True, tag="update"):
     """The weights after the turn's epochs, once a turn; answered by `Ack`."""
 
     samples: Annotated[int, Meta(ge=1, le=2**31 - 1)]
@@ -52,7 +82,7 @@ class Update(Turned, frozen=True, array_like=True, kw_only=True, tag="update"):
     tensors: tuple[WeightTensor, ...]
 
 
-class SplitScores(Turned, frozen=True, array_like=True, kw_only=True, tag="scores"):
+class SplitScores(Request, frozen=True, array_like=True, kw_only=True, tag="scores"):
     """How good the fetched weights are on the vehicle's own frames; answered by `Ack`."""
 
     split: Split

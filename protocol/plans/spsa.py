@@ -2,37 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from msgspec import Meta
-
-from protocol.base import Index, Message, Objective, Subspace, Turned
+from protocol.base import Answer, Index, Request
 from protocol.codec.tensor import EncodedTensor
+from protocol.plans.checks import EstimatorPlan
 
 
-class SpsaPlan(Message, frozen=True, array_like=True, kw_only=True, tag="spsa-gc"):
-    """Zeroth-order settings of BlackFed's SPSA-GC (arXiv 2410.24181, section 3.2)."""
+class SpsaPlan(EstimatorPlan, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="spsa"):
+    """SPSA with gradient correction, BlackFed's estimator (arXiv 2410.24181, section 3.2)."""
 
-    perturbation: float
-    """c: how far θ is moved for a query."""
-    queries: Annotated[int, Meta(ge=1, le=1024)]
+    section = "spsa"
+    estimator = "spsa-gc"
+
+    perturbation: float = 0.005
+    """c: how far the weights are moved for a query."""
+    queries: int = 2
     """q: two-sided queries averaged for one update."""
-    rate: float
+    rate: float = 1e-4
     """Step size of the update."""
-    momentum: float
+    momentum: float = 0.9
     """β of the Nesterov momentum, kept across epochs and turns."""
-    subspace: Subspace
-    objective: Objective
+
+    def __post_init__(self) -> None:
+        self._above(0, "perturbation", "rate")
+        self._at_least(1, "queries")
+        self._share_below_one("momentum")
+
+    @property
+    def answers_per_frame(self) -> int:
+        return 2 * self.queries
 
 
-class Query(Turned, frozen=True, array_like=True, kw_only=True, tag="query"):
+class Query(Request, frozen=True, array_like=True, kw_only=True, tag="query"):
     """What is the loss at these features? Answered by `Feedback`; changes nothing in the cloud."""
 
     frames: tuple[Index, ...]
     features: EncodedTensor
 
 
-class Feedback(Turned, frozen=True, array_like=True, kw_only=True, tag="feedback"):
+class Feedback(Answer, frozen=True, array_like=True, kw_only=True, tag="feedback"):
     """The answer to a query: losses, never gradients."""
 
     losses: tuple[float, ...]

@@ -9,29 +9,35 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from protocol.base import Index, Message, Objective, Subspace, Turned
-from protocol.codec.tensor import EncodedTensor
+from protocol.base import Answer, Index, Request
+from protocol.codec.tensor import BITS, EncodedTensor
+from protocol.plans.checks import Plan
 
 
-class WhiteBoxPlan(Message, frozen=True, array_like=True, kw_only=True, tag="white-box"):
-    """First-order settings of white-box split learning: the cloud answers with gradients of the features."""
+class WhiteBoxPlan(Plan, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="white_box"):
+    """How vehicles learn from the gradients of their features (`split`, `individual`)."""
 
-    rate: Annotated[float, Meta(gt=0)]
-    """Highest step size of Adam on the encoder; each gradient says which share of it counts."""
-    gradient_bits: int
+    section = "white_box"
+
+    rate: float = 1e-3
+    """Adam's step size on the encoder at its highest; it follows `first_order.schedule`, and each gradient
+    says which share of it counts."""
+    gradient_bits: int = 32
     """Quantisation of the gradients: 32, 8, 6, 4, 3 or 2 bits an element."""
-    subspace: Subspace
-    objective: Objective
+
+    def __post_init__(self) -> None:
+        self._above(0, "rate")
+        self._one_of(BITS, "gradient_bits")
 
 
-class TrainStep(Turned, frozen=True, array_like=True, kw_only=True, tag="train"):
+class TrainStep(Request, frozen=True, array_like=True, kw_only=True, tag="train"):
     """Features of a batch to learn from at once, in the cloud and here; answered by `Gradient`."""
 
     frames: tuple[Index, ...]
     features: EncodedTensor
 
 
-class Gradient(Turned, frozen=True, array_like=True, kw_only=True, tag="gradient"):
+class Gradient(Answer, frozen=True, array_like=True, kw_only=True, tag="gradient"):
     """The answer to a training step of white-box learning, and of no other way to learn."""
 
     loss: float

@@ -13,16 +13,17 @@ from fleet_fixtures import Supervisor, TinyFleet, World
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 
 import edge_client.state
-from cloud_server.config import FirstOrderConfig, PatienceConfig
+from cloud_server.config import PatienceConfig
 from cloud_server.errors import CloudError
 from edge_client.errors import VehicleError
 from edge_client.turn import TurnTools
 from fleet.run.in_process import run_in_process
 from protocol.atomic import write_bytes_atomic
+from protocol.plans.first_order import FirstOrder
 
 WELL, ILL = "car-1", "car-2"
 GO_ON = PatienceConfig(join_s=30, retry_s=0.2, give_up_s=30, heartbeat_s=0.5, on_failure="continue")
-CONSTANT = FirstOrderConfig(epochs=3, batch_size=4, rate=5e-3, schedule="constant")
+CONSTANT = FirstOrder(epochs=3, batch_size=4, rate=5e-3, schedule="constant")
 
 
 def _raise_in_turn(monkeypatch: pytest.MonkeyPatch, error: Exception, first_turn: int) -> None:

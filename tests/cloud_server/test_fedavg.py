@@ -15,7 +15,6 @@ import pytest
 from federated_fixtures import ONE_STEP, SGD, FederatedFleet
 from fleet_fixtures import CARS, Supervisor, TinyFleet, World
 
-from cloud_server.learner_config import FederatedConfig
 from edge_client.host import HostConfig
 from edge_client.local.network import require_torch
 from evaluation.predictions import prediction_name
@@ -23,6 +22,7 @@ from protocol.codec.weights import WeightTensor, unpack
 from protocol.errors import Mistake
 from protocol.local_model import LocalModel
 from protocol.messages import Down, FetchWeights, Finish, Status, Turn, Up, Update, Weights
+from protocol.plans.federated import FederatedPlan
 from protocol.session.memory import MemoryBus
 from protocol.session.parts import read_word, split
 from protocol.session.reassembly import Reassembler
@@ -62,7 +62,7 @@ class RecordedRun:
 def silo(tiny_world: World, tmp_path_factory: pytest.TempPathFactory) -> RecordedRun:
     """Two rounds with statistics that stay on the vehicles, and every message of it."""
     fleet = FederatedFleet(
-        tiny_world, tmp_path_factory.mktemp("silo"), federated=FederatedConfig(statistics="local")
+        tiny_world, tmp_path_factory.mktemp("silo"), federated=FederatedPlan(statistics="local")
     )
     log, bus = BusLog(), MemoryBus()
     supervisor = Supervisor(fleet, bus)
@@ -103,7 +103,7 @@ def test_training_ends_when_the_miou_has_converged(tiny_world: World, tmp_path: 
         tmp_path,
         rounds=6,
         first_order=msgspec.structs.replace(ONE_STEP, rate=1e-12),
-        federated=FederatedConfig(optimizer="sgd", statistics="frozen", patience_rounds=1),
+        federated=FederatedPlan(optimizer="sgd", statistics="frozen", patience_rounds=1),
     )
     Supervisor(fleet).run()
     assert [event["stage"] for event in fleet.events("committed")] == [0, 1, 2, 7]
@@ -186,7 +186,7 @@ def test_poisoned_updates_are_rejected_counted_and_change_nothing(
     silo: RecordedRun, tiny_world: World, tmp_path: Path
 ) -> None:
     """Somebody sends NaN, a wrong shape, a wrong name and a wrong count in a vehicle's name in each turn."""
-    fleet = FederatedFleet(tiny_world, tmp_path, federated=FederatedConfig(statistics="local"))
+    fleet = FederatedFleet(tiny_world, tmp_path, federated=FederatedPlan(statistics="local"))
     bus, log = MemoryBus(), BusLog()
     ghost = bus.client("ghost")
     ghost.connect(0)
@@ -248,7 +248,7 @@ def _when(seen: Callable[[Up | Down | Status], bool], act: Callable[[Supervisor]
 def test_kill_in_a_round_ends_bit_identical(
     victim: str, moment: type, silo: RecordedRun, tiny_world: World, tmp_path: Path
 ) -> None:
-    fleet = FederatedFleet(tiny_world, tmp_path, federated=FederatedConfig(statistics="local"))
+    fleet = FederatedFleet(tiny_world, tmp_path, federated=FederatedPlan(statistics="local"))
     supervisor = Supervisor(fleet)
     watch, _, done = _when(
         lambda message: isinstance(message, moment) and message.vehicle == "car-1" and message.turn_id == 2,

@@ -16,18 +16,19 @@ from fleet_fixtures import CARS, IMAGE_SIZE, Supervisor, World
 from cloud_server.algorithms.fedavg import (
     LocalUpdate,
     drawn_vehicles,
-    epoch_rates,
+    epoch_rate_shares,
     federated_stages,
     weighted_average,
 )
-from cloud_server.config import CloudConfig, FirstOrderConfig
-from cloud_server.learner_config import FederatedConfig
+from cloud_server.config import CloudConfig
 from cloud_server.schedule import Kind
 from cloud_server.training.losses import cross_entropy, downsample_labels
 from cloud_server.training.server_optimizers import build_server_optimizer
 from datasets.catalog import open_dataset
 from datasets.frame import resize_frame
 from protocol.codec.weights import WeightsError, WeightTensor, pack, unpack
+from protocol.plans.federated import FederatedPlan
+from protocol.plans.first_order import FirstOrder
 
 
 def test_one_step_equals_centralized_sgd_on_the_union(tiny_world: World, tmp_path: Path) -> None:
@@ -72,7 +73,7 @@ def test_average_is_weighted_by_samples() -> None:
 
 def test_server_momentum_is_that_of_torch() -> None:
     optimizer = build_server_optimizer(
-        FederatedConfig(server_optimizer="momentum", server_rate=0.5, server_momentum=0.8)
+        FederatedPlan(server_optimizer="momentum", server_rate=0.5, server_momentum=0.8)
     )
     parameter = torch.nn.Parameter(torch.zeros(3, dtype=torch.float64))
     reference = torch.optim.SGD([parameter], lr=0.5, momentum=0.8)
@@ -88,7 +89,7 @@ def test_server_adam_is_that_of_torch_without_bias_correction() -> None:
     """torch's Adam divides both moments by 1 − βᵗ: a rate and an ε for each step undo that."""
     rate, beta1, beta2, tau = 0.1, 0.9, 0.99, 1e-3
     optimizer = build_server_optimizer(
-        FederatedConfig(
+        FederatedPlan(
             server_optimizer="adam",
             server_rate=rate,
             server_momentum=beta1,
@@ -118,7 +119,7 @@ def _config(**changes: Any) -> CloudConfig:
 
 
 def test_drawn_vehicles_follow_from_the_seed() -> None:
-    config = _config(federated=FederatedConfig(client_fraction=0.3))
+    config = _config(federated=FederatedPlan(client_fraction=0.3))
     draws = [drawn_vehicles(config, number) for number in range(1, 7)]
     assert draws == [drawn_vehicles(config, number) for number in range(1, 7)]
     assert all(len(set(draw)) == 3 and set(draw) <= set(config.vehicles) for draw in draws)
@@ -128,7 +129,7 @@ def test_drawn_vehicles_follow_from_the_seed() -> None:
 
 
 def test_stages_evaluate_everyone_and_train_the_drawn() -> None:
-    config = _config(federated=FederatedConfig(client_fraction=0.01, deadline_s=5.0))
+    config = _config(federated=FederatedPlan(client_fraction=0.01, deadline_s=5.0))
     first, *rounds, last = federated_stages(config)
     assert (first.kind, last.kind) == (Kind.INITIAL, Kind.FINAL)
     assert first.vehicles == last.vehicles == config.vehicles
@@ -137,8 +138,8 @@ def test_stages_evaluate_everyone_and_train_the_drawn() -> None:
 
 
 def test_rates_follow_the_schedule_over_all_rounds() -> None:
-    config = _config(first_order=FirstOrderConfig(epochs=2, rate=1.0, schedule="cosine"))
-    rates = [rate for number in range(1, 7) for rate in epoch_rates(config, number)]
+    config = _config(first_order=FirstOrder(epochs=2, rate=1.0, schedule="cosine"))
+    rates = [rate for number in range(1, 7) for rate in epoch_rate_shares(config, number)]
     expected = [0.5 * (1 + math.cos(math.pi * (epoch + 0.5) / 12)) for epoch in range(12)]
     assert rates == pytest.approx(expected)
 

@@ -16,11 +16,12 @@ from fleet_fixtures import CARS, FLEET, Supervisor, TinyFleet, World, tag, unrel
 from test_local_loss import LOCAL, Reference, assert_learnt_like, fleet_of, refusal, run
 from torch.nn import functional
 
-from cloud_server.learner_config import LocalLossConfig, ZerothOrderConfig
+from cloud_server.config import ZerothOrderConfig
 from cloud_server.training.kept_loss_maps import KeptLossMaps
 from datasets.labels import VOID
 from protocol.codec.tensor import EncodedTensor, decode, encode
 from protocol.messages import FetchLossMaps, LossMaps, Turn
+from protocol.plans.local_loss import LocalLossPlan
 from protocol.session import topics
 from protocol.session.memory import MemoryBus
 
@@ -88,7 +89,7 @@ def test_maps_are_of_the_loss_after_the_cloud_s_learning(calm: Watched) -> None:
 
 
 def test_learning_equals_torch_with_weighted_pixels(tiny_world: World, tmp_path: Path) -> None:
-    local = LocalLossConfig(
+    local = LocalLossPlan(
         warm_up_epochs=2, epochs=1, rate=2e-4, head_rate=5e-4, weight_power=0.7, weight_cap=2
     )
     watched = Watched(fleet_of(tiny_world, tmp_path, vehicles=(CAR,), local_loss=local))

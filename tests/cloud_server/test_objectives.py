@@ -20,13 +20,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
 import fleet.compare.sweep as comparing
-from cloud_server.config import CloudConfig, FirstOrderConfig, NetworkConfig
+from cloud_server.config import NetworkConfig, ZerothOrderConfig
 from cloud_server.errors import CloudError
-from cloud_server.learner_config import ActivationConfig, LocalLossConfig, ZerothOrderConfig
 from cloud_server.networks.build import build_network
 from cloud_server.storage.checkpoint import load_checkpoint
 from cloud_server.training.losses import cross_entropy, downsample_labels
-from cloud_server.training.rates import cosine_rate
 from datasets.catalog import open_dataset
 from datasets.frame import resize_frame
 from edge_client.encoder.bundle import EncoderBundle
@@ -35,19 +33,26 @@ from fleet.scenario import DatasetPart, Scenario
 from protocol.codec.tensor import decode
 from protocol.messages import Gradient, LabelOffer, Labels, TrainStep, Upload
 from protocol.noise import derive_seed, permutation
+from protocol.plans.activation import ActivationPlan
+from protocol.plans.adaptation import Adaptation
+from protocol.plans.coding import Coding
+from protocol.plans.first_order import FirstOrder
+from protocol.plans.local_loss import LocalLossPlan
+from protocol.rates import cosine_rate
 from protocol.session.memory import MemoryBus
 
 CAR = CARS[0]
 _VOID_ID = 11
 """In CamVid's files."""
 STAYS = NetworkConfig(learns=False)
-SPSA = ZerothOrderConfig(batches=2, batch_size=3, queries=1, rate=1e-3)
-ACTIVATION = ZerothOrderConfig(
-    batches=2, batch_size=3, estimator="activation", activation=ActivationConfig(seeds=2, rate=1e-2)
-)
+ENTROPY = Adaptation(objective="entropy")
+ACTIVATION: dict[str, Any] = {
+    "zeroth_order": ZerothOrderConfig(batches=2, batch_size=3, estimator="activation"),
+    "activation": ActivationPlan(seeds=2, rate=1e-2),
+}
 LEARNERS: dict[str, dict[str, Any]] = {
-    "spsa-gc": {"algorithm": "blackfed-v1", "zeroth_order": SPSA},
-    "activation": {"algorithm": "blackfed-v2", "zeroth_order": ACTIVATION},
+    "spsa-gc": {"algorithm": "blackfed-v1"},
+    "activation": {"algorithm": "blackfed-v2", **ACTIVATION},
     "split": {"algorithm": "split"},
     "individual": {"algorithm": "individual"},
 }
@@ -57,8 +62,8 @@ LEARNERS: dict[str, dict[str, Any]] = {
 def fleet_of(world: World, folder: Path, **changes: Any) -> TinyFleet:
     settings = {
         "network": STAYS,
-        "first_order": FirstOrderConfig(epochs=2, batch_size=4, rate=5e-3),
-        "local_loss": LocalLossConfig(warm_up_epochs=1, epochs=1),
+        "first_order": FirstOrder(epochs=2, batch_size=4, rate=5e-3),
+        "local_loss": LocalLossPlan(warm_up_epochs=1, epochs=1),
     }
     return TinyFleet(world, folder, **{**settings, **changes})
 
@@ -147,7 +152,7 @@ class Reference:
     def __init__(self, fleet: TinyFleet) -> None:
         self._config = fleet.config
         plain = build_encoder("stride8-c4", 0).folded()
-        self.encoder = FilmEncoder(plain) if fleet.config.subspace == "film" else plain
+        self.encoder = FilmEncoder(plain) if fleet.config.adaptation.subspace == "film" else plain
         self._network = initial_network(fleet).eval().requires_grad_(False)
         self._adam = torch.optim.Adam(self.encoder.parameters())
         source = open_dataset("camvid", fleet.world.data_root)
@@ -173,7 +178,7 @@ class Reference:
 
     def loss(self, features: Tensor, chosen: Tensor) -> Tensor:
         logits = self._network(features)
-        if self._config.objective == "entropy":
+        if self._config.adaptation.objective == "entropy":
             entropy: Tensor = torch.distributions.Categorical(logits=logits.movedim(1, -1)).entropy()
             return entropy.mean()
         return cross_entropy(logits, downsample_labels(self._labels[chosen], logits.shape[-2:]))
@@ -203,10 +208,9 @@ def test_gradients_and_steps_equal_autograd_through_the_network_in_evaluation_mo
         tiny_world,
         tmp_path,
         algorithm=algorithm,
-        subspace=subspace,
-        objective=objective,
+        adaptation=Adaptation(subspace=subspace, objective=objective),
         vehicles=(CAR,),
-        bits=32,
+        coding=Coding(bits=32),
     )
     Supervisor(fleet, recorder.bus).run()
     reference = Reference(fleet)
@@ -236,7 +240,7 @@ def test_gradients_and_steps_equal_autograd_through_the_network_in_evaluation_mo
 
 
 def without_labels(name: str, world: World, folder: Path, **changes: Any) -> TinyFleet:
-    return fleet_of(world, folder, objective="entropy", **{**LEARNERS[name], **changes})
+    return fleet_of(world, folder, adaptation=ENTROPY, **{**LEARNERS[name], **changes})
 
 
 @pytest.fixture(scope="module", params=LEARNERS)
@@ -299,7 +303,8 @@ def test_unreliable_delivery_changes_nothing(calm: tuple[str, TinyFleet, Recorde
 
 
 def test_entropy_falls_while_vehicles_follow_its_exact_gradient(tiny_world: World, tmp_path: Path) -> None:
-    fleet = without_labels("split", tiny_world, tmp_path, vehicles=(CAR,), subspace="film", rounds=3)
+    film = Adaptation(objective="entropy", subspace="film")
+    fleet = without_labels("split", tiny_world, tmp_path, vehicles=(CAR,), adaptation=film, rounds=3)
     Supervisor(fleet).run()
     losses = [loss for event in fleet.events("learned") for loss in event["losses"]]
     assert losses == sorted(losses, reverse=True)
@@ -312,16 +317,19 @@ def test_entropy_falls_while_vehicles_follow_its_exact_gradient(tiny_world: Worl
     ("changes", "message"),
     [
         (
-            {"algorithm": "split", "objective": "entropy", "network": NetworkConfig()},
+            {"algorithm": "split", "adaptation": ENTROPY, "network": NetworkConfig()},
             r"objective entropy needs network.learns false \(--no-network-learns\)",
         ),
-        ({"algorithm": "blackfleet", "objective": "entropy"}, "local head, which needs labels"),
+        ({"algorithm": "blackfleet", "adaptation": ENTROPY}, "local head, which needs labels"),
         (
-            {"algorithm": "split", "first_order": FirstOrderConfig(replay_steps=2)},
+            {"algorithm": "split", "first_order": FirstOrder(replay_steps=2)},
             "first_order.replay_steps must be 0, got 2",
         ),
         ({"algorithm": "fedavg"}, "fedavg trains .* network.learns must be true, got false"),
-        ({"algorithm": "fedavg", "subspace": "film", "network": NetworkConfig()}, "subspace must be all"),
+        (
+            {"algorithm": "fedavg", "adaptation": Adaptation(subspace="film"), "network": NetworkConfig()},
+            "adaptation.subspace must be all",
+        ),
     ],
     ids=[
         "entropy and a network that learns",
@@ -341,8 +349,8 @@ def test_settings_that_contradict_each_other_make_no_run(
 
 @pytest.mark.parametrize(("name", "known"), [("objective", "labels, entropy"), ("subspace", "all, film")])
 def test_unknown_name_is_refused_with_the_known_ones(name: str, known: str) -> None:
-    with pytest.raises(ValueError, match=f"{name} must be one of {known}, got 'mood'"):
-        CloudConfig(fleet="f", vehicles=("a",), **{name: "mood"})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=f"adaptation.{name} must be one of {known}, got 'mood'"):
+        Adaptation(**{name: "mood"})  # type: ignore[arg-type]
 
 
 def test_comparison_refuses_before_its_first_run(tiny_world: World, tmp_path: Path) -> None:

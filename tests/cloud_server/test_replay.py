@@ -11,21 +11,22 @@ import pytest
 import torch
 from fleet_fixtures import CARS, IMAGE_SIZE, Supervisor, TinyFleet, World
 
-from cloud_server.algorithms.fedavg import epoch_rates
+from cloud_server.algorithms.fedavg import epoch_rate_shares
 from cloud_server.combinations import check_combination
-from cloud_server.config import CloudConfig, FirstOrderConfig, NetworkConfig
-from cloud_server.learner_config import LocalLossConfig
+from cloud_server.config import CloudConfig, NetworkConfig
 from cloud_server.storage.checkpoint import flatten_state, load_checkpoint, unflatten_state
 from cloud_server.storage.persistence import config_digest
 from cloud_server.training.feature_cache import FeatureCache
-from cloud_server.training.rates import cosine_rate
 from cloud_server.training.trainer import Trainer
 from fleet.export.bundle import export_bundle
 from fleet.export.head_export import export_head
+from protocol.plans.first_order import FirstOrder
+from protocol.plans.local_loss import LocalLossPlan
+from protocol.rates import cosine_rate
 
 CAR = CARS[0]
 TAU = 2
-FIRST = FirstOrderConfig(epochs=3, batch_size=4, rate=5e-3, replay_steps=TAU)
+FIRST = FirstOrder(epochs=3, batch_size=4, rate=5e-3, replay_steps=TAU)
 ALGORITHMS = ("blackfed-v2", "blackfleet", "split", "individual")
 
 
@@ -131,7 +132,7 @@ def test_draw_of_an_empty_cache_is_refused() -> None:
 
 
 def fleet_of(world: World, folder: Path, algorithm: str, **changes: Any) -> TinyFleet:
-    settings = {"first_order": FIRST, "local_loss": LocalLossConfig(warm_up_epochs=1, epochs=1)}
+    settings = {"first_order": FIRST, "local_loss": LocalLossPlan(warm_up_epochs=1, epochs=1)}
     return TinyFleet(world, folder, algorithm=algorithm, **{**settings, **changes})
 
 
@@ -277,7 +278,7 @@ def test_vehicles_with_other_features_replay_in_batches_of_one_shape(
 
     width, height = IMAGE_SIZE
     shapes = tuple((channels, height // 8, width // 8) for channels in (4, 8))
-    local = LocalLossConfig(warm_up_epochs=1, epochs=1)
+    local = LocalLossPlan(warm_up_epochs=1, epochs=1)
     settings = {"first_order": FIRST, "local_loss": local, "feature_shapes": shapes}
     fleet = run(Mixed(tiny_world, tmp_path, algorithm=algorithm, **settings))
     assert fleet.result()["frames_seen"] == 6 * len(CARS) * FIRST.epochs * 2 * (1 + TAU)
@@ -314,8 +315,8 @@ def test_systems_that_upload_no_features_take_as_many_passes_more() -> None:
     longer = msgspec.structs.replace(FIRST, epochs=FIRST.epochs * (1 + TAU), replay_steps=0)
     same = msgspec.structs.replace(config, first_order=longer)
     for round_number in (1, 2):
-        assert epoch_rates(config, round_number) == epoch_rates(same, round_number)
-        assert len(epoch_rates(config, round_number)) == FIRST.passes == 9
+        assert epoch_rate_shares(config, round_number) == epoch_rate_shares(same, round_number)
+        assert len(epoch_rate_shares(config, round_number)) == FIRST.passes == 9
 
 
 @pytest.mark.parametrize(
@@ -332,7 +333,7 @@ def test_systems_that_upload_no_features_take_as_many_passes_more() -> None:
 )
 def test_wrong_setting_is_named(changes: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        FirstOrderConfig(**changes)  # type: ignore[arg-type]
+        FirstOrder(**changes)  # type: ignore[arg-type]
 
 
 def test_replay_needs_a_network_that_learns() -> None:

@@ -17,10 +17,9 @@ from fleet_fixtures import CARS, Supervisor, TinyFleet, World, interrupt, tag
 from test_perturbation import grid
 
 import cloud_server.desk.handlers.feedback
-from cloud_server.config import FirstOrderConfig
+from cloud_server.config import CloudConfig, ZerothOrderConfig
 from cloud_server.desk.seeded_queries import coded_loss_maps, evaluate_loss_maps
 from cloud_server.errors import CloudError
-from cloud_server.learner_config import ActivationConfig, ZerothOrderConfig
 from cloud_server.networks.build import build_network
 from cloud_server.storage.checkpoint import flatten_state
 from cloud_server.training.trainer import Trainer, TrainerConfig
@@ -31,6 +30,11 @@ from protocol.errors import Mistake
 from protocol.messages import LossMaps, Query, SeededQuery, Turn
 from protocol.noise import derive_seed
 from protocol.perturbation import pack_scale, perturb
+from protocol.plans.activation import ActivationPlan
+from protocol.plans.adaptation import Adaptation
+from protocol.plans.coding import Coding
+from protocol.plans.first_order import FirstOrder
+from protocol.plans.spsa import SpsaPlan
 from protocol.session import topics
 from protocol.session.memory import MemoryBus
 
@@ -146,15 +150,18 @@ def test_eight_bits_keep_each_map_to_half_a_step_of_its_own_scale() -> None:
 
 
 def zeroth(**changes: Any) -> ZerothOrderConfig:
-    activation = ActivationConfig(**{"seeds": 3, "rate": 1e-2, **changes.pop("activation", {})})
-    settings = {"batches": 2, "batch_size": 3, "estimator": "activation", **changes}
-    return ZerothOrderConfig(activation=activation, **settings)
+    return ZerothOrderConfig(**{"batches": 2, "batch_size": 3, "estimator": "activation", **changes})
+
+
+def plan(**changes: Any) -> ActivationPlan:
+    return ActivationPlan(**{"seeds": 3, "rate": 1e-2, **changes})
 
 
 def tiny(world: World, folder: Path, **changes: Any) -> TinyFleet:
     settings = {
         "zeroth_order": zeroth(),
-        "first_order": FirstOrderConfig(epochs=1, batch_size=4, rate=5e-3),
+        "activation": plan(),
+        "first_order": FirstOrder(epochs=1, batch_size=4, rate=5e-3),
         "algorithm": "blackfed-v1",
         "rounds": 2,
     }
@@ -162,7 +169,7 @@ def tiny(world: World, folder: Path, **changes: Any) -> TinyFleet:
 
 
 def _undisturbed(world: World, folder: Path, subspace: str) -> TinyFleet:
-    fleet = tiny(world, folder, zeroth_order=zeroth(epochs=2), subspace=subspace)
+    fleet = tiny(world, folder, zeroth_order=zeroth(epochs=2), adaptation=Adaptation(subspace=subspace))
     Supervisor(fleet).run()
     return fleet
 
@@ -187,7 +194,7 @@ def calm(request: pytest.FixtureRequest) -> TinyFleet:
 
 
 def again(calm: TinyFleet, folder: Path) -> TinyFleet:
-    return tiny(calm.world, folder, zeroth_order=calm.config.zeroth_order, subspace=calm.config.subspace)
+    return tiny(calm.world, folder, zeroth_order=calm.config.zeroth_order, adaptation=calm.config.adaptation)
 
 
 def test_run_learns_and_says_how_much_was_answered(calm: TinyFleet) -> None:
@@ -225,10 +232,11 @@ def test_killed_process_changes_nothing(victim: str, calm: TinyFleet, tmp_path: 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"zeroth_order": zeroth(activation={"two_sided": True, "map_stride": 2, "box_width": 3})},
-        {"zeroth_order": zeroth(activation={"map_bits": 32}), "feedback_network": "best", "bits": 32,
+        {"activation": plan(two_sided=True, map_stride=2, box_width=3)},
+        {"activation": plan(map_bits=32), "feedback_network": "best", "coding": Coding(bits=32),
          "algorithm": "blackfed-v2"},
-        {"zeroth_order": ZerothOrderConfig(batches=2, batch_size=3, queries=1), "subspace": "film"},
+        {"zeroth_order": ZerothOrderConfig(batches=2, batch_size=3),
+         "adaptation": Adaptation(subspace="film")},
     ],
     ids=["two-sided on a coarse map", "v2, own feedback, float32", "spsa-gc on film"],
 )  # fmt: skip
@@ -236,7 +244,7 @@ def test_other_settings_run(changes: dict[str, Any], tiny_world: World, tmp_path
     fleet = tiny(tiny_world, tmp_path, rounds=1, **changes)
     run_in_process(fleet.config, [fleet.host()], fleet.run_folder)
     result = fleet.result()
-    asked = fleet.config.zeroth_order.answers_per_frame
+    asked = fleet.config.answers_per_frame
     assert [entry["answers_per_frame"] for entry in result["vehicles"].values()] == [asked] * len(CARS)
     assert result["mean_local_miou"] > result["initial_local_miou"]
 
@@ -296,7 +304,7 @@ def test_plan_decides_which_queries_a_turn_has(tiny_world: World, tmp_path: Path
             ("seeded", {}, plain_query, "this turn has no queries"),
             (
                 "query",
-                {"zeroth_order": ZerothOrderConfig(batches=1, batch_size=3, queries=1)},
+                {"zeroth_order": ZerothOrderConfig(batches=1, batch_size=3)},
                 lambda turn, payload: (topics.UP, request(turn)),
                 "this turn has no seeded queries",
             ),
@@ -322,9 +330,13 @@ def test_more_answers_than_allowed_are_rejected(tiny_world: World, tmp_path: Pat
 
 def test_plan_that_asks_for_more_answers_than_allowed_makes_no_run() -> None:
     with pytest.raises(ValueError, match=r"is 3, but activation asks for 4 answers about a frame in a turn"):
-        zeroth(max_answers_per_frame=3)
+        _settings(zeroth_order=zeroth(max_answers_per_frame=3), activation=plan())
     with pytest.raises(ValueError, match=r"is 7, but spsa-gc asks for 8 answers about a frame in a turn"):
-        ZerothOrderConfig(epochs=2, queries=2, max_answers_per_frame=7)
+        _settings(zeroth_order=ZerothOrderConfig(epochs=2, max_answers_per_frame=7), spsa=SpsaPlan(queries=2))
+
+
+def _settings(**changes: Any) -> CloudConfig:
+    return CloudConfig(fleet="f", vehicles=("a",), **changes)
 
 
 def spoilt(payload: bytes, maps: EncodedTensor) -> tuple[topics.Channel, object]:
@@ -386,7 +398,7 @@ def test_vehicle_stops_in_one_line_after_unusable_answers(
 def test_map_that_does_not_fit_the_features_ends_the_run_in_one_line(
     tiny_world: World, tmp_path: Path
 ) -> None:
-    fleet = tiny(tiny_world, tmp_path / "run", rounds=1, zeroth_order=zeroth(activation={"map_stride": 4}))
+    fleet = tiny(tiny_world, tmp_path / "run", rounds=1, activation=plan(map_stride=4))
     with pytest.raises(Mistake, match=r"activation settings don't fit: map stride 4 must divide .* 6x8"):
         run_in_process(fleet.config, [fleet.host()], fleet.run_folder)
 

@@ -11,13 +11,13 @@ from fleet_fixtures import CARS, Supervisor, TinyFleet, World
 from test_local_loss import fleet_of, run
 
 from benchmarks.serving_scores import score_servings
-from cloud_server.learner_config import SERVINGS, BlackFleetConfig
 from cloud_server.storage.checkpoint import load_checkpoint
+from protocol.plans.blackfleet import SERVINGS, BlackFleetSettings
 
 
 def serving_fleet(world: World, folder: Path, serving: str) -> TinyFleet:
     """Three rounds, so that the best weights need not be the latest."""
-    return fleet_of(world, folder, rounds=3, blackfleet=BlackFleetConfig(serving=serving))
+    return fleet_of(world, folder, rounds=3, blackfleet=BlackFleetSettings(serving=serving))
 
 
 @pytest.fixture(scope="module")
@@ -95,4 +95,4 @@ def test_killed_process_changes_nothing(victim: str, fleets: dict[str, TinyFleet
 
 def test_unknown_serving_is_named() -> None:
     with pytest.raises(ValueError, match=r"blackfleet.serving must be one of best, .*, got 'newest'"):
-        BlackFleetConfig(serving="newest")
+        BlackFleetSettings(serving="newest")

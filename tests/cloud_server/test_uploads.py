@@ -17,14 +17,16 @@ from hypothesis import strategies as st
 from test_loss_weighting import WEIGHTED, Watched
 
 from cloud_server.algorithms.upload_limit import UploadLimit
-from cloud_server.config import FirstOrderConfig, UploadConfig
+from cloud_server.config import UploadConfig, ZerothOrderConfig
 from cloud_server.desk.ledger import UploadCounts, UploadLedger
 from cloud_server.errors import CloudError
-from cloud_server.learner_config import ActivationConfig, LocalLossConfig, ZerothOrderConfig
 from cloud_server.storage.label_store import LabelStore
 from datasets.labels import CAMVID
 from protocol.codec.tensor import encode
 from protocol.messages import SPLITS, LabelOffer, OfferedLabel, Turn, Upload
+from protocol.plans.activation import ActivationPlan
+from protocol.plans.first_order import FirstOrder
+from protocol.plans.local_loss import LocalLossPlan
 from protocol.session import topics
 from protocol.session.memory import MemoryBus
 
@@ -36,8 +38,8 @@ ROUNDS = 2
 def fleet_of(world: World, folder: Path, **changes: object) -> TinyFleet:
     settings = {
         "algorithm": "blackfleet",
-        "local_loss": LocalLossConfig(warm_up_epochs=1, epochs=1),
-        "first_order": FirstOrderConfig(epochs=EPOCHS, batch_size=4),
+        "local_loss": LocalLossPlan(warm_up_epochs=1, epochs=1),
+        "first_order": FirstOrder(epochs=EPOCHS, batch_size=4),
         "rounds": ROUNDS,
     }
     return TinyFleet(world, folder, **{**settings, **changes})
@@ -94,7 +96,7 @@ def test_every_upload_is_trained_on_once_a_pass(algorithm: str, tiny_world: Worl
 
 
 def test_cloud_that_does_not_train_says_so(tiny_world: World, tmp_path: Path) -> None:
-    fleet = run(fleet_of(tiny_world, tmp_path, rounds=1, first_order=FirstOrderConfig(epochs=0)))
+    fleet = run(fleet_of(tiny_world, tmp_path, rounds=1, first_order=FirstOrder(epochs=0)))
     assert counts_of(fleet)[CAR] == UploadCounts(acknowledged=len(fleet.frames[CAR]["train"]))
 
 
@@ -222,8 +224,9 @@ def test_train_labels_at_the_size_of_the_logits_change_bytes_alone(
     """Weights, losses and scores are the same to the bit; only what the labels weigh differs."""
     settings: dict[str, Any] = {"algorithm": algorithm, "local_loss": WEIGHTED, "rounds": 2}
     if algorithm == "activation":
-        estimator = ZerothOrderConfig(estimator="activation", activation=ActivationConfig(seeds=2))
+        estimator = ZerothOrderConfig(estimator="activation")
         settings |= {"algorithm": "blackfed-v1", "zeroth_order": estimator}
+        settings |= {"activation": ActivationPlan(seeds=2)}
     runs = {
         size: run(fleet_of(tiny_world, tmp_path / size, uploads=UploadConfig(train_labels=size), **settings))
         for size in ("input", "logits")

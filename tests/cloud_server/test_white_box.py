@@ -14,13 +14,10 @@ import torch
 from fleet_fixtures import CARS, IMAGE_SIZE, Supervisor, TinyFleet, World, tag, unreliable_bus
 from torch.nn.utils import parameters_to_vector
 
-from cloud_server.config import FirstOrderConfig
 from cloud_server.desk.turns import ActiveTurn
-from cloud_server.learner_config import WhiteBoxConfig
 from cloud_server.networks.build import build_network
 from cloud_server.storage.checkpoint import load_checkpoint
 from cloud_server.training.losses import cross_entropy, downsample_labels
-from cloud_server.training.rates import cosine_rate
 from datasets.catalog import open_dataset
 from datasets.frame import resize_frame
 from edge_client.encoder.bundle import EncoderBundle
@@ -32,14 +29,17 @@ from protocol.messages import (
     TrainStep,
     Turn,
     Upload,
-    WhiteBoxPlan,
 )
 from protocol.noise import derive_seed, permutation
+from protocol.plans.coding import Coding
+from protocol.plans.first_order import FirstOrder
+from protocol.plans.white_box import WhiteBoxPlan
+from protocol.rates import cosine_rate
 from protocol.session.memory import MemoryBus
 
 CAR = CARS[0]
 _EPOCHS = 3
-PLAN = WhiteBoxPlan(rate=1e-3, gradient_bits=32, subspace="all", objective="labels")
+PLAN = WhiteBoxPlan()
 
 
 def _run(fleet: TinyFleet, bus: MemoryBus | None = None) -> TinyFleet:
@@ -134,8 +134,8 @@ def test_learning_over_the_bus_equals_joint_training(
         tmp_path,
         algorithm=algorithm,
         vehicles=(CAR,),
-        bits=32,
-        first_order=FirstOrderConfig(epochs=1, batch_size=4, rate=1e-4),
+        coding=Coding(bits=32),
+        first_order=FirstOrder(epochs=1, batch_size=4, rate=1e-4),
     )
     _run(fleet)
     reference = Reference(fleet)
@@ -164,8 +164,8 @@ def test_every_step_equals_autograd(tiny_world: World, tmp_path: Path) -> None:
         tmp_path,
         algorithm="split",
         vehicles=(CAR,),
-        bits=32,
-        first_order=FirstOrderConfig(epochs=_EPOCHS, batch_size=4, rate=1e-4),
+        coding=Coding(bits=32),
+        first_order=FirstOrder(epochs=_EPOCHS, batch_size=4, rate=1e-4),
     )
     _run(fleet, bus)
     reference = Reference(fleet)
@@ -192,7 +192,7 @@ def test_every_step_equals_autograd(tiny_world: World, tmp_path: Path) -> None:
 def test_quantised_gradients_teach_nearly_the_same(calm_white_box: TinyFleet, tmp_path: Path) -> None:
     config = calm_white_box.config
     coarse = TinyFleet(
-        calm_white_box.world, tmp_path, algorithm=config.algorithm, white_box=WhiteBoxConfig(gradient_bits=8)
+        calm_white_box.world, tmp_path, algorithm=config.algorithm, white_box=WhiteBoxPlan(gradient_bits=8)
     )
     _run(coarse)
     losses = [fleet.events("learned")[-1]["losses"][-1] for fleet in (coarse, calm_white_box)]
@@ -203,7 +203,7 @@ def test_quantised_gradients_teach_nearly_the_same(calm_white_box: TinyFleet, tm
 
 def test_unknown_gradient_coding_is_refused() -> None:
     with pytest.raises(ValueError, match="gradient_bits must be one of 32, 8, 6, 4, 3, 2, got 5"):
-        WhiteBoxConfig(gradient_bits=5)
+        WhiteBoxPlan(gradient_bits=5)
 
 
 def test_individual_vehicle_learns_the_same_alone_and_in_company(tiny_world: World, tmp_path: Path) -> None:
@@ -334,7 +334,6 @@ def test_only_the_latest_gradient_is_kept_for_repetition() -> None:
         batches=0,
         batch_size=2,
         uploads=("val",),
-        bits=8,
     )
     active = ActiveTurn(turn=turn)
     gradient = encode(np.ones((1, 2, 3, 4), np.float32), 32)

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from fleet_fixtures import CARS, FLEET, Supervisor, TinyFleet, World, interrupt
 
-from cloud_server.config import FirstOrderConfig
 from cloud_server.errors import CloudError
 from edge_client.errors import TurnRefused
 from edge_client.host import Host
@@ -35,6 +34,7 @@ from protocol.messages import (
     Welcome,
     WhiteBoxPlan,
 )
+from protocol.plans.first_order import FirstOrder
 from protocol.session import topics
 from protocol.session.link import CloudLink, Received
 from protocol.session.memory import MemoryBus
@@ -114,7 +114,7 @@ def test_training_that_diverges_ends_the_run_in_one_line(tiny_world: World, tmp_
         tiny_world,
         tmp_path,
         algorithm="split",
-        first_order=FirstOrderConfig(epochs=3, batch_size=4, rate=1e30, schedule="constant"),
+        first_order=FirstOrder(epochs=3, batch_size=4, rate=1e30, schedule="constant"),
     )
     with pytest.raises(CloudError, match=r"^training diverged in turn 1: .* lower the rate$"):
         Supervisor(fleet).run()
@@ -144,14 +144,11 @@ class RogueCloud:
                             step=0,
                             after_turn=None,
                             seed=0,
-                            learner=WhiteBoxPlan(
-                                rate=1e-3, gradient_bits=32, subspace="all", objective="labels"
-                            ),
+                            learner=WhiteBoxPlan(),
                             epochs=1,
                             batches=0,
                             batch_size=2,
                             uploads=("val",),
-                            bits=8,
                         )
                         self._link.send(CAR, turn)
                     case LabelOffer(step=step):

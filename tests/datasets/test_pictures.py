@@ -21,12 +21,13 @@ from datasets.readers.folder import DatasetMissing
 from datasets.readers.unlabelled import Pictures
 from edge_client.host import Host, HostConfig
 from protocol.errors import SettingError
+from protocol.plans.adaptation import Adaptation
 
 ENTROPY: dict[str, Any] = {
     "algorithm": "blackfed-v2",
-    "zeroth_order": ACTIVATION,
+    **ACTIVATION,
     "network": STAYS,
-    "objective": "entropy",
+    "adaptation": Adaptation(objective="entropy"),
 }
 
 

@@ -18,7 +18,6 @@ from cloud_server.algorithms.blackfleet import local_rate_shares
 from cloud_server.config import CloudConfig
 from cloud_server.desk.turns import ActiveTurn
 from cloud_server.errors import CloudError
-from cloud_server.learner_config import LocalLossConfig
 from cloud_server.training.losses import cross_entropy, downsample_labels
 from datasets.catalog import open_dataset
 from datasets.frame import resize_frame
@@ -29,12 +28,14 @@ from fleet.export.bundle import export_bundle
 from fleet.export.encoders import build_encoder
 from fleet.export.head_export import export_head
 from fleet.export.heads import build_head
-from protocol.messages import LocalLossPlan, LossWeighting, Turn
+from protocol.messages import Turn
 from protocol.noise import derive_seed, permutation
+from protocol.plans.adaptation import Adaptation
+from protocol.plans.local_loss import LocalLossPlan
 from protocol.session.memory import MemoryBus
 
 CAR = CARS[0]
-LOCAL = LocalLossConfig(warm_up_epochs=2, epochs=1, weight_power=0)
+LOCAL = LocalLossPlan(warm_up_epochs=2, epochs=1, weight_power=0)
 
 
 def fleet_of(world: World, folder: Path, **changes: object) -> TinyFleet:
@@ -66,7 +67,7 @@ class Reference:
     def __init__(self, fleet: TinyFleet) -> None:
         self._config = fleet.config
         plain = build_encoder("stride8-c4", 0).folded()
-        self.encoder = FilmEncoder(plain) if fleet.config.subspace == "film" else plain
+        self.encoder = FilmEncoder(plain) if fleet.config.adaptation.subspace == "film" else plain
         self.head = build_head(4, 11, stride=8, width=8, depth=1, seed=0)
         local = fleet.config.local_loss
         self._steppers = [
@@ -119,8 +120,9 @@ def test_learning_equals_torch_through_encoder_and_head(
     Within 1e-4, but for the few elements whose gradient is nothing but rounding, such as the bias before a
     normalisation: there Adam takes a full step along whatever sign it sees.
     """
-    local = LocalLossConfig(warm_up_epochs=2, epochs=1, rate=2e-4, head_rate=5e-4, weight_power=0)
-    fleet = run(fleet_of(tiny_world, tmp_path, vehicles=(CAR,), local_loss=local, subspace=subspace))
+    local = LocalLossPlan(warm_up_epochs=2, epochs=1, rate=2e-4, head_rate=5e-4, weight_power=0)
+    adaptation = Adaptation(subspace=subspace)
+    fleet = run(fleet_of(tiny_world, tmp_path, vehicles=(CAR,), local_loss=local, adaptation=adaptation))
     assert_learnt_like(Reference(fleet), fleet)
 
 
@@ -131,7 +133,7 @@ def assert_learnt_like(reference: Reference, fleet: TinyFleet) -> None:
     state = fleet.states(CAR).load(2)
     initial_head = HeadFolder.load(fleet.world.local_head).initial
     encoder, initial_encoder = state.theta, EncoderBundle.load(fleet.world.bundle).theta0
-    if fleet.config.subspace == "film":
+    if fleet.config.adaptation.subspace == "film":
         # Without the last layer's: the head begins by undoing any scale and shift of a channel.
         encoder = state.optimizer["encoder/film/phi"][: -2 * 4]
         initial_encoder = np.zeros_like(encoder)
@@ -161,7 +163,7 @@ def test_local_loss_falls_and_encoders_part(calm: TinyFleet) -> None:
 
 
 def test_without_local_epochs_in_rounds_only_the_warm_up_teaches(tiny_world: World, tmp_path: Path) -> None:
-    local = LocalLossConfig(warm_up_epochs=1, epochs=0)
+    local = LocalLossPlan(warm_up_epochs=1, epochs=0)
     fleet = run(fleet_of(tiny_world, tmp_path, vehicles=(CAR,), local_loss=local))
     first, second = (fleet.states(CAR).load(turn_id) for turn_id in (1, 2))
     assert not np.array_equal(first.theta, EncoderBundle.load(fleet.world.bundle).theta0)
@@ -169,7 +171,7 @@ def test_without_local_epochs_in_rounds_only_the_warm_up_teaches(tiny_world: Wor
 
 
 def test_rates_follow_the_schedule_over_warm_up_and_rounds() -> None:
-    local = LocalLossConfig(warm_up_epochs=3, epochs=2, schedule="cosine")
+    local = LocalLossPlan(warm_up_epochs=3, epochs=2, schedule="cosine")
     config = CloudConfig(fleet="f", vehicles=("a",), rounds=2, local_loss=local)
     turns = [local_rate_shares(config, round_number) for round_number in (1, 2)]
     assert [len(shares) for shares in turns] == [5, 2]
@@ -281,7 +283,7 @@ def test_head_of_another_encoder_is_refused(tiny_world: World, tmp_path: Path) -
 
 
 def test_diverging_vehicle_says_what_to_lower(tiny_world: World, tmp_path: Path) -> None:
-    local = LocalLossConfig(warm_up_epochs=3, rate=1e30, head_rate=1e30, schedule="constant")
+    local = LocalLossPlan(warm_up_epochs=3, rate=1e30, head_rate=1e30, schedule="constant")
     fleet = fleet_of(tiny_world, tmp_path, vehicles=(CAR,), local_loss=local)
     assert "local learning diverged" in refusal(fleet)
 
@@ -305,7 +307,7 @@ def test_diverging_cloud_ends_the_run_in_one_line(tiny_world: World, tmp_path: P
 )
 def test_wrong_setting_is_named(changes: dict[str, object], named: str) -> None:
     with pytest.raises(ValueError, match=named):
-        LocalLossConfig(**changes)  # type: ignore[arg-type]
+        LocalLossPlan(**changes)  # type: ignore[arg-type]
 
 
 def _turn() -> Turn:
@@ -316,19 +318,13 @@ def _turn() -> Turn:
         step=0,
         after_turn=None,
         seed=0,
-        learner=LocalLossPlan(
-            rate=2e-3,
-            head_rate=5e-3,
-            rate_shares=(0.5, 1.0),
-            weighting=LossWeighting(map_stride=1, power=0.5, cap=5.0),
-            subspace="all",
-        ),
+        learner=LocalLossPlan(weight_power=0.5),
+        rate_shares=(0.5, 1.0),
+        loss_map_frames=(),
         epochs=2,
         batches=0,
         batch_size=8,
         uploads=("train",),
-        bits=8,
-        anchor=0.0,
     )
 
 

@@ -12,12 +12,12 @@ import torch
 from fleet_fixtures import World
 from rich.console import Console
 
-from cloud_server.config import FirstOrderConfig
 from cloud_server.storage.checkpoint import load_checkpoint, unflatten_state
 from cloud_server.storage.persistence import RunState
 from fleet.run.launch import launch
 from fleet.scenario import DatasetPart, EncoderPart, Scenario
 from protocol.batches import batch_bounds
+from protocol.plans.first_order import FirstOrder
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def scenario(tiny_world: World) -> Scenario:
         cores=1,
         encoder=EncoderPart(name="stride8-c4", mode="rebuild"),
         dataset=DatasetPart(name="camvid", root=str(tiny_world.data_root)),
-        first_order=FirstOrderConfig(epochs=2, batch_size=4, rate=5e-3),
+        first_order=FirstOrder(epochs=2, batch_size=4, rate=5e-3),
     )
 
 

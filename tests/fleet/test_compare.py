@@ -11,13 +11,14 @@ from fleet_fixtures import World
 from rich.console import Console
 
 import fleet.run.launch
-from cloud_server.config import FirstOrderConfig
-from cloud_server.learner_config import ZerothOrderConfig
+from cloud_server.config import ZerothOrderConfig
 from fleet.compare.sweep import compare, parse_algorithms, parse_seeds
 from fleet.compare.tables import summarise
 from fleet.errors import OperatorError
 from fleet.run.job import Job
 from fleet.scenario import DatasetPart, EncoderPart, EvaluationPart, Scenario
+from protocol.plans.first_order import FirstOrder
+from protocol.plans.spsa import SpsaPlan
 
 _QUIET = Console(quiet=True)
 
@@ -32,8 +33,9 @@ def scenario(tiny_world: World) -> Scenario:
         cores=1,
         encoder=EncoderPart(name="stride8-c4", mode="rebuild"),
         dataset=DatasetPart(name="camvid", root=str(tiny_world.data_root)),
-        first_order=FirstOrderConfig(epochs=1, batch_size=4),
-        zeroth_order=ZerothOrderConfig(batches=1, batch_size=2, queries=1),
+        first_order=FirstOrder(epochs=1, batch_size=4),
+        zeroth_order=ZerothOrderConfig(batches=1, batch_size=2),
+        spsa=SpsaPlan(queries=1),
         evaluation=EvaluationPart(overlays=1),
     )
 

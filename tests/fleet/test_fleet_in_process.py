@@ -13,13 +13,15 @@ import cv2
 import pytest
 from fleet_fixtures import CARS, Supervisor, TinyFleet, World
 
-from cloud_server.config import FirstOrderConfig, PatienceConfig
+from cloud_server.config import PatienceConfig, ZerothOrderConfig
 from cloud_server.errors import CloudError
-from cloud_server.learner_config import ZerothOrderConfig
 from datasets.labels import CAMVID
 from edge_client.errors import VehicleError
 from fleet.run.in_process import run_in_process
 from protocol.errors import Mistake
+from protocol.plans.coding import Coding
+from protocol.plans.first_order import FirstOrder
+from protocol.plans.spsa import SpsaPlan
 from protocol.session.memory import MemoryBus
 from protocol.session.transport import BrokerUnreachable
 
@@ -65,7 +67,8 @@ def _check_result(result: dict[str, Any], fleet: TinyFleet) -> None:
         assert entry["frames_train"] == 6
         assert entry["rejects"] == 0
         zeroth = fleet.config.zeroth_order
-        assert entry["queries"] == 2 * zeroth.queries * zeroth.batches * zeroth.epochs * fleet.config.rounds
+        queries = fleet.config.way(SpsaPlan).queries
+        assert entry["queries"] == 2 * queries * zeroth.batches * zeroth.epochs * fleet.config.rounds
     local = [entry["local_miou"] for entry in result["vehicles"].values()]
     assert result["mean_local_miou"] == pytest.approx(sum(local) / len(local))
     present = [iou for iou in result["classes"].values() if iou is not None]
@@ -81,9 +84,13 @@ def test_v2_run_learns_and_leaves_its_result(undisturbed: TinyFleet) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"algorithm": "blackfed-v1", "bits": 6},
-        {"algorithm": "blackfed-v2", "bits": 4, "feedback_network": "best"},
-        {"algorithm": "blackfed-v1", "bits": 32, "first_order": FirstOrderConfig(epochs=1, loss="dice")},
+        {"algorithm": "blackfed-v1", "coding": Coding(bits=6)},
+        {"algorithm": "blackfed-v2", "coding": Coding(bits=4), "feedback_network": "best"},
+        {
+            "algorithm": "blackfed-v1",
+            "coding": Coding(bits=32),
+            "first_order": FirstOrder(epochs=1, loss="dice"),
+        },
     ],
     ids=["v1", "v2 with own feedback", "v1, float32, dice"],
 )
@@ -150,7 +157,7 @@ def _curve(fleet: TinyFleet) -> list[tuple[str, float]]:
 
 def test_loss_curve_is_the_golden_one(tiny_world: World, tmp_path: Path) -> None:
     """Updated on purpose only: BLACKFLEET_UPDATE_GOLDEN=1 pytest tests/fleet/test_fleet_in_process.py"""
-    fleet = TinyFleet(tiny_world, tmp_path, first_order=FirstOrderConfig(epochs=3, batch_size=4, rate=1e-3))
+    fleet = TinyFleet(tiny_world, tmp_path, first_order=FirstOrder(epochs=3, batch_size=4, rate=1e-3))
     run_in_process(fleet.config, [fleet.host()], fleet.run_folder)
     curve = _curve(fleet)
     if os.environ.get(UPDATE_GOLDEN):
@@ -196,8 +203,8 @@ def test_vehicle_that_stays_away_ends_the_run_in_one_line(tiny_world: World, tmp
 
 
 def test_diverging_encoder_ends_the_run_in_one_line(tiny_world: World, tmp_path: Path) -> None:
-    zeroth = ZerothOrderConfig(batches=3, batch_size=3, queries=1, rate=1e38, perturbation=0.005)
-    fleet = TinyFleet(tiny_world, tmp_path, zeroth_order=zeroth)
+    zeroth, spsa = ZerothOrderConfig(batches=3, batch_size=3), SpsaPlan(queries=1, rate=1e38)
+    fleet = TinyFleet(tiny_world, tmp_path, zeroth_order=zeroth, spsa=spsa)
     _ends_with(Mistake, "lower the zeroth-order rate|features can't be sent", fleet)
 
 

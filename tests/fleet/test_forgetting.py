@@ -10,9 +10,8 @@ import pytest
 import torch
 from start_fixtures import changed, changed_network, killed_after, learnt, run
 
-from cloud_server.config import CloudConfig, FirstOrderConfig, NetworkConfig
+from cloud_server.config import CloudConfig, NetworkConfig
 from cloud_server.errors import CloudError
-from cloud_server.learner_config import ActivationConfig
 from cloud_server.training.source_features import (
     SourceFeatures,
     SourceReplay,
@@ -27,6 +26,9 @@ from edge_client.state import StateStore
 from edge_client.vehicle import bundle_digest
 from fleet.run.start import Start
 from fleet.scenario import Scenario
+from protocol.plans.activation import ActivationPlan
+from protocol.plans.adaptation import Adaptation
+from protocol.plans.first_order import FirstOrder
 
 
 def _thetas(folder: Path, start: Start) -> tuple[np.ndarray, np.ndarray]:
@@ -55,13 +57,15 @@ def _thetas(folder: Path, start: Start) -> tuple[np.ndarray, np.ndarray]:
 def test_strong_anchor_keeps_the_encoder_at_its_start(
     target_scenario: Scenario, start: Start, tmp_path: Path, algorithm: str, estimator: str, subspace: str
 ) -> None:
-    zeroth = msgspec.structs.replace(
-        target_scenario.zeroth_order, estimator=estimator, activation=ActivationConfig(seeds=2)
+    free = changed(
+        target_scenario,
+        algorithm=algorithm,
+        zeroth_order=msgspec.structs.replace(target_scenario.zeroth_order, estimator=estimator),
+        activation=ActivationPlan(seeds=2),
     )
-    free = changed(target_scenario, algorithm=algorithm, subspace=subspace, zeroth_order=zeroth)
     moved = {}
     for name, anchor in (("free", 0.0), ("held", 1e7)):
-        run(changed(free, anchor=anchor), tmp_path / name)
+        run(changed(free, adaptation=Adaptation(subspace=subspace, anchor=anchor)), tmp_path / name)
         theta, theta0 = _thetas(tmp_path / name, start)
         moved[name] = float(np.abs(theta - theta0).max())
     assert moved["free"] > 1e-4
@@ -87,7 +91,7 @@ def test_anchor_of_zero_changes_no_bit() -> None:
 def test_source_replay_holds_the_source_and_resumes_to_the_same_bits(
     target_scenario: Scenario, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    longer = changed(target_scenario, first_order=FirstOrderConfig(epochs=10, batch_size=4, rate=1e-2))
+    longer = changed(target_scenario, first_order=FirstOrder(epochs=10, batch_size=4, rate=1e-2))
     rehearsed = changed_network(longer, source_replay=1.0)
     plain, replayed = run(longer, tmp_path / "plain"), run(rehearsed, tmp_path / "replayed")
     assert replayed["mean_source_miou"] > plain["mean_source_miou"]

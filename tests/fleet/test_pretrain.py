@@ -12,7 +12,6 @@ import torch
 from fleet_fixtures import World
 from start_fixtures import QUIET, SOURCE, TARGET, assert_same_start, changed, killed_after, run
 
-from cloud_server.config import FirstOrderConfig
 from cloud_server.storage.checkpoint import load_checkpoint, read_tensors
 from cloud_server.training.source_features import SourceFeatures
 from datasets.catalog import open_dataset
@@ -27,6 +26,8 @@ from fleet.run.allocation import open_data
 from fleet.run.pretrain import pretrain
 from fleet.run.start import Start
 from fleet.scenario import DatasetPart, Scenario
+from protocol.plans.adaptation import Adaptation
+from protocol.plans.first_order import FirstOrder
 
 
 def test_start_says_what_was_trained_on_what(start: Start, tiny_world: World) -> None:
@@ -103,8 +104,7 @@ def test_pretraining_sees_all_frames_clearly_whatever_the_fleet(
         vehicles=3,
         conditions={"car-02": "fog:5"},
         algorithm="split",
-        anchor=1.0,
-        subspace="film",
+        adaptation=Adaptation(anchor=1.0, subspace="film"),
     )
     assert_same_start(pretrain(foggy, tmp_path / "start", resume=False, console=QUIET), start)
 
@@ -149,7 +149,7 @@ def test_city_is_an_option_that_repeats() -> None:
 def test_rendered_cities_need_not_be_as_many_as_vehicles(source_scenario: Scenario, tmp_path: Path) -> None:
     """Generated frames: pretrained on one city, the fleet goes to another of the same world."""
     data = DatasetPart(root=str(tmp_path / "data"), frames_per_sequence=5, generated_cities=2)
-    generated = changed(source_scenario, dataset=data, first_order=FirstOrderConfig(epochs=1, batch_size=4))
+    generated = changed(source_scenario, dataset=data, first_order=FirstOrder(epochs=1, batch_size=4))
     names = sorted({ref.city for ref in _rendered(generated, tmp_path / "look").refs})
     assert len(names) == 2
     first = changed(generated, dataset=msgspec.structs.replace(data, cities=names[:1]))

@@ -14,7 +14,7 @@ import pytest
 from fleet_fixtures import World
 from start_fixtures import QUIET, changed, killed_after, learnt, run
 
-from cloud_server.config import CloudConfig, FirstOrderConfig
+from cloud_server.config import CloudConfig
 from cloud_server.errors import CloudError
 from cloud_server.more_rounds import check_more_rounds
 from fleet.cli import app as cli
@@ -22,6 +22,7 @@ from fleet.errors import OperatorError
 from fleet.run.pretrain import pretrain
 from fleet.run.start import Start
 from fleet.scenario import DatasetPart, EncoderPart, EvaluationPart, Scenario, load_scenario, save_scenario
+from protocol.plans.first_order import FirstOrder
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def _scenario(frames: Path, **changes: Any) -> Scenario:
         broker="memory",
         encoder=EncoderPart(name="stride8-c4", mode="rebuild"),
         dataset=DatasetPart(name="camvid", root=str(frames)),
-        first_order=FirstOrderConfig(epochs=1, batch_size=4, schedule="constant"),
+        first_order=FirstOrder(epochs=1, batch_size=4, schedule="constant"),
         evaluation=EvaluationPart(overlays=0),
     )
     return changed(scenario, **changes)
@@ -186,7 +187,7 @@ def _vanish(frames: Path, key: str) -> None:
         (["--algorithm", "frozen"], ["algorithm was centralized, is now frozen"]),
         (
             ["--bits", "4", "--foo-epochs", "7"],
-            ["bits was 8, is now 4", "first_order.epochs was 1, is now 7"],
+            ["coding.bits was 8, is now 4", "first_order.epochs was 1, is now 7"],
         ),
         (["--condition", "car-02=fog:3"], ["conditions.car-02 was None, is now fog:3"]),
         (["--data-root", "elsewhere"], ["dataset.root was /", "/elsewhere"]),

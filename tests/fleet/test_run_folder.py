@@ -11,7 +11,6 @@ import pytest
 from fleet_fixtures import World
 from start_fixtures import QUIET, changed, killed_after, learnt, run
 
-from cloud_server.config import FirstOrderConfig
 from datasets.frame import DatasetError
 from fleet.compare.sweep import compare
 from fleet.errors import OperatorError
@@ -19,6 +18,7 @@ from fleet.run.folder import LEFT_BY_COMPARISONS, LEFT_BY_RUNS, settled, with_ow
 from fleet.run.pretrain import pretrain
 from fleet.run.start import Start
 from fleet.scenario import DatasetPart, EncoderPart, EvaluationPart, Scenario, load_scenario
+from protocol.plans.first_order import FirstOrder
 
 ROOT = Path(__file__).resolve().parents[2]
 _NEITHER = {"data", ".lock"}
@@ -36,7 +36,7 @@ def scenario(tiny_world: World) -> Scenario:
         broker="memory",
         encoder=EncoderPart(name="stride8-c4", mode="rebuild"),
         dataset=DatasetPart(name="camvid", root=str(tiny_world.data_root)),
-        first_order=FirstOrderConfig(epochs=1, batch_size=4),
+        first_order=FirstOrder(epochs=1, batch_size=4),
         evaluation=EvaluationPart(overlays=1),
     )
 

@@ -26,7 +26,7 @@ from fleet.scenario_file import read_table, write_table
         ("dataset:\n  name: camvid\n  name: generated\n", "name", "2 and 3"),
         ("conditions:\n  car-01: fog:3\n  car-01: night:4\n", "car-01", "2 and 3"),
         ("encoders: {car-01: stride8-c4, 'car-01': stride8-c8}\n", "car-01", "1 and 1"),
-        ("zeroth_order:\n  activation: {seeds: 2,\n    seeds: 2}\n", "seeds", "2 and 3"),
+        ("conditions:\n  activation: {seeds: 2,\n    seeds: 2}\n", "seeds", "2 and 3"),
     ],
 )
 def test_a_key_that_stands_twice_is_refused(tmp_path: Path, content: str, key: str, lines: str) -> None:

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 from start_fixtures import QUIET, SOURCE, TARGET, changed, killed_after, learnt, run
 
-from cloud_server.config import FirstOrderConfig, NetworkConfig
-from cloud_server.learner_config import LocalLossConfig, ZerothOrderConfig
+from cloud_server.config import NetworkConfig, ZerothOrderConfig
 from datasets.frame import DatasetError
 from fleet.compare.sweep import compare
 from fleet.errors import OperatorError
@@ -23,6 +22,9 @@ from fleet.run.start import Start
 from fleet.scenario import DatasetPart, EncoderPart, EvaluationPart, Scenario, load_scenario
 from protocol.errors import Mistake
 from protocol.local_model import LocalModel
+from protocol.plans.adaptation import Adaptation
+from protocol.plans.first_order import FirstOrder
+from protocol.plans.local_loss import LocalLossPlan
 
 ALGORITHMS = (
     "blackfed-v1",
@@ -46,9 +48,9 @@ def test_run_on_the_same_frames_begins_with_the_miou_of_the_start(
         start=str(start.folder),
         rounds=1,
         seed=5,
-        first_order=FirstOrderConfig(epochs=1, batch_size=4),
+        first_order=FirstOrder(epochs=1, batch_size=4),
         zeroth_order=ZerothOrderConfig(epochs=0),
-        local_loss=LocalLossConfig(warm_up_epochs=0, epochs=1),
+        local_loss=LocalLossPlan(warm_up_epochs=0, epochs=1),
     )
     result = run(scenario, tmp_path / "run")
     assert result["initial_local_miou"] == pytest.approx(start.spec.test_miou, abs=2e-3)
@@ -150,8 +152,8 @@ def _with_other_labels(root: Path) -> None:
             r"nowhere holds no start \(start.json is missing\); make one with `blackfleet",
         ),
         (
-            {"algorithm": "fedavg", "anchor": 0.1},
-            "fedavg trains .* in one piece, on labels: anchor must be 0, got 0.1",
+            {"algorithm": "fedavg", "adaptation": Adaptation(anchor=0.1)},
+            "fedavg trains .* in one piece, on labels: adaptation.anchor must be 0, got 0.1",
         ),
         (
             {"algorithm": "centralized", "network": NetworkConfig(source_replay=0.5)},
@@ -205,7 +207,7 @@ def test_damaged_start_is_refused(target_scenario: Scenario, start: Start, tmp_p
     [
         ({"network.source_replay": 0.5}, "network.source_replay needs source features.*give --start"),
         ({"network.source_replay": 1.5}, "network.source_replay must be from 0 to 1, got 1.5"),
-        ({"anchor": -1.0}, "anchor must be at least 0, got -1.0"),
+        ({"adaptation.anchor": -1.0}, "adaptation.anchor must be at least 0, got -1.0"),
         (
             {"start": "a", "network.weights": "b"},
             "start brings the network's weights; remove network.weights",

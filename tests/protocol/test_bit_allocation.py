@@ -17,6 +17,7 @@ from protocol.codec.bits import check_frame_bytes, encode_within, sure_frame_byt
 from protocol.codec.quantiser import Quantiser, UncodableError
 from protocol.codec.tensor import EncodedTensor, assemble, decode, encode
 from protocol.messages import Query, Turn, Upload
+from protocol.plans.coding import Coding
 from protocol.session import topics
 from protocol.session.memory import MemoryBus
 
@@ -176,7 +177,7 @@ def test_every_message_of_a_run_keeps_the_bound(
 ) -> None:
     """A whole fleet on the bus: queries and uploads, the last batch of a split too."""
     frame_bytes = sure_frame_bytes((4, 6, 8)) + 10
-    fleet = TinyFleet(tiny_world, tmp_path_factory.mktemp("bound"), frame_bytes=frame_bytes)
+    fleet = TinyFleet(tiny_world, tmp_path_factory.mktemp("bound"), coding=Coding(frame_bytes=frame_bytes))
     bus = MemoryBus()
     seen: set[str] = set()
     bits: set[int] = set()
@@ -185,7 +186,7 @@ def test_every_message_of_a_run_keeps_the_bound(
         channel = topics.parse(topic).channel
         message = msgspec.msgpack.decode(payload[1:], type=channel.message_type)
         if isinstance(message, Turn):
-            assert (message.frame_bytes, message.bits) == (frame_bytes, 8)
+            assert message.coding == Coding(frame_bytes=frame_bytes, bits=8)
         if isinstance(message, Query | Upload):
             seen.add(type(message).__name__)
             bits.update(bits_of(message.features))

@@ -12,7 +12,6 @@ import pytest
 from fleet_fixtures import IMAGE_SIZE, World
 from rich.console import Console
 
-from cloud_server.config import FirstOrderConfig
 from datasets.catalog import open_dataset
 from datasets.conditions import Condition, apply_condition
 from edge_client.frames import FrameCache, Sight, VehicleFrames
@@ -21,6 +20,7 @@ from fleet.errors import OperatorError
 from fleet.run.allocation import allocate, sights
 from fleet.run.launch import launch
 from fleet.scenario import DatasetPart, EncoderPart, Scenario, load_scenario
+from protocol.plans.first_order import FirstOrder
 
 _WEATHER = {"car-01": "fog:3", "car-02": "night:2"}
 
@@ -36,7 +36,7 @@ def scenario(tiny_world: World) -> Scenario:
         conditions=_WEATHER,
         encoder=EncoderPart(name="stride8-c4", mode="rebuild"),
         dataset=DatasetPart(name="camvid", root=str(tiny_world.data_root), partition="uniform"),
-        first_order=FirstOrderConfig(epochs=1, batch_size=4),
+        first_order=FirstOrder(epochs=1, batch_size=4),
     )
 
 

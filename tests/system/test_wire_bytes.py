@@ -23,7 +23,7 @@ def test_byte_counts_of_the_result_are_what_crossed_the_wire(tmp_path: Path, fra
         tmp_path / "scenario.yaml",
         frames_root,
         rounds=1,
-        zeroth_order={"queries": 32},  # else the cloud's goodbye, after the result, weighs too much
+        spsa={"queries": 32},  # else the cloud's goodbye, after the result, weighs too much
         patience={"heartbeat_s": 10, "retry_s": 5},  # as in any run that no test disturbs
     )
     launch = Launch(tmp_path / "run", scenario)

@@ -30,8 +30,8 @@ def loss_map_handlers(algorithm: KeepsLossMaps) -> Handlers:
 def _answer(algorithm: KeepsLossMaps, request: FetchLossMaps, visit: Visit) -> LossMaps:
     """Loss maps that were committed before the turn, where its plan has a use for them."""
     visit.checks.check_frames(request.vehicle, request.frames, "train")
-    plan = visit.active.turn.learner
-    if not isinstance(plan, LocalLossPlan) or plan.weighting is None:
+    turn = visit.active.turn
+    if not isinstance(turn.learner, LocalLossPlan) or turn.loss_map_frames is None:
         raise refusal(FetchLossMaps)
     visit.check_answers(request.frames, 1)
     maps = algorithm.kept_loss_maps(request.vehicle, request.frames)

@@ -30,7 +30,6 @@ from protocol.messages import (
     SplitScores,
     TrainStep,
     Update,
-    follows_labels,
 )
 
 
@@ -50,7 +49,7 @@ class Visit:
         Raises:
             RequestError, LabelError, CodecError: see `RequestChecks.features`.
         """
-        return self.checks.features(request, "train", labelled=follows_labels(self.active.turn.learner))
+        return self.checks.features(request, "train", labelled=self.active.turn.follows_labels)
 
     def check_answers(self, frames: tuple[int, ...], answers: int) -> None:
         """Check that so many more answers about each of these frames are allowed.
