@@ -49,8 +49,9 @@ class AlgorithmRow(Generic[A]):
     """What a person chooses by, in a few words."""
     build: BuildsAlgorithm[A] | None
     """Makes it; None: it needs no fleet, the operator has all frames in one place."""
-    handlers: Callable[[A], Handlers] = no_handlers
-    """Its handlers by type of request, besides those of every turn."""
+    handlers: Callable[[A], Handlers]
+    """What answers the requests of its turns besides those of every turn, by type: `feedback_handlers`,
+    `gradient_handlers`, … of `cloud_server.desk.handlers`, or `no_handlers`."""
     colour: str
     """In charts: `#rrggbb`."""
     needs: Needs = Needs()

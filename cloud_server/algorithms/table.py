@@ -10,7 +10,7 @@ from cloud_server.algorithms.blackfed import BlackFed
 from cloud_server.algorithms.blackfleet import BlackFleet
 from cloud_server.algorithms.fedavg import FedAvg
 from cloud_server.algorithms.individual import individual
-from cloud_server.algorithms.row import AlgorithmRow, BuildsAlgorithm, Needs
+from cloud_server.algorithms.row import AlgorithmRow, BuildsAlgorithm, Needs, no_handlers
 from cloud_server.algorithms.split import split
 from cloud_server.desk.handlers.feedback import feedback_handlers
 from cloud_server.desk.handlers.gradients import gradient_handlers
@@ -50,6 +50,7 @@ _ROWS: tuple[AlgorithmRow[Any], ...] = (
         name="frozen",
         title="encoders never learn: the lower bound",
         build=partial(BlackFed, personal=False, frozen_encoders=True),
+        handlers=no_handlers,
         colour="#8a94a3",
         may_go_on=True,
     ),
@@ -84,6 +85,7 @@ _ROWS: tuple[AlgorithmRow[Any], ...] = (
         name="centralized",
         title="all frames in one place, without a fleet",
         build=None,
+        handlers=no_handlers,
         colour="#9357c9",
         may_go_on=True,
         in_one_piece=True,

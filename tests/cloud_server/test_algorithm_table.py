@@ -72,10 +72,10 @@ def test_unknown_name_lists_the_known_ones() -> None:
 
 
 FOREIGN = """
-from cloud_server.algorithms.row import AlgorithmRow
+from cloud_server.algorithms.row import AlgorithmRow, no_handlers
 
 def row(build):
-    return AlgorithmRow(name="x", title="x", build=build, colour="#000000")
+    return AlgorithmRow(name="x", title="x", build=build, handlers=no_handlers, colour="#000000")
 
 half = row(lambda context: object())
 homeless = row(None)
