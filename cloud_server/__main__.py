@@ -21,6 +21,7 @@ from protocol.errors import Mistake
 from protocol.session.broker_url import BROKER_VARIABLE
 from protocol.session.connect import connector
 from protocol.session.mqtt import NetworkLoop
+from protocol.showing import show_anything
 from protocol.stopping import STOPPED_CODE, on_stop_signal
 
 log = logging.getLogger("cloud_server")
@@ -29,6 +30,7 @@ log = logging.getLogger("cloud_server")
 def main(arguments: list[str] | None = None) -> int:
     """Parse, run, close; returns the exit code: 0 done, 2 a mistake or fault, 130 stopped by a signal."""
     options = _parse(arguments)
+    show_anything()
     os.umask(0o077)  # what a run leaves is its owner's: it tells of frames and labels
     logging.basicConfig(
         level=options.log_level.upper(),

@@ -23,7 +23,7 @@ from protocol.plans.coding import Coding
 from protocol.plans.first_order import FirstOrder
 from protocol.session import topics
 from protocol.session.link import DEFAULT_PAYLOAD_LIMIT_BYTES, SMALLEST_PAYLOAD_LIMIT_BYTES
-from protocol.text_files import decode_text
+from protocol.text_files import decode_json
 
 _Way = TypeVar("_Way", bound=Way)
 
@@ -213,7 +213,7 @@ def read_config(path: Path) -> CloudConfig:
         CloudError: it is missing or does not describe a run; the message names the key.
     """
     try:
-        return msgspec.json.decode(decode_text(path.read_bytes()), type=CloudConfig)
+        return decode_json(path.read_bytes(), CloudConfig)
     except OSError as error:
         raise CloudError(f"can't read the cloud's settings {path}: {error.strerror}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

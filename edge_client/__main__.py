@@ -18,6 +18,7 @@ from protocol.errors import MENDABLE
 from protocol.session.broker_url import BROKER_VARIABLE
 from protocol.session.connect import connector
 from protocol.session.mqtt import NetworkLoop
+from protocol.showing import show_anything
 from protocol.stopping import STOPPED_CODE, on_stop_signal
 
 log = logging.getLogger("edge_client")
@@ -26,6 +27,7 @@ log = logging.getLogger("edge_client")
 def main(arguments: list[str] | None = None) -> int:
     """Parse, run, close; returns the exit code: 0 done, 2 a mistake or fault, 130 stopped by a signal."""
     options = _parse(arguments)
+    show_anything()
     os.umask(0o077)  # what a run leaves is its owner's: it tells of frames and labels
     logging.basicConfig(
         level=options.log_level.upper(),

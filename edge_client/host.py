@@ -38,7 +38,7 @@ from protocol.session.link import (
 from protocol.session.presence import Heartbeat, Presence
 from protocol.session.topics import STATUS, check_id, check_vehicle_id, client_id, topic
 from protocol.session.transport import Will
-from protocol.text_files import decode_text
+from protocol.text_files import decode_json
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ def read_host_config(path: Path) -> HostConfig:
         VehicleError: it is missing or does not describe a host; the message names the key.
     """
     try:
-        return msgspec.json.decode(decode_text(path.read_bytes()), type=HostConfig)
+        return decode_json(path.read_bytes(), HostConfig)
     except OSError as error:
         raise VehicleError(f"can't read the vehicle host's settings {path}: {error.strerror}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -21,6 +21,7 @@ from typing import Literal
 
 from protocol.errors import MENDABLE, SettingError
 from protocol.session.transport import BrokerUnreachable
+from protocol.showing import show_anything
 
 Kind = Literal["mosquitto", "amqtt"]
 KINDS: tuple[Kind, ...] = ("mosquitto", "amqtt")
@@ -117,6 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--workdir", type=Path, default=Path(), help="folder for the broker's files")
     options = parser.parse_args(arguments)
+    show_anything()
     try:
         kind = choose_kind(options.kind)
         _check_port(options.port)

@@ -52,7 +52,11 @@ def new_folder_beside(folder: Path) -> Path:
 def write_json_atomic(path: Path, content: Any, *, sync: bool = True) -> None:
     """Write `content` as indented, strict JSON (a NaN is a ValueError), atomically."""
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_bytes_atomic(path, text.encode(), sync=sync)
+    try:
+        data = text.encode()
+    except UnicodeEncodeError:  # the name of a file that is no text
+        data = (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
+    write_bytes_atomic(path, data, sync=sync)
 
 
 def sync_folder(folder: Path) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import NoReturn
 
 from fleet.cli.interrupts import interrupt_on_signals, stopping_line
+from protocol.showing import show_anything
 
 
 def main() -> NoReturn:
     """Run the command."""
     interrupt_on_signals()
+    show_anything()
     with stopping_line():
         import fleet.cli.app
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
 
 import fleet.compare.sweep as comparing
 import fleet.run.launch as launching
@@ -24,6 +23,7 @@ from fleet.export.bundle import export_bundle
 from fleet.export.encoders import DEFAULT_ENCODER, ENCODER_DOOR
 from fleet.report.page import write_report
 from fleet.scenario import Scenario, parse_image_size
+from fleet.screen import screen
 from protocol.errors import MENDABLE
 
 app = typer.Typer(
@@ -68,7 +68,7 @@ def launch(
         raise OperatorError("--resume needs --run-dir, the folder of the run to go on with")
     folder = run_dir or launching.default_run_folder(scenario)
     with stopping_line(f"go on with: blackfleet launch --resume --run-dir {folder}"):
-        launching.launch(scenario, folder, resume=resume, console=Console())
+        launching.launch(scenario, folder, resume=resume, console=screen())
 
 
 @app.command()
@@ -96,7 +96,7 @@ def pretrain(
     before and after, which shows what they forget.
     """
     with stopping_line(f"go on with: blackfleet pretrain {out_folder} --resume"):
-        pretraining.pretrain(scenario, out_folder, resume=resume, console=Console())
+        pretraining.pretrain(scenario, out_folder, resume=resume, console=screen())
 
 
 @app.command()
@@ -125,7 +125,7 @@ def compare(
             comparing.parse_seeds(seeds),
             compare_dir,
             reference=reference,
-            console=Console(),
+            console=screen(),
         )
 
 
@@ -177,7 +177,7 @@ def dataset_generate(
         image_size=parse_image_size(image_size),
         seed=seed,
     )
-    console = Console()
+    console = screen()
     with stopping_line("go on with the same command"), console.status("rendering") as status:
         generate_dataset(
             folder,
@@ -186,7 +186,7 @@ def dataset_generate(
             workers=workers,
             progress=lambda done, total: status.update(f"rendering {done}/{total}"),
         )
-    console.print(f"{cities * sequences * frames} frames in {folder}")
+    console.print(f"{cities * sequences * frames} frames in {folder}", soft_wrap=True)
 
 
 @encoder_app.command("export")

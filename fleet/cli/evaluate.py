@@ -20,6 +20,7 @@ from evaluation.official import check_official_tool, compare_with_official
 from evaluation.predictions import PredictionError, read_prediction_ids
 from evaluation.scores import ConfusionMatrix, Summary, summarize
 from fleet.cli.evaluation_report import EvaluationReport, print_report
+from fleet.screen import screen
 from protocol.atomic import write_json_atomic
 
 EVALUATION_NAME = "evaluation.json"
@@ -197,7 +198,7 @@ def run_evaluate(
         EvaluationError, DatasetError: see `evaluate_predictions`.
         OSError: the result can't be written.
     """
-    console = Console()
+    console = screen()
     report = evaluate_predictions(
         predictions, ground_truth, dataset=dataset, official=official, console=console
     )
@@ -207,5 +208,5 @@ def run_evaluate(
         path = path / EVALUATION_NAME
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json_atomic(path, report.to_dict(), sync=False)
-    console.print(f"written to {path}", soft_wrap=True, markup=False, highlight=False)
+    console.print(f"written to {path}", soft_wrap=True, highlight=False)
     return 0 if report.official is None or report.official.agrees else 1

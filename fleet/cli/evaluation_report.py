@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from rich.box import HEAVY_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from datasets.catalog import label_space
 from evaluation.instances import are_weighted
 from evaluation.official import OfficialComparison
 from evaluation.scores import Summary
+from fleet.screen import Column, FittedTable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +98,7 @@ def _table(
     instance_scores: Mapping[str, float | None],
     mean: float | None,
     instance_mean: float | None,
-) -> Table:
+) -> FittedTable:
     table = _scores_table(what, "IoU %", *(["iIoU %"] if instance_scores else []))
     for name, score in scores.items():
         cells = [_percent(instance_scores.get(name))] if name in instance_scores else []
@@ -109,11 +110,8 @@ def _table(
     return table
 
 
-def _scores_table(what: str, *columns: str) -> Table:
-    table = Table(what)
-    for column in columns:
-        table.add_column(column, justify="right")
-    return table
+def _scores_table(what: str, *columns: str) -> FittedTable:
+    return FittedTable([Column(what), *(Column(name) for name in columns)], box=HEAVY_HEAD)
 
 
 def _percent(score: float | None) -> str:

@@ -139,7 +139,10 @@ def compare(
     write_bytes_atomic(folder / MARKDOWN_NAME, markdown(content).encode())
     report = write_report(folder)
     console.print(*comparison_tables(content), sep="\n")
-    console.print(f"comparison in {folder}: tables in {MARKDOWN_NAME}, pictures and curves in {report.name}")
+    console.print(
+        f"comparison in {folder}: tables in {MARKDOWN_NAME}, pictures and curves in {report.name}",
+        soft_wrap=True,
+    )
     return content
 
 

@@ -7,15 +7,17 @@ from typing import Any
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 from fleet.compare import milestones
 from fleet.compare.spread import sample_deviation
 from fleet.run.progress import format_bytes
+from fleet.screen import Column, FittedTable
 
 COMPARISON_NAME = "compare.json"
 _COLUMNS = ("algorithm", "local mIoU", "OOD mIoU", "up", "down", "frames seen", "queries", "time")
 
+_SCORES = ("algorithm", "local mIoU", "OOD mIoU", "final val mIoU", "reached by")
+"""Columns that no terminal is too narrow for."""
 _SOURCE_COLUMNS = ("source before", "source after")
 _SOURCE_SCORES = ("initial_source_miou", "source_miou")
 
@@ -70,7 +72,7 @@ def markdown(content: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def comparison_tables(content: Mapping[str, Any]) -> tuple[Table, Table]:
+def comparison_tables(content: Mapping[str, Any]) -> tuple[FittedTable, FittedTable]:
     """The tables that a comparison ends with: the summary, and the milestones."""
     first, source = content["runs"][0]["result"], _has_source(content)
     summary = _table(
@@ -87,12 +89,13 @@ def comparison_tables(content: Mapping[str, Any]) -> tuple[Table, Table]:
     )
 
 
-def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        table.add_column(
-            column, justify="left" if column == "algorithm" else "right", no_wrap=column == "algorithm"
-        )
+def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> FittedTable:
+    lesser = [name for name in columns if name not in _SCORES]
+    table = FittedTable(
+        [Column(name, 0 if name in _SCORES else 1 + lesser.index(name)) for name in columns],
+        title=title,
+        box=SIMPLE_HEAD,
+    )
     for row in rows:
         table.add_row(*row)
     return table

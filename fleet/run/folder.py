@@ -67,12 +67,27 @@ def held(run_folder: Path) -> Iterator[None]:
         yield
 
 
+def check_folder_name(folder: Path) -> None:
+    """Refuse a folder whose name is no text: not every library that writes into it could open it.
+
+    Raises:
+        OperatorError: the name holds bytes that are no UTF-8.
+    """
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as error:
+        raise OperatorError(
+            f"the name of the folder {folder} holds bytes that are no UTF-8 text; choose another one"
+        ) from error
+
+
 def begin_run(scenario: Scenario, run_folder: Path) -> Scenario:
     """Make the folder this run's own, with its exact configuration, which is returned.
 
     Raises:
         OperatorError: it is another run's, holds what another run has left, or can't be written.
     """
+    check_folder_name(run_folder)
     check_new(run_folder)
     scenario = with_own_fleet(settled(scenario))
     try:

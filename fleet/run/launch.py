@@ -107,7 +107,7 @@ def _launch(scenario: Scenario, run_folder: Path, *, resume: bool, console: Cons
     draw_overlays(source, shares, run_folder, per_vehicle=scenario.evaluation.overlays)
     console.print(result_table(result))
     _say(remarks, console)
-    console.print(f"results in {run_folder}")
+    console.print(f"results in {run_folder}", soft_wrap=True)
     return result
 
 

@@ -13,14 +13,23 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
-from rich.table import Table
 from rich.text import Text
 
 from cloud_server.events import Recorder
 from fleet.run.summaries import Summaries
 from fleet.scenario import Scenario
+from fleet.screen import Column, FittedTable
 
 _REFRESH_PER_S = 4
+_LIVE_COLUMNS = (
+    Column("vehicle"),
+    Column("state", 1, left=True),
+    Column("loss", 2),
+    Column("mIoU"),
+    Column("queries", 5),
+    Column("up", 3),
+    Column("down", 4),
+)
 
 
 @dataclass
@@ -46,10 +55,10 @@ class Progress(Recorder):
         self._clock = _Clock()
         self._live: Live | None = None
         self._bar = Bar(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[left]}"),
+            TextColumn("{task.fields[left]}", markup=False),
         )
         self._task: TaskID = self._bar.add_task(
             f"{scenario.algorithm} on {scenario.dataset.name}", total=None, left=""
@@ -133,13 +142,11 @@ class Progress(Recorder):
 
     def _say(self, *lines: str) -> None:
         for line in lines if self._live is None else ():
-            self._console.print(line, highlight=False, soft_wrap=True)
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _render(self) -> RenderableType:
         self._bar.update(self._task, left=self._clock.left())
-        table = Table(box=None, pad_edge=False)
-        for column in ("vehicle", "state", "loss", "mIoU", "queries", "up", "down"):
-            table.add_column(column, justify="left" if column in ("vehicle", "state") else "right")
+        table = FittedTable(_LIVE_COLUMNS)
         shown = sorted(self._vehicles.items(), key=lambda item: item[1].state == "waiting")[:16]
         for vehicle, view in sorted(shown):
             table.add_row(
@@ -186,26 +193,33 @@ class _Clock:
         return f"{left_s // 60}:{left_s % 60:02d} left"
 
 
-def result_table(result: Mapping[str, Any]) -> Table:
+def result_table(result: Mapping[str, Any]) -> FittedTable:
     """The table that a run ends with."""
-    table = Table(
+    has_source = result.get("mean_source_miou") is not None
+    # Of a run that began from a pretrained start: on frames of its source, before and after.
+    source = (Column("source\nstart", 2), Column("source\nend", 1)) if has_source else ()
+    table = FittedTable(
+        (
+            Column("vehicle"),
+            Column("frames", 6),
+            Column("start", 3),
+            Column("local"),
+            Column("OOD"),
+            *source,
+            Column("queries", 7),
+            Column("up", 4),
+            Column("down", 5),
+        ),
         title=f"{result['algorithm']} on {result['dataset']}, seed {result['seed']}, "
         f"{result['rounds']} rounds, {result['wall_s']:.0f} s; mIoU on test frames",
-        title_justify="left",
         box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 0) if result.get("mean_source_miou") is not None else (0, 1),
+        padding=0 if has_source else 1,
     )
-    # Of a run that began from a pretrained start: on frames of its source, before and after.
-    source = ("source\nstart", "source\nend") if result.get("mean_source_miou") is not None else ()
-    for column in ("vehicle", "frames", "start", "local", "OOD", *source, "queries", "up", "down"):
-        table.add_column(column, justify="left" if column == "vehicle" else "right", no_wrap=True)
     vehicles = result["vehicles"]
     failed = result.get("failed", {})
     if failed:
         reasons = "\n".join(f"{vehicle}: {reason}" for vehicle, reason in failed.items())
-        table.caption = Text(f"without what has failed (the means are of the others):\n{reasons}")
-        table.caption_justify = "left"
+        table.caption = f"without what has failed (the means are of the others):\n{reasons}"
     for vehicle, entry in list(vehicles.items())[:40]:
         table.add_row(
             vehicle,

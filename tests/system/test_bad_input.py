@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import socket
@@ -411,3 +412,15 @@ def vehicle_command(world: World, folder: Path, bundle: Path, url: str, vehicle:
         *("--broker", url, "--fleet", "hand", "--vehicle", vehicle, "--bundle", bundle),
         *("--dataset", "camvid", "--data-root", world.data_root, "--state", folder / "state" / vehicle),
     )
+
+
+@pytest.mark.parametrize(
+    "command", ["launch --run-dir", "pretrain", "compare --algorithms split --compare-dir"]
+)
+def test_run_folder_whose_name_is_no_text_is_refused(
+    refuse: Refuse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = refuse(*command.split(), os.fsdecode(b"run-\xff[/x]"))
+    assert "the name of the folder run-" in line and "[/x]" in line
+    assert line.endswith("holds bytes that are no UTF-8 text; choose another one")
