@@ -23,6 +23,7 @@ from protocol.plans.coding import Coding
 from protocol.plans.first_order import FirstOrder
 from protocol.session import topics
 from protocol.session.link import DEFAULT_PAYLOAD_LIMIT_BYTES, SMALLEST_PAYLOAD_LIMIT_BYTES
+from protocol.session.presence import DEFAULT_STEP_S
 from protocol.text_files import decode_json
 
 _Way = TypeVar("_Way", bound=Way)
@@ -104,12 +105,15 @@ class PatienceConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     give_up_s: float = 600.0
     """For a vehicle that left in its turn, or a broker that left, to come back."""
     heartbeat_s: float = 10.0
+    step_s: float = DEFAULT_STEP_S
+    """For one step of work, the cloud's or a vehicle's: a batch, a frame's evaluation, a checkpoint. Who
+    takes longer no longer says that it is alive."""
     on_failure: str = "stop"
     """What becomes of the run when a vehicle fails, or stays away for `give_up_s`: `stop`, or `continue`
     without it."""
 
     def __post_init__(self) -> None:
-        self._above(0, "join_s", "retry_s", "give_up_s", "heartbeat_s")
+        self._above(0, "join_s", "retry_s", "give_up_s", "heartbeat_s", "step_s")
         self._one_of(("stop", "continue"), "on_failure")
 
 

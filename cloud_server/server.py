@@ -214,6 +214,7 @@ class Server:
     # Messages -----------------------------------------------------------------------------------------
 
     def _check_stop(self) -> None:
+        self._presence.stamp()
         if self._stop.is_set():
             raise Stopped
 

@@ -50,7 +50,7 @@ def serve(
             limit_bytes=largest_message_bytes(run_folder / FOLDER_NAME),
             stall_s=config.patience.retry_s,
         )
-        presence = Presence(link.announce, CLOUD_ID, session)
+        presence = Presence(link.announce, CLOUD_ID, session, step_s=config.patience.step_s)
         claim = FleetClaim(link, session, heartbeat_s=config.patience.heartbeat_s, announce=presence.announce)
         try:
             server = Server(

@@ -98,8 +98,11 @@ class Conversation:
         session: str,
         stop: threading.Event,
         on_new_cloud: Callable[[], None],
+        alive: Callable[[], None],
     ) -> None:
+        """`alive` is called whenever the vehicle's loop comes by here, in its work as in its waits."""
         self._link = link
+        self._alive = alive
         self._patience = patience
         self._session = session
         self._stop = stop
@@ -144,6 +147,7 @@ class Conversation:
 
     def _check_life(self) -> float:
         """How long the broker has been away."""
+        self._alive()
         if self._stop.is_set():
             raise Stopped
         away_s = self._link.transport.seconds_disconnected()

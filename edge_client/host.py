@@ -35,7 +35,7 @@ from protocol.session.link import (
     VehicleLink,
     encode_status,
 )
-from protocol.session.presence import Heartbeat, Presence
+from protocol.session.presence import DEFAULT_STEP_S, Heartbeat, Presence
 from protocol.session.topics import STATUS, check_id, check_vehicle_id, client_id, topic
 from protocol.session.transport import Will
 from protocol.text_files import decode_json
@@ -112,6 +112,9 @@ class HostConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True)
     give_up_s: float = 600.0
     frames_checked: bool = False
     """Whether somebody has read every frame already, as the launcher has; else this process does, first."""
+    step_s: float = DEFAULT_STEP_S
+    """The longest that one step of a vehicle's work may take, a batch for instance; after that it no longer
+    says that it is alive."""
 
     def __post_init__(self) -> None:
         check_id(self.fleet, "fleet id")
@@ -126,7 +129,7 @@ class HostConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True)
             raise SettingError(f"threads must be at least 1, got {self.threads}")
         if self.encoder_mode not in ("auto", "bind", "rebuild"):
             raise SettingError(f"encoder_mode must be auto, bind or rebuild, got {self.encoder_mode!r}")
-        for name in ("heartbeat_s", "connect_timeout_s", "retry_s", "give_up_s"):
+        for name in ("heartbeat_s", "connect_timeout_s", "retry_s", "give_up_s", "step_s"):
             if not getattr(self, name) > 0:
                 raise SettingError(f"{name} must be above 0, got {getattr(self, name)}")
 
@@ -221,7 +224,7 @@ class Host:
             limit_bytes=largest_message_bytes(folder),
             stall_s=self._config.retry_s,
         )
-        presence = Presence(link.announce, config.id, session)
+        presence = Presence(link.announce, config.id, session, step_s=self._config.step_s)
         self._presences.append(presence)
         vehicle = Vehicle(
             VehicleSettings(
@@ -239,6 +242,7 @@ class Host:
             local_model=self._local_model(config, bundle.spec.image_size),
             local_head=self._local_head(config, bundle),
             stop=self._stop,
+            alive=presence.stamp,
         )
         return config.id, vehicle, link, presence
 

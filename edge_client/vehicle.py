@@ -6,6 +6,7 @@ import hashlib
 import logging
 import secrets
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -74,8 +75,9 @@ class Vehicle:
         local_model: LocalModelTools | None = None,
         local_head: LocalHead | None = None,
         stop: threading.Event,
+        alive: Callable[[], None],
     ) -> None:
-        """Nothing is sent before `run`.
+        """Nothing is sent before `run`; `alive` is called as long as the vehicle's loop comes on.
 
         Raises:
             OSError: the state folder can't be made.
@@ -107,7 +109,7 @@ class Vehicle:
         self._introduction: Sending | None = None
         self._stop = stop
         self._conversation = Conversation(
-            link, settings.patience, session=session, stop=stop, on_new_cloud=self._introduce
+            link, settings.patience, session=session, stop=stop, on_new_cloud=self._introduce, alive=alive
         )
 
     def run(self) -> None:

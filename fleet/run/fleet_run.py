@@ -139,6 +139,7 @@ def _write_settings(job: Job) -> list[Path]:
             retry_s=scenario.patience.retry_s,
             give_up_s=scenario.patience.give_up_s,
             frames_checked=True,
+            step_s=scenario.patience.step_s,
         )
         paths.append(hosts_folder / f"host-{len(paths) + 1:02d}.json")
         write_json_atomic(paths[-1], msgspec.to_builtins(host))

@@ -1,17 +1,41 @@
-"""That a sender is there: its retained status, and the thread that repeats it."""
+"""That a sender is there and at work: its retained status, and the thread that repeats it.
+
+The loop that works stamps its presence; the thread beats for those only whose stamp is fresh. So a loop that
+is stuck falls silent, and whoever waits for it can tell.
+"""
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 from protocol import messages
+
+log = logging.getLogger(__name__)
+
+DEFAULT_STEP_S = 120.0
+"""Far above what a batch takes on the slowest machine, or a checkpoint on the slowest disk."""
 
 
 class Presence:
     """One sender's retained status: announced on every (re)connect, on each beat and at the end."""
 
-    def __init__(self, announce: Callable[[messages.Status], int], vehicle: str, session: str) -> None:
+    def __init__(
+        self,
+        announce: Callable[[messages.Status], int],
+        vehicle: str,
+        session: str,
+        *,
+        step_s: float = DEFAULT_STEP_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`step_s`: the longest that its loop may work without a stamp and still counts as alive."""
+        self._step_s = step_s
+        self._clock = clock
+        self._stamped_at = clock()
+        self._is_stuck = False
         self._announce = announce
         self._vehicle = vehicle
         self._session = session
@@ -29,14 +53,29 @@ class Presence:
             self._beat += 1
             self.bytes_sent += self._announce(status)
 
+    def stamp(self) -> None:
+        """The loop that works comes by here: after each batch, each wait, each message."""
+        self._stamped_at = self._clock()
+
     def beat(self) -> None:
-        """Say once more that the sender is there, if it has said so before."""
-        if self.bytes_sent:
+        """Say once more that the sender is there, if it has said so before and its loop works."""
+        still_s = self._clock() - self._stamped_at
+        was_stuck, self._is_stuck = self._is_stuck, still_s > self._step_s
+        if self._is_stuck and not was_stuck:
+            log.warning(
+                "%s has come no further for %.0f s (limit %g s): it no longer says that it is alive",
+                self._vehicle,
+                still_s,
+                self._step_s,
+            )
+        elif was_stuck and not self._is_stuck:
+            log.warning("%s has come on again", self._vehicle)
+        if self.bytes_sent and not self._is_stuck:
             self.announce()
 
 
 class Heartbeat:
-    """Beats for every presence of a process from one thread, however busy their owners are."""
+    """Beats for every presence of a process from one thread, however busy their owners are with one step."""
 
     def __init__(self, presences: Sequence[Presence], interval_s: float) -> None:
         self._presences = presences

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from fleet_fixtures import Supervisor, TinyFleet, World
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail
@@ -15,7 +16,8 @@ from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 import edge_client.state
 from cloud_server.config import PatienceConfig
 from cloud_server.errors import CloudError
-from edge_client.errors import VehicleError
+from cloud_server.training.trainer import Trainer
+from edge_client.errors import CloudSilent, VehicleError
 from edge_client.turn import TurnTools
 from fleet.run.in_process import run_in_process
 from protocol.atomic import write_bytes_atomic
@@ -182,3 +184,55 @@ def test_failed_vehicle_that_says_hello_is_told_why_it_is_out(
     supervisor.run()
     [refusal] = refusals
     assert "it has failed in this run, which goes on without it: ValueError: index out of step" in refusal
+
+
+def _stuck(
+    monkeypatch: pytest.MonkeyPatch, owner: type, name: str, seconds: float, when: Callable[..., bool]
+) -> None:
+    """Let a method of the product take `seconds`, once, where `when` says so of its arguments."""
+    sound, stuck = getattr(owner, name), []
+
+    def method(*arguments: Any, **named: Any) -> Any:
+        if not stuck and when(*arguments):
+            stuck.append(1)
+            time.sleep(seconds)
+        return sound(*arguments, **named)
+
+    monkeypatch.setattr(owner, name, method)
+
+
+def _is_ill(tools: TurnTools, *_: Any) -> bool:
+    return tools.turn.vehicle == ILL and tools.turn.turn_id > 0
+
+
+@pytest.mark.parametrize(("step_s", "is_failed"), [(0.5, True), (30.0, False)])
+def test_vehicle_whose_loop_is_stuck_counts_as_gone_and_one_with_a_long_step_does_not(
+    tiny_world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step_s: float, is_failed: bool
+) -> None:
+    patience = PatienceConfig(
+        join_s=30, retry_s=0.2, give_up_s=1.5, heartbeat_s=0.2, step_s=step_s, on_failure="continue"
+    )
+    fleet = TinyFleet(tiny_world, tmp_path, rounds=1, patience=patience)
+    _stuck(monkeypatch, TurnTools, "encode", 5.0, _is_ill)
+    host = msgspec.structs.replace(fleet.host(), heartbeat_s=0.2, step_s=step_s)
+    run_in_process(fleet.config, [host], fleet.run_folder)
+    failed = fleet.result()["failed"]
+    assert list(failed) == ([ILL] if is_failed else [])
+    assert not is_failed or failed[ILL].startswith("has been silent for")
+
+
+@pytest.mark.parametrize(("step_s", "is_noticed"), [(0.5, True), (30.0, False)])
+def test_cloud_whose_loop_is_stuck_is_noticed_and_one_with_a_long_step_is_not(
+    tiny_world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step_s: float, is_noticed: bool
+) -> None:
+    patience = PatienceConfig(join_s=30, retry_s=0.2, give_up_s=2, heartbeat_s=0.2, step_s=step_s)
+    fleet = TinyFleet(tiny_world, tmp_path, rounds=1, patience=patience)
+    _stuck(monkeypatch, Trainer, "train_epochs", 5.0, lambda *_: True)
+    supervisor = Supervisor(fleet, give_up_s=1.5)
+    if not is_noticed:
+        supervisor.run()
+        return
+    with pytest.raises(CloudError, match="has been silent for"):
+        supervisor.run()
+    assert [type(failure) for failure in supervisor.failures] == [CloudSilent, CloudSilent]
+    assert "nothing was heard of the cloud for" in str(supervisor.failures[0])

@@ -404,6 +404,7 @@ class BrokenVehicle:
             session=hello.session,
             stop=threading.Event(),
             on_new_cloud=partial(self._link.send, hello),
+            alive=lambda: None,
         )
         try:
             while True:
