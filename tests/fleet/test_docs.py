@@ -336,3 +336,11 @@ def test_access_list_lets_users_speak_only_for_themselves(guarded_port: int) -> 
         }
         assert {heard.get(timeout=20) for _ in expected} == expected
         assert heard.empty()
+
+
+def test_images_are_built_from_what_they_may_see() -> None:
+    seen = {
+        line[1:].rstrip("/") for line in (ROOT / ".dockerignore").read_text().splitlines() if line[:1] == "!"
+    }
+    copies = re.findall(r"^COPY (?!--)(.+) \S+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert {name for names in copies for name in names.split()} == seen
