@@ -1,16 +1,18 @@
 # make demo   install what is missing, then run a fleet of four vehicles on generated frames
 # make test   install what is missing, then run the tests
 # make test-fast  those that start no processes, brokers or browsers
+# make official   the official Cityscapes evaluation, in an environment of its own
 # make check  formatting, lint, strict types, import contract
 # make bench  the cost of the network, as a table and a JSON line
 
 PYTHON ?= python3
 VENV ?= .venv
 TEST_PROCESSES ?= 2
+OFFICIAL ?= .official
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo install test test-fast check format bench clean
+.PHONY: demo install official test test-fast check format bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/blackfleet launch
@@ -22,7 +24,15 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
 	touch $@
 
-test: $(INSTALLED)
+# Without what the packages ask for besides: see official.txt.
+official: $(OFFICIAL)/.installed
+
+$(OFFICIAL)/.installed: official.txt
+	$(PYTHON) -m venv $(OFFICIAL)
+	$(OFFICIAL)/bin/python -m pip install --no-deps -r official.txt
+	touch $@
+
+test: $(INSTALLED) $(OFFICIAL)/.installed
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
 test-fast: $(INSTALLED)
@@ -42,4 +52,4 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.network_cost
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(OFFICIAL) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from datasets.readers.cityscapes import INSTANCE_SUFFIX, LABEL_SUFFIX, CityscapesGroundTruth
 from evaluation.errors import EvaluationError
+from evaluation.official_python import MODULE, official_command
 from evaluation.predictions import prediction_name
 from evaluation.scores import Summary
 
-_MODULE = "cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling"
 _RESULT_NAME = "resultPixelLevelSemanticLabeling.json"
 
 _TOLERANCE = 1e-9
@@ -61,36 +57,21 @@ class OfficialComparison:
         return {"scores": self.scores, "largest_difference": difference}
 
 
-def check_official_tool() -> None:
-    """Make sure that the official tool can run here.
-
-    Raises:
-        EvaluationError: it is not installed, or the installed numpy is too new for it.
-    """
-    if importlib.util.find_spec("cityscapesscripts") is None:
-        raise EvaluationError(
-            "the official evaluation needs cityscapesscripts, an extra: pip install 'blackfleet[official]'"
-        )
-    if not hasattr(np, "in1d"):
-        raise EvaluationError(
-            f"cityscapesscripts needs numpy below 2.4, got {np.__version__}: pip install 'numpy<2.4'"
-        )
-
-
 def compare_with_official(
-    predictions: Mapping[str, Path], ground_truth: CityscapesGroundTruth, summary: Summary
+    predictions: Mapping[str, Path], ground_truth: CityscapesGroundTruth, summary: Summary, *, python: Path
 ) -> OfficialComparison:
     """Run the official tool on `predictions` (by frame key) in a temporary folder and compare every score.
 
+    `python` is that of `evaluation.official_python.find_official_python`.
+
     Raises:
-        EvaluationError: the tool is not installed or failed; the message has its last words.
+        EvaluationError: the tool failed; the message has its last words.
         OSError: the temporary folder can't be written.
     """
-    check_official_tool()
     with tempfile.TemporaryDirectory(prefix="blackfleet-official-") as name:
         staging = Path(name)
         _stage(staging, predictions, ground_truth)
-        official = _run(staging)
+        official = _run(staging, python)
     with_instances = bool(summary["instance_classes"])
     scores = _as_summary(official, with_instances)
     pairs = _score_pairs(dict(summary), scores, with_instances)
@@ -119,14 +100,14 @@ def _place(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _run(staging: Path) -> dict[str, Any]:
+def _run(staging: Path, python: Path) -> dict[str, Any]:
     environment = {
         **os.environ,
         "CITYSCAPES_DATASET": str(staging),
         "CITYSCAPES_RESULTS": str(staging / "results"),
         "CITYSCAPES_EXPORT_DIR": str(staging / "export"),
     }
-    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-m", _MODULE]
+    command = [*official_command(python), "-m", MODULE]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     result = staging / "export" / _RESULT_NAME
     if done.returncode != 0 or not result.is_file():

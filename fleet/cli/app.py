@@ -15,6 +15,7 @@ import fleet.run.pretrain as pretraining
 from cloud_server.algorithms.table import ALGORITHM_DOOR
 from datasets.catalog import LABELLED_CHOICES
 from datasets.generated import GeneratorSettings, generate_dataset
+from evaluation.official_python import VARIABLE
 from fleet.cli.evaluate import run_evaluate
 from fleet.cli.interrupts import stopping_line
 from fleet.cli.options import PRETRAIN_KEYS, SCENARIO_KEYS, with_scenario_options
@@ -139,13 +140,20 @@ def evaluate(
     official: Annotated[
         bool, typer.Option("--official", help="Also run the cityscapesscripts and compare.")
     ] = False,
+    official_python: Annotated[
+        Path | None,
+        typer.Option(
+            help=f"Like --official, by this Python; default: ${VARIABLE}, or that of `make official`."
+        ),
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="File for the scores (JSON).")] = None,
 ) -> None:
     """Score predictions as the Cityscapes benchmark does: class IoU, category IoU, iIoU where possible.
 
     With --official, exit code 1 says that the cityscapesscripts come to other scores.
     """
-    raise typer.Exit(run_evaluate(predictions, ground_truth, dataset, official, output))
+    official = official or official_python is not None
+    raise typer.Exit(run_evaluate(predictions, ground_truth, dataset, official, output, official_python))
 
 
 @app.command()

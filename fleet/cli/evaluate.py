@@ -16,7 +16,8 @@ from datasets.readers.cityscapes import CityscapesGroundTruth
 from evaluation.errors import EvaluationError
 from evaluation.ground_truth import open_ground_truth
 from evaluation.instances import InstanceScores, are_weighted
-from evaluation.official import check_official_tool, compare_with_official
+from evaluation.official import compare_with_official
+from evaluation.official_python import find_official_python
 from evaluation.predictions import PredictionError, read_prediction_ids
 from evaluation.scores import ConfusionMatrix, Summary, summarize
 from fleet.cli.evaluation_report import EvaluationReport, print_report
@@ -25,7 +26,7 @@ from protocol.atomic import write_json_atomic
 
 EVALUATION_NAME = "evaluation.json"
 
-_FAULTS_NAMED = 10
+_FAULTS_NAMED = 5
 
 
 def evaluate_predictions(
@@ -34,6 +35,7 @@ def evaluate_predictions(
     *,
     dataset: str | None = None,
     official: bool = False,
+    official_python: Path | None = None,
     console: Console | None = None,
 ) -> EvaluationReport:
     """Score every predicted label image in `predictions` against its ground truth.
@@ -46,16 +48,16 @@ def evaluate_predictions(
         dataset: a row of `datasets.catalog.DATASETS`; default: what the run says, else as the ground truth
             looks.
         official: also run the official Cityscapes evaluation and compare.
+        official_python: the interpreter that runs it; default: see `find_official_python`.
         console: where progress is shown; default: nowhere.
 
     Raises:
         EvaluationError: no predictions, or some are without or with another size than their ground truth,
             unreadable, of unknown ids or twice there; or `official` with another data set.
-        EvaluationError: a folder is missing, or the official tool is not installed or failed.
+        EvaluationError: a folder is missing, or the official tool is not there or failed.
         DatasetError: the ground truth is missing or malformed.
     """
-    if official:
-        check_official_tool()
+    python = find_official_python(official_python) if official else None
     if not predictions.is_dir():
         raise EvaluationError(f"no predictions: {predictions} is not a folder")
     run_predictions = _run_predictions(predictions)
@@ -72,8 +74,8 @@ def evaluate_predictions(
         tally.add(key, path, _vehicle_of(path, run_predictions))
     summary = tally.summary(len(files))
     comparison = None
-    if official and isinstance(truth, CityscapesGroundTruth):
-        comparison = compare_with_official(files, truth, summary)
+    if python is not None and isinstance(truth, CityscapesGroundTruth):
+        comparison = compare_with_official(files, truth, summary, python=python)
     return EvaluationReport(
         dataset=truth.label_space.name,
         frames=len(files),
@@ -188,7 +190,12 @@ def _raise_faults(faults: list[str], what: str) -> None:
 
 
 def run_evaluate(
-    predictions: Path, ground_truth: Path, dataset: str | None, official: bool, output: Path | None
+    predictions: Path,
+    ground_truth: Path,
+    dataset: str | None,
+    official: bool,
+    output: Path | None,
+    official_python: Path | None = None,
 ) -> int:
     """Score, print and write evaluation.json (into `predictions`, or to `output`); return the exit code.
 
@@ -200,7 +207,12 @@ def run_evaluate(
     """
     console = screen()
     report = evaluate_predictions(
-        predictions, ground_truth, dataset=dataset, official=official, console=console
+        predictions,
+        ground_truth,
+        dataset=dataset,
+        official=official,
+        official_python=official_python,
+        console=console,
     )
     print_report(report, console)
     path = output or predictions / EVALUATION_NAME

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import json
 import shutil
+import venv
 from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from official_tool import official_python
 
 from datasets.generated import GeneratorSettings, generate_dataset
 from datasets.labels import CAMVID, CITYSCAPES, VOID
 from datasets.readers.camvid import CamVidFrames
 from evaluation import official as official_evaluation
+from evaluation import official_python as official_choice
 from evaluation.errors import EvaluationError
+from evaluation.official_python import VARIABLE
 from evaluation.predictions import write_prediction
 from fleet.cli.evaluate import evaluate_predictions, run_evaluate
 from protocol.errors import Mistake
 
 SETTINGS = GeneratorSettings(cities=2, frames_per_sequence=3, image_size=(160, 120), seed=5)
-
-needs_official_tool = pytest.mark.skipif(
-    not hasattr(np, "in1d"), reason="cityscapesscripts needs numpy below 2.4"
-)
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +54,8 @@ def predict_anything(root: Path, folder: Path, *, spoil: float = 0.3) -> Path:
     return folder
 
 
-@needs_official_tool
 def test_scores_of_generated_frames_equal_the_official_tool(generated_root: Path, tmp_path: Path) -> None:
-    pytest.importorskip("cityscapesscripts")
+    official_python()
     predictions = predict_anything(generated_root, tmp_path / "predictions")
     report = evaluate_predictions(predictions, generated_root, official=True)
     assert report.official is not None
@@ -68,24 +67,22 @@ def test_scores_of_generated_frames_equal_the_official_tool(generated_root: Path
     assert report.frames == report.ground_truth_frames == 6
 
 
-@needs_official_tool
 def test_official_comparison_reports_a_difference(
     generated_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("cityscapesscripts")
+    official_python()
     predictions = predict_anything(generated_root, tmp_path / "predictions")
     score = evaluate_predictions(predictions, generated_root).summary
     score["classes"]["road"] = 0.0
     files = {key_of(p): predictions / f"{key_of(p)}_pred_labelIds.png" for p in label_files(generated_root)}
     truth = official_evaluation.CityscapesGroundTruth(generated_root)
-    comparison = official_evaluation.compare_with_official(files, truth, score)
+    comparison = official_evaluation.compare_with_official(files, truth, score, python=official_python())
     assert not comparison.agrees
     assert comparison.largest_difference == pytest.approx(comparison.scores["classes"]["road"])
 
 
-@needs_official_tool
 def test_frames_without_instance_ids_have_no_iiou(generated_root: Path, tmp_path: Path) -> None:
-    pytest.importorskip("cityscapesscripts")
+    official_python()
     root = tmp_path / "data"
     shutil.copytree(generated_root / "gtFine", root / "gtFine")
     predictions = predict_anything(root, tmp_path / "predictions")
@@ -143,9 +140,8 @@ def test_run_folder_is_scored_vehicle_by_vehicle(
     assert "road" in printed and "local mIoU" in printed and "iIoU" in printed
 
 
-@needs_official_tool
 def test_output_file_holds_strict_json_with_the_official_scores(generated_root: Path, tmp_path: Path) -> None:
-    pytest.importorskip("cityscapesscripts")
+    official_python()
     predictions = predict_anything(generated_root, tmp_path / "predictions")
     output = tmp_path / "new" / "scores.json"
     assert run_evaluate(predictions, generated_root, "cityscapes", True, output) == 0
@@ -205,17 +201,30 @@ def test_real_camvid_frames_score_as_their_confusion(camvid_root: Path, tmp_path
 
 
 def test_official_evaluation_of_camvid_is_refused(tiny_camvid: Path, tmp_path: Path) -> None:
-    pytest.importorskip("cityscapesscripts")
-    with pytest.raises(EvaluationError, match=r"only Cityscapes|numpy below"):
+    official_python()
+    with pytest.raises(EvaluationError, match="only Cityscapes"):
         evaluate_predictions(tiny_camvid / "trainannot", tiny_camvid, official=True)
 
 
 def test_official_tool_that_is_absent_is_named(
     generated_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(EvaluationError, match=r"pip install 'blackfleet\[official\]'"):
-        evaluate_predictions(generated_root / "gtFine", generated_root, official=True)
+    bare = tmp_path / "bare"
+    venv.create(bare, symlinks=True)
+    labels = generated_root / "gtFine"
+    with pytest.raises(EvaluationError, match=r"bare/bin/python can't run the official evaluation: .*numpy"):
+        evaluate_predictions(labels, generated_root, official=True, official_python=bare / "bin" / "python")
+    with pytest.raises(EvaluationError, match="nowhere can't run the official evaluation: No such file"):
+        evaluate_predictions(labels, generated_root, official=True, official_python=tmp_path / "nowhere")
+    monkeypatch.setenv(VARIABLE, str(bare / "bin" / "python"))
+    with pytest.raises(EvaluationError, match=r"packages of official\.txt"):
+        evaluate_predictions(labels, generated_root, official=True)
+    monkeypatch.delenv(VARIABLE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(official_choice, "__file__", str(tmp_path / "evaluation" / "official_python.py"))
+    monkeypatch.setattr("sys.executable", str(bare / "bin" / "python"))
+    with pytest.raises(EvaluationError, match=f"`make official` .* --official-python or in {VARIABLE}"):
+        evaluate_predictions(labels, generated_root, official=True)
 
 
 def _first(folder: Path) -> Path:
