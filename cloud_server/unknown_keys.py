@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-_MOVED = {
+MOVED = {
     "bits": "coding.bits",
     "frame_bytes": "coding.frame_bytes",
     "subspace": "adaptation.subspace",
@@ -35,8 +35,8 @@ def explain(message: str, settings: type[msgspec.Struct]) -> str:
     known = [field.name for field in msgspec.structs.fields(part)]
     near = difflib.get_close_matches(unknown, known, n=1)
     key = f"{place}.{unknown}" if place else unknown
-    if key in _MOVED:
-        hint = f"; it is now {_MOVED[key]}"
+    if key in MOVED:
+        hint = f"; it is now {MOVED[key]}"
     elif near:
         hint = f"; did you mean {near[0]!r}?"
     else:

@@ -35,6 +35,8 @@ _OF_THE_BROKER = ("broker", "broker_port")
 class DatasetPart(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The frames."""
 
+    section = "dataset"
+
     name: str = "generated"
     """A row of `datasets.catalog.DATASETS` that has labels, or `package.module:name` of your own."""
     root: str | None = None
@@ -88,6 +90,8 @@ class DatasetPart(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 class EncoderPart(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the vehicles run."""
+
+    section = "encoder"
 
     name: str = "stride8-c8"
     """An architecture of `fleet.export.encoders.ENCODERS`, or `package.module:name` of your own."""

@@ -19,6 +19,7 @@ from fleet.errors import OperatorError
 from fleet.export.encoders import ENCODER_DOOR
 from fleet.run.folder import SCENARIO_NAME
 from fleet.scenario import Scenario, load_scenario
+from protocol.plans import ESTIMATORS
 from protocol.plans.blackfleet import SERVINGS
 
 
@@ -180,7 +181,10 @@ SCENARIO_OPTIONS = (
         f"blackfleet: which weights predict for a vehicle: {', '.join(SERVINGS)}.",
     ),
     ScenarioOption(
-        "estimator", "zeroth_order.estimator", str, "BlackFed: from losses to gradients: spsa-gc, activation."
+        "estimator",
+        "zeroth_order.estimator",
+        str,
+        f"BlackFed: from losses to gradients: {', '.join(ESTIMATORS)}.",
     ),
     ScenarioOption(
         "subspace",
