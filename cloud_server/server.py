@@ -7,7 +7,6 @@ does with features is behind `Algorithm`, what a vehicle may say is checked at t
 from __future__ import annotations
 
 import threading
-import time
 from pathlib import Path
 
 from cloud_server.algorithms.base import Algorithm, Context
@@ -78,8 +77,9 @@ class Server:
             label_space=config.label_space,
             feature_shapes=config.feature_shapes,
             frame_bytes=config.coding.frame_bytes,
+            clock=link.clock,
         )
-        self._state = RunState(run_folder / "cloud", config, resume=resume)
+        self._state = RunState(run_folder / "cloud", config, resume=resume, clock=link.clock)
         self._roster = Roster(run_folder / "cloud", resume=self._state.has_begun)
         self._registry.know(self._roster.declared, self._roster.failed)
         self._labels = LabelStore(run_folder / "cloud" / "labels", num_classes=self._label_space.num_classes)
@@ -142,6 +142,7 @@ class Server:
             train_label_sizes=self._train_label_sizes,
             serve=self._serve,
             seconds_disconnected=self._link.transport.seconds_disconnected,
+            clock=self._link.clock,
         )
         self._desk.open(algorithm_handlers(self._config.algorithm, algorithm))
         loop.run(turns.run, settle=self._settle)
@@ -152,9 +153,9 @@ class Server:
 
     def _gather(self) -> None:
         """Wait until every vehicle has said hello."""
-        deadline = time.monotonic() + self._config.patience.join_s
+        deadline = self._link.clock.now() + self._config.patience.join_s
         while missing := self._registry.missing():
-            if time.monotonic() > deadline:
+            if self._link.clock.now() > deadline:
                 raise CloudError(
                     f"{len(missing)} of {len(self._config.vehicles)} vehicles did not join within "
                     f"{self._config.patience.join_s:g} s: {', '.join(missing[:10])}"
@@ -199,14 +200,14 @@ class Server:
 
     def _dismiss(self) -> None:
         """Tell every vehicle that it is over, and wait a little until they have left."""
-        deadline = time.monotonic() + _FAREWELL_S
+        deadline = self._link.clock.now() + _FAREWELL_S
         told = 0.0
-        while time.monotonic() < deadline:
+        while self._link.clock.now() < deadline:
             present = [name for name, record in self._registry.vehicles.items() if record.online]
             if not present:
                 return
-            if time.monotonic() - told > 1.0:
-                told = time.monotonic()
+            if self._link.clock.now() - told > 1.0:
+                told = self._link.clock.now()
                 for vehicle in present:
                     self._desk.send(vehicle, Finish(vehicle=vehicle, reason="the run is complete"))
             self._serve()

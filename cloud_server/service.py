@@ -51,7 +51,13 @@ def serve(
             stall_s=config.patience.retry_s,
         )
         presence = Presence(link.announce, CLOUD_ID, session, step_s=config.patience.step_s)
-        claim = FleetClaim(link, session, heartbeat_s=config.patience.heartbeat_s, announce=presence.announce)
+        claim = FleetClaim(
+            link,
+            session,
+            heartbeat_s=config.patience.heartbeat_s,
+            announce=presence.announce,
+            clock=link.clock.now,
+        )
         try:
             server = Server(
                 config,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -20,6 +19,7 @@ from cloud_server.storage.roster import Roster
 from cloud_server.training.trainer import DivergedError
 from protocol.messages import Turn
 from protocol.noise import derive_seed
+from protocol.session.clock import Clock
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +44,7 @@ class StageTurns:
         train_label_sizes: Mapping[str, tuple[int, int]],
         serve: Callable[[], None],
         seconds_disconnected: Callable[[], float],
+        clock: Clock,
     ) -> None:
         """`serve` handles some of what has arrived, waiting a moment for it; `last_trained` is of the stage
         loop, by vehicle; `train_label_sizes` has those whose train labels don't cross as they are."""
@@ -58,6 +59,7 @@ class StageTurns:
         self._train_label_sizes = train_label_sizes
         self._serve = serve
         self._seconds_disconnected = seconds_disconnected
+        self._clock = clock
 
     def run(self, stage: Stage) -> None:
         """Run a stage's turns; where it has a deadline, again if all of them missed it.
@@ -90,12 +92,12 @@ class StageTurns:
         """These vehicles' turns, several at a time; returns whose were finished, in the same order."""
         waiting = list(vehicles)
         running: dict[str, float] = {}
-        """By vehicle: time.monotonic() of its first grant."""
+        """By vehicle: when it was first granted."""
         finished = set()
         while waiting or running:
             while waiting and len(running) < self._config.parallel_turns:
                 vehicle = waiting.pop(0)
-                running[vehicle] = time.monotonic()
+                running[vehicle] = self._clock.now()
                 self._grant(stage, vehicle)
             self._serve()
             for vehicle in sorted(running):
@@ -107,7 +109,7 @@ class StageTurns:
                 elif failure := active.failed or self._silence(stage, vehicle):
                     del running[vehicle]
                     self._fail(stage, active, failure)
-                elif stage.deadline_s is not None and time.monotonic() - running[vehicle] > stage.deadline_s:
+                elif stage.deadline_s is not None and self._clock.now() - running[vehicle] > stage.deadline_s:
                     del running[vehicle]
                     self._drop(stage, active)
                 elif active.abandoned:
@@ -185,7 +187,7 @@ class StageTurns:
             },
             train_label_size=self._train_label_sizes.get(vehicle),
         )
-        self._desk.active[vehicle] = ActiveTurn(turn=turn)
+        self._desk.active[vehicle] = ActiveTurn(turn=turn, granted_at=self._clock.now())
         self._algorithm.begin(stage, vehicle)
         self._events.event(
             "turn", stage=stage.number, round=stage.round, kind=stage.kind.value, vehicle=vehicle
@@ -223,7 +225,7 @@ class StageTurns:
 
     def _look_after(self, stage: Stage, vehicle: str, active: ActiveTurn) -> None:
         """Log the vehicle's traffic; repeat a grant that may be lost."""
-        record, patience, now = self._registry.vehicles[vehicle], self._config.patience, time.monotonic()
+        record, patience, now = self._registry.vehicles[vehicle], self._config.patience, self._clock.now()
         if now - active.reported_at > _REPORT_S:
             active.reported_at = now
             self._events.event(
@@ -238,7 +240,7 @@ class StageTurns:
 
     def _silence(self, stage: Stage, vehicle: str) -> str:
         """Why to give up on a vehicle that stays away; empty while there is hope, or a deadline does it."""
-        record, now = self._registry.vehicles[vehicle], time.monotonic()
+        record, now = self._registry.vehicles[vehicle], self._clock.now()
         limit_s = self._config.patience.give_up_s
         if self._seconds_disconnected() > 0:
             record.last_seen = now  # the silence is the broker's doing

@@ -8,7 +8,6 @@ Exactly once: a request that comes again gets the answer it got before; one of a
 from __future__ import annotations
 
 import logging
-import time
 
 from cloud_server.desk.checks import RequestChecks
 from cloud_server.desk.handlers.every_turn import EVERY_TURN
@@ -49,7 +48,7 @@ class Desk:
         self._registry = registry
         self._labels = labels
         self._checks = RequestChecks(registry, labels)
-        self._newcomers = Newcomers(registry, heartbeat_s)
+        self._newcomers = Newcomers(registry, heartbeat_s, clock=link.clock.now)
         self._events = events
         self._max_answers_per_frame = max_answers_per_frame
         self._retry_s = retry_s
@@ -96,7 +95,7 @@ class Desk:
         else:
             record.uplink[kind] += received.packet_bytes
         record.repeated_bytes += received.repeated_bytes
-        record.last_seen = time.monotonic()
+        record.last_seen = self._link.clock.now()
         self._request(message)  # type: ignore[arg-type]  # an up channel decodes only Up
 
     def settle(self, *, connected: bool) -> None:
@@ -210,6 +209,7 @@ class Desk:
             checks=self._checks,
             labels=self._labels,
             max_answers_per_frame=self._max_answers_per_frame,
+            now=self._link.clock.now(),
         )
         return handler(request, visit)
 

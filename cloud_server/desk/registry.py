@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from cloud_server.errors import CloudError, RequestError
 from protocol.codec.bits import check_frame_bytes
 from protocol.errors import SettingError
 from protocol.messages import PROTOCOL_VERSION, SPLITS, Hello, Status
+from protocol.session.clock import REAL_CLOCK, Clock
 
 Entry = TypeVar("Entry")
 
@@ -39,7 +39,7 @@ class VehicleRecord:
     pending: dict[str, Counter[str]] = field(default_factory=dict)
     """PUBLISH bytes of processes that have not been taken in, by session and message type."""
     last_seen: float = 0.0
-    """time.monotonic() of its latest sign of life."""
+    """By the registry's clock: its latest sign of life."""
     uplink: Counter[str] = field(default_factory=Counter)
     """PUBLISH bytes from this vehicle by message type."""
     downlink: Counter[str] = field(default_factory=Counter)
@@ -69,11 +69,11 @@ class VehicleRecord:
         else:
             _newest(self.pending, session, Counter())[kind] += packet_bytes
 
-    def take_in(self, hello: Hello) -> None:
+    def take_in(self, hello: Hello, now: float) -> None:
         """From now on the vehicle is the process that says this hello."""
         if self.session not in ("", hello.session):
             self.former = [*self.former, self.session][-_MOST_SESSIONS:]
-        self.hello, self.session, self.last_seen = hello, hello.session, time.monotonic()
+        self.hello, self.session, self.last_seen = hello, hello.session, now
         self.declared = self.declared or Declaration.of(hello)
         self.sessions = {hello.session: True}
         self.uplink += self.pending.get(hello.session, Counter())
@@ -95,6 +95,7 @@ class Registry:
         label_space: str,
         feature_shapes: Sequence[tuple[int, int, int]] | None,
         frame_bytes: int | None = None,
+        clock: Clock = REAL_CLOCK,
     ) -> None:
         """`feature_shapes` are those that vehicles may declare; None = that of the first one for all.
         `frame_bytes`: see `CloudConfig`."""
@@ -102,6 +103,7 @@ class Registry:
         self.label_space = label_space
         self.feature_shapes = None if feature_shapes is None else tuple(feature_shapes)
         self._frame_bytes = frame_bytes
+        self._clock = clock
         self.image_size: tuple[int, int] | None = None
         self.strangers = 0
         """Rejected messages of ids that are not in the fleet, or of none."""
@@ -183,7 +185,7 @@ class Registry:
             self.feature_shapes = (hello.feature_shape,)
         self.image_size = hello.image_size
         is_new = record.session != hello.session
-        record.take_in(hello)
+        record.take_in(hello, self._clock.now())
         return is_new
 
     def note_status(self, status: Status) -> None:
@@ -191,7 +193,7 @@ class Registry:
         record = self.record(status.vehicle)
         record.note(status.session, online=status.online)
         if status.session == record.session:
-            record.last_seen = time.monotonic()
+            record.last_seen = self._clock.now()
 
     def count_reject(self, vehicle: str) -> int:
         """Count a rejected message; returns how many there were of this vehicle, or of all strangers."""

@@ -7,7 +7,6 @@ and has no other effect.
 from __future__ import annotations
 
 import secrets
-import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
@@ -57,14 +56,17 @@ class ActiveTurn:
     """Why the vehicle can't do the turn, in its own words."""
     abandoned: bool = False
     """The vehicle is no longer at it: it must start over under a new grant."""
-    granted_at: float = field(default_factory=time.monotonic)
-    """time.monotonic() when the turn was granted."""
+    granted_at: float
+    """By the clock of the link, as all times here: when the turn was granted."""
     _sent_at: float | None = None
     _repeats: int = 0
-    reported_at: float = field(default_factory=time.monotonic)
-    """time.monotonic() when its traffic was last logged."""
+    reported_at: float = field(init=False)
+    """When its traffic was last logged."""
     done_at: float = 0.0
-    """time.monotonic() when the vehicle had finished."""
+    """When the vehicle had finished."""
+
+    def __post_init__(self) -> None:
+        self.reported_at = self.granted_at
 
     @property
     def begun(self) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from cloud_server.desk.registry import Registry
 from cloud_server.errors import CloudError
 from cloud_server.storage.checkpoint import CheckpointError, has_checkpoint, load_checkpoint, save_checkpoint
 from protocol.errors import BlackfleetError
+from protocol.session.clock import REAL_CLOCK, Clock
 
 _FREE_TO_CHANGE = ("patience", "parallel_turns", "payload_limit_bytes", "store_capacity")
 """Settings that change no result: a run may go on with others."""
@@ -84,7 +84,7 @@ class Committed:
 class RunState:
     """The checkpoints of one run in `<run folder>/cloud/checkpoints`."""
 
-    def __init__(self, folder: Path, config: CloudConfig, *, resume: bool) -> None:
+    def __init__(self, folder: Path, config: CloudConfig, *, resume: bool, clock: Clock = REAL_CLOCK) -> None:
         """Look at what is there.
 
         Raises:
@@ -95,7 +95,8 @@ class RunState:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._digest = config_digest(config)
         self._rounds = config.rounds
-        self._began = time.monotonic()
+        self._clock = clock
+        self._began = clock.now()
         self._earlier_s = 0.0
         if has_checkpoint(self._folder) and not resume:
             raise CloudError(f"{folder} holds a run already; resume it, or choose another run folder")
@@ -107,7 +108,7 @@ class RunState:
 
     def wall_s(self) -> float:
         """Seconds that this run has taken, in all its processes."""
-        return self._earlier_s + time.monotonic() - self._began
+        return self._earlier_s + self._clock.now() - self._began
 
     def load(self) -> Committed | None:
         """The latest commit, or None before the first.

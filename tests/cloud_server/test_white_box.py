@@ -335,7 +335,7 @@ def test_only_the_latest_gradient_is_kept_for_repetition() -> None:
         batch_size=2,
         uploads=("val",),
     )
-    active = ActiveTurn(turn=turn)
+    active = ActiveTurn(turn=turn, granted_at=0.0)
     gradient = encode(np.ones((1, 2, 3, 4), np.float32), 32)
     for step in (2, 3, 5):
         active.answered_largely(step)

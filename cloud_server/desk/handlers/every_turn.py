@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 
 from cloud_server.desk.handlers.visit import Handlers, Visit, identity
 from cloud_server.errors import RequestError
@@ -56,7 +55,7 @@ def end(request: TurnDone, visit: Visit) -> Ack:
     if request.loss is not None and not math.isfinite(request.loss):
         raise RequestError(f"loss must be finite, got {request.loss}")
     visit.active.done = True
-    visit.active.done_at = time.monotonic()
+    visit.active.done_at = visit.now
     visit.active.loss = request.loss
     return Ack(**identity(request))
 

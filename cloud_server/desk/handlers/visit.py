@@ -42,6 +42,8 @@ class Visit:
     labels: LabelStore
     max_answers_per_frame: int
     """Losses or loss maps about one frame in one attempt."""
+    now: float
+    """By the clock of the link."""
 
     def train_features(self, request: Query | SeededQuery | TrainStep) -> NDArray[np.float32]:
         """features_BCHW of train frames, whose labels are here where the turn follows labels.
