@@ -101,6 +101,8 @@ def _check_same(run: Run) -> None:
     kept, wanted = load_scenario(path, {}), load_scenario(None, run.settings)
     if wanted.cores is None:  # the run keeps how many it was planned for
         wanted = msgspec.structs.replace(wanted, cores=kept.cores)
+    if wanted.fleet is None:  # it keeps the name that it drew
+        wanted = msgspec.structs.replace(wanted, fleet=kept.fleet)
     if save_scenario(kept) != save_scenario(wanted):
         raise SystemExit(f"{run.folder} holds a run of other settings; remove it, or choose another folder")
 
