@@ -17,6 +17,7 @@ from functools import partial
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
@@ -51,6 +52,7 @@ _MOST_DOUBLINGS = 10
 _STABLE_SESSION_S = 5.0
 
 _MQTT_5_IN_FLIGHT = 20  # paho ignores the broker's receive maximum; this is mosquitto's
+_SESSION_KEPT_S = 600
 _TRANSIENT_REFUSALS = {0x88, 0x89, 0x97, 0x9F}  # server unavailable, busy, quota or connection rate exceeded
 
 
@@ -238,7 +240,7 @@ class MqttTransport(Transport):
     def _finish(self) -> None:
         self._wanted = False
         if self._state is _State.OPEN:
-            self._client.disconnect()
+            self._client.disconnect(properties=_session_kept_for(0) if self._url.version == "5" else None)
             self._loop.events.call_later(_GOODBYE_TIMEOUT_S, self._hang_up)
             self._flush()
         else:
@@ -469,6 +471,20 @@ def _make_client(
     client.on_socket_open = lambda _client, _data, sock: prepare_socket(sock)
     # Without it, paho writes in whatever thread publishes.
     client.on_socket_register_write = lambda *_: None
-    clean_start = True if mqtt_5 else paho.MQTT_CLEAN_START_FIRST_ONLY  # the only value 3.1.1 takes
-    client.connect_async(url.host, url.port, keepalive_s, clean_start=clean_start)
+    client.connect_async(
+        url.host,
+        url.port,
+        keepalive_s,
+        clean_start=paho.MQTT_CLEAN_START_FIRST_ONLY,
+        properties=_session_kept_for(_SESSION_KEPT_S) if mqtt_5 else None,
+    )
     return client
+
+
+def _session_kept_for(seconds: int) -> Properties:
+    """For how long the broker keeps what this client misses while it is away; MQTT 3.1.1 can't say."""
+    # What another process has left is never found: client ids hold the session.
+    kind = PacketTypes.CONNECT if seconds else PacketTypes.DISCONNECT
+    properties = Properties(kind)  # type: ignore[no-untyped-call]
+    properties.SessionExpiryInterval = seconds
+    return properties

@@ -124,6 +124,41 @@ def test_mqtt_5_session_counts_its_longer_packets(tmp_path: Path, loop: NetworkL
         assert listener.traffic.received_bytes == proxy.sums["listener", "down"].bytes
 
 
+def test_mqtt_5_session_gets_what_it_missed_while_it_was_away(tmp_path: Path, loop: NetworkLoop) -> None:
+    skip_without("mosquitto")
+    with running_broker("mosquitto", tmp_path) as port, WireProxy(port) as proxy:
+        listener, inbox = listening(proxy.url + "?version=5", loop, "missed", "listener")
+        talker, _ = listening(url(port), loop, "nothing", "talker")
+        proxy.refuse()
+        proxy.cut()
+        wait_until(lambda: not listener.connected)
+        talker.publish("missed", b"while you were away")
+        wait_until(lambda: talker.traffic.sent_packets == 1)
+        proxy.accept()
+        assert inbox.next().payload == b"while you were away"
+        assert listener.packet_limit_bytes == 268435455
+        listener.close()
+        again, inbox = listening(proxy.url + "?version=5", loop, "missed", "listener")
+        talker.publish("missed", b"now")
+        assert inbox.next().payload == b"now"
+        for client in (again, talker):
+            client.close()
+
+
+def test_acknowledgement_comes_when_the_broker_has_the_message(broker_port: int, loop: NetworkLoop) -> None:
+    acknowledged = threading.Event()
+    with WireProxy(broker_port) as proxy:
+        client, _ = listening(proxy.url, loop, "nothing", "acknowledged")
+        proxy.refuse()
+        proxy.cut()
+        wait_until(lambda: not client.connected)
+        client.publish("acknowledged", b"1", on_acknowledged=acknowledged.set)
+        assert not acknowledged.wait(0.3)
+        proxy.accept()
+        assert acknowledged.wait(WAIT_S)
+        client.close()
+
+
 def test_retained_message_and_will_reach_a_later_subscriber(broker_port: int, loop: NetworkLoop) -> None:
     with WireProxy(broker_port) as proxy, NetworkLoop() as other_loop:
         will = Will("will/vehicle", b"offline")
