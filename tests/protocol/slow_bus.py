@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from protocol.session.clock import RealClock
+from protocol.session.clock import Item, RealClock
 from protocol.session.transport import Delivery, Handler, Traffic, Transport, topic_matches
 
 
@@ -100,3 +101,17 @@ class SlowTransport(Transport):
 
     def close(self) -> None:
         pass
+
+
+class ActingClock(HandClock):
+    """While somebody waits, time passes and the rest of the world acts; all in one thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act: Callable[[float], None] = lambda now: None
+
+    def take(self, inbox: queue.Queue[Item], timeout_s: float) -> Item:
+        if inbox.empty() and timeout_s > 0:
+            self.time_s += timeout_s
+            self.act(self.time_s)
+        return inbox.get_nowait()
