@@ -16,7 +16,7 @@ from datasets.catalog import LABELLED, LABELLED_CHOICES, find_dataset
 from datasets.conditions import Condition
 from datasets.labels import LabelSpace
 from fleet.errors import OperatorError
-from fleet.export.encoders import ENCODER_DOOR, architecture
+from fleet.export.encoders import ENCODER_DOOR, ImageEncoder, architecture
 from fleet.run.cores import usable_cores
 from fleet.run.start import FEATURES_NAME, NETWORK_NAME
 from fleet.run.start import FOLDER_NAME as START_FOLDER
@@ -95,6 +95,8 @@ class EncoderPart(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     name: str = "stride8-c8"
     """An architecture of `fleet.export.encoders.ENCODERS`, or `package.module:name` of your own."""
+    weights: str | None = None
+    """File of pretrained weights, for an architecture that takes one; None = those that come with it."""
     mode: str = "auto"
     """How a changed θ runs: `bind`, `rebuild`, or `auto` = the faster here, measured once at launch."""
     threads: int = 1
@@ -241,11 +243,20 @@ class Scenario(RunSettings, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             source_features=f"{START_FOLDER}/{FEATURES_NAME}",
         )
 
+    def encoder_weights(self, name: str) -> Path | None:
+        """The file of weights of an encoder in use: `encoder.weights` is of `encoder.name` alone."""
+        weights = self.encoder.weights if name == self.encoder.name else None
+        return Path(weights) if weights else None
+
+    def architecture(self, name: str) -> ImageEncoder:
+        """An encoder in use, not yet initialised."""
+        return architecture(name, self.encoder_weights(name))
+
     def _feature_shapes(self) -> tuple[tuple[int, int, int], ...]:
         """Those of the encoders in use, in the vehicles' order, each once."""
         width, height = parse_image_size(self.image_size)
         names = (self.encoders.get(vehicle, self.encoder.name) for vehicle in self.vehicle_ids)
-        encoders = (architecture(name) for name in dict.fromkeys(names))
+        encoders = (self.architecture(name) for name in dict.fromkeys(names))
         shapes = ((e.channels, height // e.stride, width // e.stride) for e in encoders)
         return tuple(dict.fromkeys(shapes))
 

@@ -92,6 +92,9 @@ SCENARIO_OPTIONS = (
     ScenarioOption("image_size", "image_size", str, "What the encoders see, WxH in pixels."),
     ScenarioOption("encoder", "encoder.name", str, f"One of {ENCODER_DOOR.choices}."),
     ScenarioOption(
+        "encoder_weights", "encoder.weights", Path, "Pretrained weights of --encoder: a file of a state dict."
+    ),
+    ScenarioOption(
         "vehicle_encoder",
         "encoders",
         list[str],

@@ -29,6 +29,8 @@ from fleet.export.graphs import byte_offsets
 from fleet.export.reverse import derive
 from protocol.atomic import new_folder_beside
 
+SPEC_NAME = "encoder.json"
+"""In a bundle: what the rest is."""
 FEATURES = "features_BCHW"
 """Name of an encoder's output."""
 TOLERANCE = 1e-5
@@ -65,7 +67,7 @@ def export_encoder(
     plain = encoder.folded()
     check_image_size(image_size, name, plain.stride)
     folder = Path(out_dir)
-    if folder.exists() and not (folder / "encoder.json").exists() and any(folder.iterdir()):
+    if folder.exists() and not (folder / SPEC_NAME).exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} holds something else than an encoder bundle; choose another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     written = new_folder_beside(folder)
@@ -114,7 +116,7 @@ def _write(encoder: ImageEncoder, name: str, image_size: tuple[int, int], folder
         theta_sha256=hashlib.sha256(theta.astype("<f4").tobytes()).hexdigest(),
         graphs=graphs,
     )
-    (folder / "encoder.json").write_bytes(msgspec.json.format(msgspec.json.encode(spec), indent=2) + b"\n")
+    (folder / SPEC_NAME).write_bytes(msgspec.json.format(msgspec.json.encode(spec), indent=2) + b"\n")
 
 
 def _check_against_torch(encoder: ImageEncoder, bundle: EncoderBundle) -> None:

@@ -7,13 +7,16 @@ BatchNorm (`folded`), and write themselves as a graph (`forward_graph`, `paramet
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Protocol
 
 from torch import nn
 
 from fleet.export.convolutions import ConvolutionEncoder, Layer
+from fleet.export.lite0 import STRIDE4_BLOCKS, STRIDE8_BLOCKS, Lite0Encoder
 from fleet.export.modules import ModuleEncoder
 from protocol.doors import Door
 from protocol.errors import SettingError
@@ -65,28 +68,41 @@ class BuildsEncoder(Protocol):
 
 DEFAULT_ENCODER = "stride8-c8"
 
-ENCODERS: dict[str, BuildsEncoder] = {
+CHAINS: dict[str, BuildsEncoder] = {
     "stride8-c4": partial(_stack, (2, 2, 2), 4),
     "stride8-c8": partial(_stack, (2, 2, 2), 8),
     "stride8-c16": partial(_stack, (2, 2, 2), 16),
     "stride4-c8": partial(_stack, (2, 2, 1), 8),
     "blackfed-double-conv": _blackfed_double_convolution,
 }
+"""Those that start from a seed."""
+PRETRAINED: dict[str, BuildsEncoder] = {
+    "efficientnet-lite0-s8": partial(Lite0Encoder, STRIDE8_BLOCKS),
+    "efficientnet-lite0-s4": partial(Lite0Encoder, STRIDE4_BLOCKS),
+}
+"""Those that start from weights of ImageNet."""
+ENCODERS = CHAINS | PRETRAINED
 """Architecture name to a function that builds it."""
 
 ENCODER_DOOR: Door[BuildsEncoder] = Door("encoder", BuildsEncoder, ENCODERS)  # type: ignore[type-abstract]
 
 
-def architecture(name: str) -> ImageEncoder:
+def architecture(name: str, weights: Path | None = None) -> ImageEncoder:
     """A new encoder, not yet initialised.
 
     Args:
         name: a key of `ENCODERS`, or `package.module:name` of a function that returns a torch module.
+        weights: file of a state dict, for an architecture that takes one (`weights` among its arguments).
 
     Raises:
-        SettingError: nothing that fits is behind the name.
+        SettingError: nothing that fits is behind the name, or it takes no weights.
+        OperatorError: its weights can't be had.
     """
     build = ENCODER_DOOR.find(name)
+    if weights is not None:
+        if "weights" not in inspect.signature(build).parameters:
+            raise ENCODER_DOOR.refuse(name, f"takes no weights, got {weights}; leave out encoder.weights")
+        build = partial(build, weights=weights)  # type: ignore[call-arg]  # as its signature says
     with ENCODER_DOOR.guard(name):
         encoder = build()
         if isinstance(encoder, nn.Module) and not isinstance(encoder, ConvolutionEncoder | ModuleEncoder):
@@ -96,11 +112,11 @@ def architecture(name: str) -> ImageEncoder:
     return encoder
 
 
-def build_encoder(name: str, seed: int) -> ImageEncoder:
+def build_encoder(name: str, seed: int, weights: Path | None = None) -> ImageEncoder:
     """A freshly initialised encoder, in evaluation mode.
 
     Args:
-        name: see `architecture`.
+        name, weights: see `architecture`.
         seed: non-negative; the same seed gives the same weights on every machine.
 
     Raises:
@@ -108,6 +124,6 @@ def build_encoder(name: str, seed: int) -> ImageEncoder:
     """
     if seed < 0:
         raise SettingError(f"encoder seed must not be negative, got {seed}")
-    encoder = architecture(name)
+    encoder = architecture(name, weights)
     encoder.initialise(seed)
     return encoder.eval()

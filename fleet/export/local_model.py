@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from cloud_server.networks.build import build_network
 from cloud_server.training.losses import downsample_labels, find_loss
 from datasets.catalog import label_space
-from fleet.export.encoders import build_encoder
+from fleet.export.encoders import ImageEncoder, build_encoder
 from protocol.atomic import write_bytes_atomic
 from protocol.codec.weights import pack
 from protocol.local_model import (
@@ -71,8 +71,9 @@ def build_whole_network(
     num_classes: int,
     encoder_seed: int,
     network_seed: int,
+    encoder_weights: Path | None = None,
     network_weights: Path | None = None,
-    begin: Callable[[nn.Module, nn.Module], None] | None = None,
+    begin: Callable[[ImageEncoder, nn.Module], None] | None = None,
 ) -> WholeNetwork:
     """The network that split learning cuts in two, with the very weights that both halves start from.
 
@@ -80,9 +81,9 @@ def build_whole_network(
 
     Raises:
         SettingError: an unknown name, or sizes that do not fit.
-        OSError: `network_weights` can't be read.
+        OSError: weights can't be read.
     """
-    plain = build_encoder(encoder, encoder_seed).folded()
+    plain = build_encoder(encoder, encoder_seed, encoder_weights).folded()
     width, height = image_size
     half = build_network(
         network,
@@ -107,8 +108,9 @@ def export_local_model(
     image_size: tuple[int, int],
     encoder_seed: int,
     network_seed: int,
+    encoder_weights: Path | None = None,
     network_weights: Path | None = None,
-    begin: Callable[[nn.Module, nn.Module], None] | None = None,
+    begin: Callable[[ImageEncoder, nn.Module], None] | None = None,
 ) -> LocalModel:
     """Write the folder that cloud and vehicles of a fedavg run need; the same arguments give the same model.
 
@@ -129,6 +131,7 @@ def export_local_model(
         num_classes=num_classes,
         encoder_seed=encoder_seed,
         network_seed=network_seed,
+        encoder_weights=encoder_weights,
         network_weights=network_weights,
         begin=begin,
     )

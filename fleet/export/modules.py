@@ -17,7 +17,6 @@ import onnx
 import torch
 from onnx import TensorProto, numpy_helper
 from torch import nn
-from torch.fx.experimental.optimization import fuse
 
 from edge_client.encoder.bundle import ParameterSpec
 from fleet.export.errors import ExportError
@@ -78,6 +77,8 @@ class ModuleEncoder(nn.Module):
         """The same function, BatchNorm folded into convolutions where torch.fx can; always a new module."""
         plain = copy.copy(self)
         plain._modules = dict(self._modules)
+        from torch.fx.experimental.optimization import fuse  # compiles scripts when it is imported
+
         module = copy.deepcopy(self.module).eval()
         with contextlib.suppress(Exception):  # whatever tracing meets: such a module keeps its BatchNorm
             module = fuse(module)

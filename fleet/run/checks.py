@@ -14,7 +14,7 @@ from datasets.catalog import label_space
 from datasets.partition import METHODS
 from fleet import broker
 from fleet.errors import OperatorError
-from fleet.export.encoders import architecture, check_image_size
+from fleet.export.encoders import check_image_size
 from fleet.run.start import StartSpec
 from fleet.scenario import Scenario, parse_image_size
 from protocol.doors import is_foreign
@@ -39,7 +39,7 @@ def check_runnable(scenario: Scenario) -> None:
     _check_name("dataset.partition", scenario.dataset.partition, METHODS)
     _check_name("encoder.mode", scenario.encoder.mode, ("auto", "bind", "rebuild"))
     for name in {scenario.encoder.name, *scenario.encoders.values()}:
-        check_image_size(parse_image_size(scenario.image_size), name, architecture(name).stride)
+        check_image_size(parse_image_size(scenario.image_size), name, scenario.architecture(name).stride)
         _check_network(scenario, name)
         _check_loss_maps(scenario, name)
     if scenario.broker in OWN_BROKERS:
@@ -52,7 +52,7 @@ def check_runnable(scenario: Scenario) -> None:
 
 def _check_network(scenario: Scenario, encoder: str) -> None:
     """Whether the network takes an encoder's features; one that is not ours is built, and tried on them."""
-    features = architecture(encoder)
+    features = scenario.architecture(encoder)
     width, height = parse_image_size(scenario.image_size)
     spec = NetworkSpec(
         feature_shape=(features.channels, height // features.stride, width // features.stride),
@@ -72,7 +72,7 @@ def _check_network(scenario: Scenario, encoder: str) -> None:
 
 
 def _check_loss_maps(scenario: Scenario, encoder: str) -> None:
-    local, stride = scenario.way(LocalLossPlan), architecture(encoder).stride
+    local, stride = scenario.way(LocalLossPlan), scenario.architecture(encoder).stride
     width, height = (size // stride for size in parse_image_size(scenario.image_size))
     if not algorithm_row(scenario.algorithm).needs.local_head or local.weight_power == 0:
         return

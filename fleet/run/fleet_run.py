@@ -18,10 +18,12 @@ from edge_client.encoder.runtime import Encoder
 from edge_client.host import HostConfig, VehicleConfig, read_host_config
 from fleet import broker
 from fleet.errors import OperatorError
-from fleet.export.bundle import export_bundle
+from fleet.export.bundle import SPEC_NAME, export_encoder
+from fleet.export.encoders import build_encoder
 from fleet.export.head_export import export_head
 from fleet.export.local_model import export_local_model
 from fleet.run.allocation import data_folder, sights
+from fleet.run.beginning import begin
 from fleet.run.checks import MEMORY_BUS, OWN_BROKERS
 from fleet.run.follow import LogFollower
 from fleet.run.in_process import run_in_process
@@ -153,9 +155,11 @@ def _write_bundles(job: Job) -> dict[str, Path]:
     names = dict.fromkeys(share.encoder for share in job.shares.values())
     folders = {name: job.run_folder / "bundles" / file_name(name) for name in names}
     for name, folder in folders.items():
-        export_bundle(
-            name, folder, image_size=parse_image_size(job.scenario.image_size), seed=job.scenario.seed
-        )
+        if job.has_begun and (folder / SPEC_NAME).exists():
+            continue  # the very one that the vehicles have
+        encoder = build_encoder(name, job.scenario.seed, job.scenario.encoder_weights(name)).folded()
+        begin(job, encoder)
+        export_encoder(encoder, name, folder, image_size=parse_image_size(job.scenario.image_size))
     return folders
 
 
@@ -194,8 +198,9 @@ def _write_local_model(job: Job) -> None:
         image_size=parse_image_size(scenario.image_size),
         encoder_seed=scenario.seed,
         network_seed=network_seed(cloud.seed),
+        encoder_weights=scenario.encoder_weights(encoders[0]),
         network_weights=Path(cloud.network.weights) if cloud.network.weights else None,
-        begin=job.start.begin if job.start else None,
+        begin=partial(begin, job),
     )
 
 

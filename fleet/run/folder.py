@@ -31,7 +31,7 @@ LEFT_BY_RUNS = LEFT_BY_COMPARISONS | frozenset(
     }
 )
 """What runs write, and comparisons. Generated frames in `data` are none of it: they say what they are."""
-_PATHS = ("dataset.root", "start", "network.weights")
+_PATHS = ("encoder.weights", "dataset.root", "start", "network.weights")
 """Settings that are paths wherever the launcher was started."""
 _LOCK_NAME = ".lock"
 _OTHERS = 0o077

@@ -13,6 +13,7 @@ from cloud_server.config import network_seed
 from cloud_server.networks.build import build_network
 from cloud_server.training.trainer import PartConfig, Trainer, TrainerConfig
 from fleet.export.encoders import build_encoder
+from fleet.run.beginning import begin
 from fleet.run.job import Job
 from fleet.scenario import parse_image_size
 from protocol.noise import derive_seed
@@ -43,7 +44,8 @@ def joint_trainer(job: Job, *, steps: int) -> Trainer:
     config = job.scenario.cloud_config()
     first = config.first_order
     width, height = parse_image_size(job.scenario.image_size)
-    encoder = build_encoder(job.scenario.encoder.name, config.seed).folded()
+    name = job.scenario.encoder.name
+    encoder = build_encoder(name, config.seed, job.scenario.encoder_weights(name)).folded()
     network = build_network(
         config.network.name,
         feature_shape=(encoder.channels, height // encoder.stride, width // encoder.stride),
@@ -52,8 +54,7 @@ def joint_trainer(job: Job, *, steps: int) -> Trainer:
         seed=network_seed(config.seed),
         weights=Path(config.network.weights) if config.network.weights else None,
     )
-    if job.start is not None:
-        job.start.begin(encoder, network)
+    begin(job, encoder, network)
     return Trainer(
         JointNetwork(encoder, network),
         TrainerConfig(

@@ -103,7 +103,8 @@ def _write_start(scenario: Scenario, folder: Path, test_miou: float | None) -> S
         raise OperatorError(str(error)) from error
     algorithm = meta["algorithm"]
     weights: dict[str, Tensor] = unflatten_state(tensors, algorithm["trainer"])["network"]
-    encoder = build_encoder(scenario.encoder.name, scenario.seed).folded()
+    name = scenario.encoder.name
+    encoder = build_encoder(name, scenario.seed, scenario.encoder_weights(name)).folded()
     encoder.load_state_dict(_part(weights, "encoder."))
     [val_miou] = algorithm["progress"]["val_miou"].values()
     return write_start(

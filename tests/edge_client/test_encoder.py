@@ -13,7 +13,7 @@ from edge_client.encoder.bundle import EncoderBundle
 from edge_client.encoder.runtime import Encoder
 from fleet.export.bundle import export_bundle, export_encoder
 from fleet.export.convolutions import ConvolutionEncoder, Layer
-from fleet.export.encoders import ENCODERS, build_encoder
+from fleet.export.encoders import CHAINS, build_encoder
 
 SIZE = (64, 48)
 
@@ -28,7 +28,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> EncoderBundle:
 
 
 @pytest.mark.parametrize("mode", ["bind", "rebuild"])
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", CHAINS)
 def test_features_equal_torch_at_several_thetas(tmp_path: Path, name: str, mode: str) -> None:
     bundle = export_bundle(name, tmp_path / "e", image_size=SIZE, seed=3)
     encoder = Encoder(bundle, mode=mode)
@@ -50,7 +50,7 @@ def test_parameters_of_default_encoder_count_7400(bundle: EncoderBundle) -> None
     assert bundle.spec.feature_shape == (8, 6, 8)
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", CHAINS)
 def test_initial_weights_keep_the_variance(name: str) -> None:
     """White noise of unit variance leaves every convolution with a variance near 1 (before ReLU)."""
     encoder = build_encoder(name, seed=0)

@@ -13,7 +13,7 @@ import pytest
 from edge_client.encoder.bundle import BundleError, EncoderBundle, read_theta, write_theta
 from fleet.export.bundle import export_bundle
 from fleet.export.convolutions import ConvolutionEncoder
-from fleet.export.encoders import ENCODERS, build_encoder
+from fleet.export.encoders import CHAINS, build_encoder
 from fleet.export.errors import ExportError
 
 SIZE = (64, 48)
@@ -78,7 +78,7 @@ def test_export_that_disagrees_with_torch_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", CHAINS)
 @pytest.mark.parametrize("size", [(62, 48), (64, 0), (64, -8), (66, 50)])
 def test_image_size_that_does_not_fit_is_refused(tmp_path: Path, name: str, size: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match=rf"image size {size[0]}x{size[1]} does not fit encoder {name}"):

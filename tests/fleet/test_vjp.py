@@ -14,7 +14,7 @@ from edge_client.encoder.bundle import BundleError, EncoderBundle
 from edge_client.encoder.runtime import Encoder
 from fleet.export.bundle import export_bundle, export_encoder
 from fleet.export.convolutions import ConvolutionEncoder, Layer
-from fleet.export.encoders import ENCODERS, build_encoder
+from fleet.export.encoders import CHAINS, build_encoder
 
 SIZE = (64, 48)
 
@@ -40,7 +40,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> EncoderBundle:
 
 
 @pytest.mark.parametrize("mode", ["bind", "rebuild"])
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", CHAINS)
 def test_gradient_equals_autograd(tmp_path: Path, name: str, mode: str) -> None:
     bundle = export_bundle(name, tmp_path / "e", image_size=SIZE, seed=2)
     module = build_encoder(name, seed=2).folded()
