@@ -115,6 +115,11 @@ class Conversation:
         self.malformed = 0
         """Messages that could not be decoded."""
 
+    @property
+    def has_heard_a_cloud(self) -> bool:
+        """Whether any cloud of the fleet has said that it is online."""
+        return bool(self._cloud_session)
+
     def receive(self, timeout_s: float) -> Down | None:
         """The next message of the cloud to this vehicle, or None after `timeout_s`.
 

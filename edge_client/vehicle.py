@@ -24,9 +24,12 @@ from edge_client.turn import LabelMemory, LocalModelTools, TurnTools
 from protocol.errors import MENDABLE
 from protocol.messages import PROTOCOL_VERSION, Hello, Turn, TurnDone, TurnFailed
 from protocol.session.link import Sending, VehicleLink
+from protocol.session.topics import CLOUD_ID, STATUS, topic
 from protocol.session.transport import BrokerUnreachable
 
 log = logging.getLogger(__name__)
+
+_COMPLAIN_AFTER_S = 2.0
 
 _NOT_THE_TURN = (Superseded, Voided, Finished, Stopped, CloudSilent, BrokerUnreachable)
 """What ends the work at a turn without the turn having failed, or with nobody there to hear of it."""
@@ -106,6 +109,7 @@ class Vehicle:
             frames_digest=frames.digest(label_space),
         )
         self._introduced_at = 0.0
+        self._has_complained = False
         self._introduction: Sending | None = None
         self._stop = stop
         self._conversation = Conversation(
@@ -148,6 +152,7 @@ class Vehicle:
         if isinstance(message, Turn):
             return message
         # Anything else is an answer that came twice.
+        self._say_what_is_missing()
         if not self._conversation.is_welcome and self._nobody_answers():
             self._introduce()
         return None
@@ -156,6 +161,18 @@ class Vehicle:
         """Whether the last hello has arrived at the broker, and no welcome has come since for a while."""
         since = self._introduced_at if self._introduction is None else self._introduction.done_at
         return since is not None and self._link.clock.now() - since > self._settings.patience.retry_s
+
+    def _say_what_is_missing(self) -> None:
+        """Once, where the vehicle has a session and nobody welcomes it."""
+        waited_s = self._link.clock.now() - self._introduced_at
+        if self._conversation.is_welcome or self._has_complained or waited_s < _COMPLAIN_AFTER_S:
+            return
+        self._has_complained = True
+        cloud = topic(STATUS, self._link.fleet, CLOUD_ID)
+        if self._conversation.has_heard_a_cloud:
+            log.warning("the cloud has not answered this vehicle's hello yet; see its log")
+        else:
+            log.warning("no cloud on %s yet: none is running, or this user may not read that topic", cloud)
 
     def _do(self, turn: Turn) -> Turn | None:
         """Do a turn; returns the turn that has replaced it, if one has."""

@@ -18,7 +18,7 @@ from cloud_server.algorithms.table import algorithm_row
 from cloud_server.storage.results import RESULT_NAME
 from fleet.run.allocation import open_data, source_test_frames
 from fleet.run.centralized import run_centralized
-from fleet.run.checks import check_runnable, check_start
+from fleet.run.checks import MEMORY_BUS, OWN_BROKERS, check_runnable, check_start
 from fleet.run.fleet_run import run_fleet
 from fleet.run.folder import (
     SCENARIO_NAME,
@@ -33,6 +33,7 @@ from fleet.run.job import Job, read_object
 from fleet.run.overlays import draw_overlays
 from fleet.run.partition_record import PARTITION_NAME, record_shares, settle_shares
 from fleet.run.progress import result_table
+from fleet.run.reach import check_reach
 from fleet.run.resuming import resumed_scenario
 from fleet.run.start import FOLDER_NAME as START_FOLDER
 from fleet.run.start import Start
@@ -57,6 +58,8 @@ def launch(scenario: Scenario, run_folder: Path, *, resume: bool, console: Conso
         Interrupted, KeyboardInterrupt: the user stopped the run; it can be resumed.
     """
     check_runnable(scenario)
+    if scenario.broker not in (*OWN_BROKERS, MEMORY_BUS):
+        check_reach(scenario.broker, scenario.fleet or "fleet", scenario.patience.join_s)
     with readable_by_owner_alone():
         scenario = resumed_scenario(scenario, run_folder) if resume else begin_run(scenario, run_folder)
         with held(run_folder):

@@ -16,6 +16,7 @@ line, which everyone on the machine sees in the list of processes."""
 
 _OPTIONS = ("ca", "cert", "key", "insecure", "version")
 _VERSIONS = ("3.1.1", "5")
+_ENCODE = "what of @ / : ? # % [ ] is in a user name or password must be percent-encoded (# as %23, / as %2F)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,17 @@ class BrokerUrl:
     def websocket(self) -> bool:
         return self.scheme in ("ws", "wss")
 
+    @property
+    def question(self) -> str:
+        """What to look at where a broker takes the connection and no session comes of it."""
+        speaks = {(False, False): "MQTT without TLS", (True, False): "TLS", (False, True): "WebSocket"}
+        question = (
+            f"does it speak {speaks.get((self.tls, self.websocket), 'WebSocket over TLS')} on that port"
+        )
+        return question + (
+            ", and want no client certificate (?cert=FILE)" if self.tls and not self.cert else ""
+        )
+
     def __str__(self) -> str:
         user = f"{self.username}@" if self.username else ""
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -79,20 +91,26 @@ def parse_broker_url(url: str) -> BrokerUrl:
     """
     try:
         parts = urlsplit(url)
-    except ValueError as error:  # brackets that don't match, for instance
-        raise SettingError(f"can't read the broker URL {_hide_password(url)!r}: {error}") from error
+    except ValueError as error:  # brackets that don't match, for instance; its text may hold the password
+        raise SettingError(f"can't read the broker URL {_hide_password(url)!r}; {_ENCODE}") from error
     if parts.scheme not in _DEFAULT_PORTS:
         raise SettingError(
             f"broker URL must start with mqtt://, mqtts://, ws:// or wss://, got {_hide_password(url)!r}"
         )
+    options = parse_qs(parts.query, keep_blank_values=True)
+    unknown = sorted(set(options) - set(_OPTIONS))
+    in_query = bool(unknown) and "@" in parts.query
+    if "@" in parts.path or parts.fragment or in_query:
+        raise SettingError(f"can't read the broker URL {_hide_password(url)!r}; {_ENCODE}")
     try:
         port = _DEFAULT_PORTS[parts.scheme] if parts.port is None else parts.port
     except ValueError:
         port = 0
     if not parts.hostname or not 0 < port < 65536:
-        raise SettingError(f"broker URL needs a host and a port from 1 to 65535, got {_hide_password(url)!r}")
-    options = parse_qs(parts.query, keep_blank_values=True)
-    unknown = sorted(set(options) - set(_OPTIONS))
+        encode = f"; {_ENCODE}" if "@" in url else ""
+        raise SettingError(
+            f"broker URL needs a host and a port from 1 to 65535, got {_hide_password(url)!r}{encode}"
+        )
     if unknown:
         raise SettingError(f"unknown broker URL option {unknown[0]!r}, known are {', '.join(_OPTIONS)}")
     version = options.get("version", ["3.1.1"])[-1]

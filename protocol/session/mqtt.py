@@ -50,6 +50,7 @@ _FIRST_RETRY_S = 0.1
 _LONGEST_RETRY_S = 8.0
 _MOST_DOUBLINGS = 10
 _STABLE_SESSION_S = 5.0
+_SAY_AFTER_S = 1.0
 
 _MQTT_5_IN_FLIGHT = 20  # paho ignores the broker's receive maximum; this is mosquitto's
 _SESSION_KEPT_S = 600
@@ -153,16 +154,26 @@ class MqttTransport(Transport):
             if not self._ready:
                 self._lost_at = time.monotonic()
         assert self._loop.call(self._start), "the network loop was closed"
-        deadline = time.monotonic() + timeout_s
+        deadline, warned = time.monotonic() + timeout_s, False
         with self._changed:
             while not (self._ready or self._refusal or (stop is not None and stop.is_set())):
                 left_s = deadline - time.monotonic()
                 if left_s <= 0:
                     break
+                if not warned and left_s < timeout_s - _SAY_AFTER_S:
+                    warned = True
+                    log.warning(
+                        "no MQTT session with %s yet: %s; trying for %g s",
+                        self._url,
+                        self._problem,
+                        timeout_s,
+                    )
                 self._changed.wait(min(left_s, _STOP_POLL_S))
             if self._ready:
                 return
             reason = self._refusal or f"none within {timeout_s:g} s ({self._problem})"
+            if not (self._refusal or "refused" in self._problem):
+                reason += f"; {self._url.question}?"
         self._loop.call(self._give_up)
         raise BrokerUnreachable(
             f"no MQTT session with {self._url}: {reason}; start a broker there or give another broker URL"
@@ -362,6 +373,8 @@ class MqttTransport(Transport):
         if self._ready_since and self._lost_at is not None:
             outage_s = now - self._lost_at
             log.info("%s: session with %s is back after %.1f s", self._client_id, self._url, outage_s)
+        else:
+            log.info("session with %s, all subscriptions granted", self._url)
         self._ready_since = now
         with self._changed:
             self._ready = True
@@ -418,6 +431,11 @@ class MqttTransport(Transport):
         for topic_filter, code in zip(topic_filters, codes, strict=False):
             if code.is_failure:
                 log.error("%s: %s refuses the subscription to %s", self._client_id, self._url, topic_filter)
+                if not self._ready_since:
+                    self._refuse(
+                        f"it refuses the subscription to {topic_filter}; let this user read that topic"
+                    )
+                    return
         if not self._awaited_subacks and not self._ready:
             self._session_up()
 

@@ -290,6 +290,7 @@ def test_an_unreachable_broker_is_named(refuse: Refuse, tmp_path: Path, frames_r
     line = refuse("launch", "--scenario", scenario, "--broker", url, "--run-dir", tmp_path / "run")
     assert f"no MQTT session with {url}: none within 1 s (connection refused)" in line
     assert "give another broker URL" in line
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_broker_that_vanishes_for_good_ends_the_run_which_another_broker_resumes(

@@ -1,0 +1,52 @@
+"""Whether a fleet could talk over a broker of the user's, found out before anything is started."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+
+from fleet.errors import OperatorError
+from protocol.session.broker_url import parse_broker_url
+from protocol.session.mqtt import MqttTransport, NetworkLoop
+from protocol.session.topics import CHANNELS, PREFIX, client_id, topic
+from protocol.session.transport import Delivery
+
+_CONNECT_S = 5.0
+_ECHO_S = 5.0
+
+
+def check_reach(url: str, fleet: str, patience_s: float) -> None:
+    """Connect, subscribe as vehicles and cloud do, and see whether what is said on their topics comes back.
+
+    What it says is empty and of a vehicle that no fleet has; nothing is kept by the broker.
+
+    Raises:
+        BrokerUnreachable: no session, or a subscription is refused.
+        OperatorError: the broker takes messages and does not hand them on.
+    """
+    name = f"reach-{secrets.token_hex(4)}"
+    topics = {topic(channel, fleet, name): channel.name for channel in CHANNELS.values()}
+    missing, all_there = dict(topics), threading.Event()
+
+    def hear(delivery: Delivery) -> None:
+        missing.pop(delivery.topic, None)
+        if not missing:
+            all_there.set()
+
+    with NetworkLoop() as loop:
+        transport = MqttTransport(url, client_id(fleet, name, secrets.token_hex(8)), loop=loop)
+        try:
+            for each in topics:
+                transport.subscribe(each, hear)
+            transport.connect(min(patience_s, _CONNECT_S))
+            for each in topics:
+                transport.publish(each, b"")
+            if not all_there.wait(_ECHO_S):
+                channels = ", ".join(missing.values())
+                channels = ", ".join(missing.values())
+                raise OperatorError(
+                    f"{parse_broker_url(url)} takes messages and does not hand them on ({channels}); "
+                    f"let this user write and read {PREFIX}/{fleet}/# (the broker's access list)"
+                )
+        finally:
+            transport.close()
