@@ -18,6 +18,7 @@ from cloud_server.service import serve
 from cloud_server.unknown_keys import explain
 from datasets.catalog import LABEL_SPACES
 from protocol.errors import Mistake
+from protocol.output import outlive_readers
 from protocol.session.broker_url import BROKER_VARIABLE
 from protocol.session.connect import connector
 from protocol.session.mqtt import NetworkLoop
@@ -29,6 +30,7 @@ log = logging.getLogger("cloud_server")
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse, run, close; returns the exit code: 0 done, 2 a mistake or fault, 130 stopped by a signal."""
+    outlive_readers()
     options = _parse(arguments)
     show_anything()
     os.umask(0o077)  # what a run leaves is its owner's: it tells of frames and labels

@@ -15,6 +15,7 @@ from edge_client.errors import VehicleError
 from edge_client.host import Host, HostConfig, VehicleConfig, read_host_config
 from protocol.doors import FOREIGN_CHOICE
 from protocol.errors import MENDABLE
+from protocol.output import outlive_readers
 from protocol.session.broker_url import BROKER_VARIABLE
 from protocol.session.connect import connector
 from protocol.session.mqtt import NetworkLoop
@@ -26,6 +27,7 @@ log = logging.getLogger("edge_client")
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse, run, close; returns the exit code: 0 done, 2 a mistake or fault, 130 stopped by a signal."""
+    outlive_readers()
     options = _parse(arguments)
     show_anything()
     os.umask(0o077)  # what a run leaves is its owner's: it tells of frames and labels

@@ -26,6 +26,7 @@ from fleet.report.page import write_report
 from fleet.scenario import Scenario, parse_image_size
 from fleet.screen import screen
 from protocol.errors import MENDABLE
+from protocol.output import outlive_readers
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -212,6 +213,7 @@ def encoder_export(
 
 def main() -> NoReturn:
     """Run the command; a mistake ends in one line and exit code 2."""
+    outlive_readers()
     try:
         app(standalone_mode=True)
     except MENDABLE as error:
