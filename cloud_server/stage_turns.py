@@ -168,17 +168,7 @@ class StageTurns:
             step=0,
             after_turn=self._last_trained.get(vehicle),
             seed=derive_seed(self._config.seed, "turn", stage.number, vehicle),
-            learner=plan.learner,
             adaptation=self._config.adaptation,
-            epochs=plan.epochs,
-            batches=plan.batches,
-            batch_size=plan.batch_size,
-            rate_shares=plan.rate_shares,
-            first_order=plan.first_order,
-            loss_map_frames=plan.loss_map_frames,
-            scores=plan.scores,
-            save_predictions=plan.save_predictions,
-            uploads=plan.uploads,
             coding=self._config.coding,
             upload_frames={
                 split: limit.choose(self._registry.frames(vehicle, split))
@@ -186,6 +176,7 @@ class StageTurns:
                 if split in plan.uploads and limit.most < len(self._registry.frames(vehicle, split))
             },
             train_label_size=self._train_label_sizes.get(vehicle),
+            **plan.told(),
         )
         self._desk.active[vehicle] = ActiveTurn(turn=turn, granted_at=self._clock.now())
         self._algorithm.begin(stage, vehicle)

@@ -33,21 +33,24 @@ from protocol.plans.first_order import FirstOrder
 
 @dataclass(frozen=True, kw_only=True)
 class TurnPlan:
-    """What a vehicle is to do in a turn; the server adds ids and grants."""
+    """What a vehicle is to do in a turn; the server adds ids and grants. `Turn` explains the fields."""
 
     learner: Learner | None
     epochs: int
     batches: int
     batch_size: int
     uploads: tuple[str, ...]
-    limits: Mapping[str, UploadLimit] = field(default_factory=dict)
-    """Of splits in `uploads` of which not every frame is wanted."""
     rate_shares: tuple[float, ...] = ()
-    """These and the following as in `Turn`."""
     first_order: FirstOrder | None = None
     loss_map_frames: tuple[int, ...] | None = None
     scores: tuple[str, ...] = ()
     save_predictions: bool = False
+    limits: Mapping[str, UploadLimit] = field(default_factory=dict)
+    """Of splits in `uploads` of which not every frame is wanted."""
+
+    def told(self) -> dict[str, Any]:
+        """What a `Turn` says of it in fields of the same names: all but the limits."""
+        return {name: value for name, value in vars(self).items() if name != "limits"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -240,7 +240,7 @@ def test_gradients_and_steps_equal_autograd_through_the_network_in_evaluation_mo
 
 
 def without_labels(name: str, world: World, folder: Path, **changes: Any) -> TinyFleet:
-    return fleet_of(world, folder, adaptation=ENTROPY, **{**LEARNERS[name], **changes})
+    return fleet_of(world, folder, **{"adaptation": ENTROPY, **LEARNERS[name], **changes})
 
 
 @pytest.fixture(scope="module", params=LEARNERS)
