@@ -15,44 +15,13 @@ from dataclasses import dataclass
 
 from edge_client.errors import CloudSilent, TurnRefused, VehicleError
 from edge_client.pending import Pending
-from protocol.messages import (
-    Ack,
-    Answer,
-    Down,
-    Feedback,
-    FetchLossMaps,
-    FetchWeights,
-    Finish,
-    Gradient,
-    LabelOffer,
-    LabelWant,
-    LossMaps,
-    Query,
-    Reject,
-    Request,
-    Resend,
-    SeededQuery,
-    Status,
-    TrainStep,
-    Turn,
-    Weights,
-    Welcome,
-)
+from protocol.messages import Answer, Down, Finish, Reject, Request, Resend, Status, Turn, Welcome
 from protocol.session.link import Malformed, MessageTooLarge, Received, Sending, VehicleLink
 from protocol.session.transport import BrokerUnreachable
 
 log = logging.getLogger(__name__)
 
 _POLL_S = 0.5
-_ANSWERS: dict[type, type[Answer]] = {
-    LabelOffer: LabelWant,
-    Query: Feedback,
-    SeededQuery: LossMaps,
-    FetchLossMaps: LossMaps,
-    TrainStep: Gradient,
-    FetchWeights: Weights,
-}
-"""What answers a request, where it is not an `Ack`."""
 
 
 class Superseded(Exception):
@@ -257,7 +226,7 @@ class Conversation:
                 self._send_again(pending.get(message.step))
             elif isinstance(message, Answer) and message.grant == turn.grant:
                 entry = pending.get(message.step)
-                if entry is not None and isinstance(message, _ANSWERS.get(type(entry.request), Ack)):
+                if entry is not None and type(message).__name__ == entry.request.answered_by:
                     del pending[message.step]
                     answers[message.step] = message
         self._recall(pending)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, TypedDict
+from typing import Annotated, ClassVar, TypedDict
 
 import msgspec
 from msgspec import Meta
@@ -43,6 +43,9 @@ class Turned(Message, frozen=True, array_like=True, kw_only=True, forbid_unknown
 
 class Request(Turned, frozen=True, array_like=True, kw_only=True, forbid_unknown_fields=True):
     """Vehicle → cloud, inside a turn: has exactly one answer."""
+
+    answered_by: ClassVar[str] = "Ack"
+    """Name of the `Answer` class; another answer to this request is not heeded."""
 
 
 class Answer(Turned, frozen=True, array_like=True, kw_only=True, forbid_unknown_fields=True):

@@ -47,6 +47,8 @@ class OfferedLabel(Message, frozen=True, array_like=True, kw_only=True):
 class LabelOffer(Request, frozen=True, array_like=True, kw_only=True, tag="offer"):
     """Which labels the coming requests refer to; answered by `LabelWant`."""
 
+    answered_by = "LabelWant"
+
     labels: tuple[OfferedLabel, ...]
 
 

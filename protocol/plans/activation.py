@@ -58,6 +58,8 @@ class SeededQuery(Request, frozen=True, array_like=True, kw_only=True, tag="seed
 
     The features cross the network once, however many seeds there are; changes nothing in the cloud."""
 
+    answered_by = "LossMaps"
+
     frames: tuple[Index, ...]
     features: EncodedTensor
     seeds: Annotated[tuple[Seed, ...], Meta(max_length=MOST_SEEDS)]

@@ -65,6 +65,8 @@ class FederatedPlan(Plan, frozen=True, kw_only=True, forbid_unknown_fields=True,
 class FetchWeights(Request, frozen=True, array_like=True, kw_only=True, tag="fetch"):
     """Which weights does this turn start from? Answered by `Weights`."""
 
+    answered_by = "Weights"
+
 
 class Weights(Answer, frozen=True, array_like=True, kw_only=True, tag="weights"):
     """The global weights that the turn starts from."""

@@ -46,5 +46,7 @@ class LocalLossPlan(Plan, frozen=True, kw_only=True, forbid_unknown_fields=True,
 class FetchLossMaps(Request, frozen=True, array_like=True, kw_only=True, tag="fetch-maps"):
     """Where did the loss lie in some train frames after the latest learning? Answered by `LossMaps`."""
 
+    answered_by = "LossMaps"
+
     frames: tuple[Index, ...]
     """A batch as it was uploaded."""

@@ -35,6 +35,8 @@ class SpsaPlan(EstimatorPlan, frozen=True, kw_only=True, forbid_unknown_fields=T
 class Query(Request, frozen=True, array_like=True, kw_only=True, tag="query"):
     """What is the loss at these features? Answered by `Feedback`; changes nothing in the cloud."""
 
+    answered_by = "Feedback"
+
     frames: tuple[Index, ...]
     features: EncodedTensor
 

@@ -33,6 +33,8 @@ class WhiteBoxPlan(Plan, frozen=True, kw_only=True, forbid_unknown_fields=True, 
 class TrainStep(Request, frozen=True, array_like=True, kw_only=True, tag="train"):
     """Features of a batch to learn from at once, in the cloud and here; answered by `Gradient`."""
 
+    answered_by = "Gradient"
+
     frames: tuple[Index, ...]
     features: EncodedTensor
 

@@ -73,6 +73,14 @@ def test_topic_table_equals_the_code() -> None:
     ]
 
 
+def test_answer_of_each_request_equals_the_code() -> None:
+    requests = {kind.__name__: kind.answered_by for kind in messages.Request.__subclasses__()}
+    assert set(requests.values()) <= {kind.__name__ for kind in messages.Answer.__subclasses__()}
+    rows = table_rows("### Vehicle → cloud", PROTOCOL)
+    documented = {code_words(name)[0]: code_words(answer)[0] for name, _, _, answer in rows if "`" in answer}
+    assert {name: documented[name] for name in requests} == requests
+
+
 def documented_structs() -> dict[str, tuple[str | None, list[str]]]:
     """Tag and fields by name, with *identity* written out."""
     structs = {}
