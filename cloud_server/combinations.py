@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from cloud_server.algorithms.base import own_settings
+from cloud_server.algorithms.row import AlgorithmRow
 from cloud_server.algorithms.table import algorithm_row
 from cloud_server.config import CloudConfig
 from protocol.errors import SettingError
+from protocol.plans.own import OwnSettings
 
 
 def check_combination(config: CloudConfig) -> None:
@@ -14,6 +19,7 @@ def check_combination(config: CloudConfig) -> None:
         SettingError: the message names the setting, its value and what to do.
     """
     row, entropy = algorithm_row(config.algorithm), config.adaptation.objective == "entropy"
+    _check_own_settings(row, config)
     if row.in_one_piece:
         for name, value, needed in (
             ("network.learns", str(config.network.learns).lower(), "true"),
@@ -45,4 +51,14 @@ def check_combination(config: CloudConfig) -> None:
         raise SettingError(
             "adaptation.objective entropy needs network.learns false (--no-network-learns): a network that "
             "learns with it collapses, certain of one class everywhere"
+        )
+
+
+def _check_own_settings(row: AlgorithmRow[Any], config: CloudConfig) -> None:
+    """Whether `own.algorithm` is what the algorithm takes."""
+    if row.settings is not None:
+        own_settings(config, row.settings)
+    elif given := config.way(OwnSettings).algorithm:
+        raise SettingError(
+            f"{config.algorithm} takes no settings in own.algorithm, got {', '.join(given)}; remove them"
         )

@@ -14,13 +14,15 @@ import msgspec
 from cloud_server.errors import CloudError
 from cloud_server.unknown_keys import explain
 from protocol.codec.bits import check_frame_bytes
+from protocol.doors import FOREIGN_CHOICE, is_foreign
 from protocol.errors import SettingError
 from protocol.noise import derive_seed
 from protocol.plans import ESTIMATORS, Ways
 from protocol.plans.adaptation import Adaptation
-from protocol.plans.checks import EstimatorPlan, Section, Way
+from protocol.plans.checks import EstimatorPlan, Plan, Section, Way
 from protocol.plans.coding import Coding
 from protocol.plans.first_order import FirstOrder
+from protocol.plans.own import OwnPlan, OwnSettings
 from protocol.session import topics
 from protocol.session.link import DEFAULT_PAYLOAD_LIMIT_BYTES, SMALLEST_PAYLOAD_LIMIT_BYTES
 from protocol.session.presence import DEFAULT_STEP_S
@@ -63,14 +65,16 @@ class ZerothOrderConfig(Section, frozen=True, kw_only=True, forbid_unknown_field
     """At most so many batches an epoch; 0 = all."""
     batch_size: int = 8
     estimator: str = "spsa-gc"
-    """`spsa-gc`, with the settings of `spsa`, or `activation`, with those of `activation`."""
+    """`spsa-gc`, with the settings of `spsa`, `activation`, with those of `activation`, or
+    `package.module:name` of your own, with those of `own.estimator`."""
     max_answers_per_frame: int = 256
     """Most losses or loss maps about one frame that a vehicle may ask for in a turn."""
 
     def __post_init__(self) -> None:
         self._at_least(0, "epochs", "batches")
         self._at_least(1, "batch_size")
-        self._one_of(ESTIMATORS, "estimator")
+        if not is_foreign(self.estimator):
+            self._one_of((*ESTIMATORS, FOREIGN_CHOICE), "estimator")
 
 
 class UploadConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -142,6 +146,11 @@ class RunSettings(Ways, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise SettingError(f"seed must be at least 0 and below 2^63, got {self.seed}")
         self._one_of(("latest", "best"), "feedback_network")
         zeroth, asked = self.zeroth_order, self.answers_per_frame
+        if self.way(OwnSettings).estimator and not is_foreign(zeroth.estimator):
+            raise SettingError(
+                f"own.estimator is for an estimator of your own, zeroth_order.estimator is "
+                f"{zeroth.estimator!r}; remove it, or name yours"
+            )
         if asked > zeroth.max_answers_per_frame:
             raise SettingError(
                 f"zeroth_order.max_answers_per_frame is {zeroth.max_answers_per_frame}, but "
@@ -155,14 +164,19 @@ class RunSettings(Ways, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return section
 
     @property
-    def estimator(self) -> EstimatorPlan:
+    def estimator(self) -> Plan:
         """The settings of the estimator that `zeroth_order` names."""
-        return self.way(ESTIMATORS[self.zeroth_order.estimator])
+        name = self.zeroth_order.estimator
+        if is_foreign(name):
+            return OwnPlan(target=name, settings=self.way(OwnSettings).estimator)
+        return self.way(ESTIMATORS[name])
 
     @property
     def answers_per_frame(self) -> int:
-        """Losses or loss maps about each frame that a turn takes of vehicles that learn by the estimator."""
-        return self.zeroth_order.epochs * self.estimator.answers_per_frame
+        """Losses or loss maps about each frame that a turn takes of vehicles that learn by the estimator; 0
+        where it is not ours, which is found out when it asks."""
+        plan = self.estimator
+        return self.zeroth_order.epochs * plan.answers_per_frame if isinstance(plan, EstimatorPlan) else 0
 
 
 class CloudConfig(RunSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):

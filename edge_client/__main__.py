@@ -93,6 +93,14 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--local-head",
         help="folder of its local head, for learning from its own labels (blackfleet)",
     )
+    parser.add_argument(
+        "--allow-learner",
+        action="append",
+        default=[],
+        metavar="PACKAGE.MODULE:NAME",
+        help="an estimator or learner that is not ours and that the cloud may have this vehicle use; repeat "
+        "for more",
+    )
     parser.add_argument("--predictions", help="folder for its own test frames' predictions (fedavg)")
     parser.add_argument("--threads", type=int, default=1, help="ONNX Runtime threads (default 1)")
     parser.add_argument(
@@ -119,6 +127,7 @@ def _config(options: argparse.Namespace) -> HostConfig:
         label_space=options.label_space,
         threads=options.threads,
         encoder_mode=options.encoder_mode,
+        allowed_learners=tuple(options.allow_learner),
         vehicles=(
             VehicleConfig(
                 id=options.vehicle,

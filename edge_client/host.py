@@ -20,6 +20,7 @@ from edge_client.encoder.bundle import EncoderBundle
 from edge_client.encoder.runtime import Encoder
 from edge_client.errors import VehicleError
 from edge_client.frames import FrameCache, Sight, VehicleFrames, limit_opencv_threads
+from edge_client.learners.own import find_learner
 from edge_client.local.head import HeadFolder, LocalHead
 from edge_client.local.network import require_torch
 from edge_client.own_frames import check_own_frames
@@ -104,6 +105,8 @@ class HostConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """ONNX Runtime threads of one inference."""
     encoder_mode: str = "auto"
     """How a changed θ runs: `bind`, `rebuild`, or `auto` = the faster here, measured at the start."""
+    allowed_learners: tuple[str, ...] = ()
+    """Estimators and learners that are not ours and that the cloud may name, by `package.module:name`."""
     payload_limit_bytes: int = DEFAULT_PAYLOAD_LIMIT_BYTES
     """Messages are sent in parts of at most this size; brokers have limits of their own."""
     heartbeat_s: float = 10.0
@@ -159,6 +162,8 @@ class Host:
             Stopped: the process was asked to stop.
         """
         limit_opencv_threads(config.threads)
+        for name in config.allowed_learners:
+            find_learner(name)
         self._config = config
         self._stop = stop
         self._source = open_dataset(config.dataset, Path(config.data_root), label_space(config.label_space))
@@ -230,6 +235,7 @@ class Host:
             VehicleSettings(
                 vehicle=config.id,
                 state_folder=Path(config.state),
+                allowed_learners=self._config.allowed_learners,
                 connect_timeout_s=self._config.connect_timeout_s,
                 patience=Patience(retry_s=self._config.retry_s, give_up_s=self._config.give_up_s),
             ),

@@ -6,7 +6,7 @@ Legend: B frames of a batch, C channels, H W rows and columns; θ all encoder pa
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,8 +86,11 @@ class TurnTools:
         conversation: Conversation,
         local_model: LocalModelTools | None = None,
         local_head: LocalHead | None = None,
+        allowed_learners: Collection[str] = (),
     ) -> None:
+        """`allowed_learners`: `package.module:name` of those of others that the vehicle's operator trusts."""
         self.turn = turn
+        self.allowed_learners = allowed_learners
         self.encoder = encoder
         self.frames = frames
         self.local_model = local_model

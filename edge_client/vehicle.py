@@ -44,6 +44,8 @@ class VehicleSettings:
     connect_timeout_s: float = 60.0
     """How long the broker may take to appear."""
     patience: Patience = field(default_factory=Patience)
+    allowed_learners: tuple[str, ...] = ()
+    """Estimators and learners of others that the cloud may name, by `package.module:name`."""
 
 
 def new_session() -> str:
@@ -184,6 +186,7 @@ class Vehicle:
             conversation=self._conversation,
             local_model=self._local_model,
             local_head=self._local_head,
+            allowed_learners=self._settings.allowed_learners,
         )
         log.info("turn %d begins", turn.turn_id)
         try:

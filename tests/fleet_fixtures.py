@@ -106,6 +106,8 @@ class TinyFleet:
         self.world = world
         self.folder = folder
         self.run_folder = folder / "run"
+        self.allowed_learners: tuple[str, ...] = ()
+        """What is not ours and what its vehicles' operators trust."""
         settings: dict[str, Any] = {
             "fleet": FLEET,
             "vehicles": CARS,
@@ -149,6 +151,7 @@ class TinyFleet:
                 for car in cars or CARS
             ),
             encoder_mode="rebuild",
+            allowed_learners=self.allowed_learners,
             heartbeat_s=0.5,
             connect_timeout_s=5,
             retry_s=0.2,

@@ -9,8 +9,9 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -27,8 +28,12 @@ from datasets.labels import LabelSpace
 from evaluation.predictions import write_prediction
 from evaluation.scores import ConfusionMatrix
 from protocol.batches import batch_bounds
+from protocol.errors import SettingError
 from protocol.messages import Learner
 from protocol.plans.first_order import FirstOrder
+from protocol.plans.own import OwnSettings
+
+T = TypeVar("T", bound=msgspec.Struct)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +77,25 @@ class Context:
     source_frames: Mapping[str, int]
     """Number of frames of the source domain by vehicle, on which forgetting is measured."""
 
+    def own_settings(self, kind: type[T]) -> T:
+        """`own.algorithm` of the run's settings, as the struct of an algorithm that is not ours."""
+        return own_settings(self.config, kind)
+
     def targets(self, vehicle: str, indices: tuple[int, ...]) -> NDArray[np.uint8] | None:
         """The label_BHW that feedback about a vehicle's train frames is of; None where it is the entropy."""
         return self.labels.batch(vehicle, indices) if self.config.adaptation.objective == "labels" else None
+
+
+def own_settings(config: CloudConfig, kind: type[T]) -> T:
+    """`own.algorithm` as a struct of settings.
+
+    Raises:
+        SettingError: it does not fit.
+    """
+    try:
+        return msgspec.convert(config.way(OwnSettings).algorithm, kind)
+    except msgspec.ValidationError as error:
+        raise SettingError(f"own.algorithm of {config.algorithm}: {error}") from error
 
 
 def training_steps(config: CloudConfig, frames: int) -> int:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
+import msgspec
+
 from cloud_server.algorithms.base import Algorithm, Context
 from cloud_server.desk.handlers.visit import Handlers
 from protocol.errors import SettingError
@@ -62,6 +64,12 @@ class AlgorithmRow(Generic[A]):
     can get more of them."""
     cloud_rests: bool = False
     """The cloud's network does next to nothing during a turn: every core may be a vehicle's."""
+
+    settings: type[msgspec.Struct] | None = None
+    """What `own.algorithm` in the settings is checked by; None: it takes nothing there."""
+    learners: tuple[str, ...] = ()
+    """`package.module:name` of learners and estimators that its turns name (`OwnPlan.target`): vehicles of a
+    launched fleet are allowed these, besides the estimator that the run names."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"#[0-9a-fA-F]{6}", self.colour):

@@ -16,7 +16,7 @@ from cloud_server.errors import RequestError
 from protocol.codec.quantiser import UncodableError
 from protocol.codec.tensor import EncodedTensor, encode
 from protocol.errors import SettingError
-from protocol.messages import ActivationPlan, SeededQuery
+from protocol.messages import ActivationPlan, OwnPlan, SeededQuery
 from protocol.perturbation import perturb, unpack_scale
 
 LossMapsOf = Callable[[Iterable[NDArray[np.float32]]], NDArray[np.float32]]
@@ -25,18 +25,27 @@ float32[M·B, y, x]; SettingError where the map's size does not fit the network.
 
 
 def checked_scale(
-    query: SeededQuery, plan: ActivationPlan, shape_BCHW: tuple[int, ...]
+    query: SeededQuery, plan: ActivationPlan | OwnPlan, shape_BCHW: tuple[int, ...]
 ) -> NDArray[np.float32]:
     """How far each channel is moved, float32[C], of a query that asks for no more than the turn's plan.
+
+    An estimator that is not ours may ask for any seeds, and any maps that divide the features.
 
     Raises:
         RequestError, CodecError: it asks for something else, or the scale can't be used.
     """
+    _, channels, height, width = shape_BCHW
+    if isinstance(plan, OwnPlan):
+        rows, columns = query.map_size
+        if min(query.map_size) < 1 or height % rows or width % columns:
+            raise RequestError(
+                f"a loss map's {shape_text(query.map_size)} cells must divide the features' {height}x{width}"
+            )
+        return unpack_scale(query.scale, channels)
     if len(query.seeds) != plan.seeds:
         raise RequestError(f"this turn's queries have {plan.seeds} seeds, got {len(query.seeds)}")
     if query.two_sided != plan.two_sided:
         raise RequestError(f"this turn's queries are {'two' if plan.two_sided else 'one'}-sided")
-    _, channels, height, width = shape_BCHW
     expected = (height // plan.map_stride, width // plan.map_stride)
     if query.map_size != expected:
         raise RequestError(

@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 class Estimator(Protocol):
     """An estimator that asks for losses at other weights. θ: float32 (n,), those that learn."""
 
-    name: str
-
     def propose(self, theta: NDArray[np.float32], seed: int) -> Sequence[NDArray[np.float32]]:
         """The m points, each float32 (n,), at which the loss of one batch is asked for."""
         ...
@@ -44,7 +42,12 @@ class FeatureEstimator(Protocol):
     B frames, C channels, H W feature rows and columns, K seeds, y x rows and columns of a map.
     """
 
-    name: str
+    two_sided: bool
+    """Whether a difference is between +ξ and −ξ, or between +ξ and the clean features."""
+
+    def map_size(self, feature_shape: tuple[int, ...]) -> tuple[int, int]:
+        """Rows and columns of the loss maps of features (C, H, W); each must divide that of the features."""
+        ...
 
     def propose(self, features_BCHW: NDArray[np.float32], seed: int) -> Perturbations:
         """How the features of one batch are to be perturbed."""

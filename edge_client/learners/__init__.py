@@ -7,6 +7,7 @@ from collections.abc import Callable
 from edge_client.learners.activation import learn_from_loss_maps
 from edge_client.learners.federated import learn_with_weights
 from edge_client.learners.local_loss import learn_from_local_loss
+from edge_client.learners.own import learn_as_allowed
 from edge_client.learners.white_box import learn_from_gradients
 from edge_client.learners.zeroth_order import learn_from_losses
 from edge_client.state import VehicleState
@@ -15,6 +16,7 @@ from protocol.messages import (
     ActivationPlan,
     FederatedPlan,
     LocalLossPlan,
+    OwnPlan,
     SpsaPlan,
     Turn,
     WhiteBoxPlan,
@@ -36,5 +38,6 @@ LEARNERS: dict[type, Learn] = {
     WhiteBoxPlan: learn_from_gradients,
     FederatedPlan: learn_with_weights,
     LocalLossPlan: learn_from_local_loss,
+    OwnPlan: learn_as_allowed,
 }
 """By the type of `Turn.learner`."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 import numpy as np
 
 from edge_client.errors import TurnRefused
+from edge_client.estimators import FeatureEstimator
 from edge_client.estimators.activation import Activation
 from edge_client.learners.loss_maps import ask_for_loss_maps
 from edge_client.learners.subspaces import begin_learning
-from edge_client.optimizers import Adam
+from edge_client.optimizers import Adam, Optimizer
 from edge_client.state import VehicleState
 from edge_client.turn import TurnTools
 from protocol.errors import SettingError
@@ -40,10 +41,22 @@ def learn_from_loss_maps(tools: TurnTools, state: VehicleState) -> tuple[Vehicle
             map_stride=plan.map_stride,
             box_width=plan.box_width,
         )
-        map_size = estimator.map_size(tools.encoder.spec.feature_shape)
+        estimator.map_size(tools.encoder.spec.feature_shape)
         optimizer = Adam(plan.rate)
     except SettingError as error:
         raise TurnRefused(f"the turn's activation settings don't fit: {error}") from error
+    return follow_loss_maps(tools, state, estimator, optimizer)
+
+
+def follow_loss_maps(
+    tools: TurnTools, state: VehicleState, estimator: FeatureEstimator, optimizer: Optimizer
+) -> tuple[VehicleState, float | None]:
+    """Ask for loss maps at the features that an estimator proposes, and take a step from each estimate.
+
+    Raises:
+        TurnRefused: the bundle has no VJP, the cloud's loss maps stay unusable, or the encoder diverged.
+    """
+    map_size = estimator.map_size(tools.encoder.spec.feature_shape)
     learning = begin_learning(tools, state, optimizer)
     tools.send_train_labels()
     losses: list[float] = []
@@ -58,7 +71,7 @@ def learn_from_loss_maps(tools: TurnTools, state: VehicleState) -> tuple[Vehicle
                 features=tools.code(linearised.features_BCHW),
                 seeds=perturbations.seeds,
                 scale=pack_scale(perturbations.scale_C),
-                two_sided=plan.two_sided,
+                two_sided=estimator.two_sided,
                 map_size=map_size,
             )
             maps_BMyx = ask_for_loss_maps(tools, query, map_size)

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_client.errors import TurnRefused
+from edge_client.estimators import Estimator
 from edge_client.estimators.spsa import Spsa
 from edge_client.learners.subspaces import begin_learning
-from edge_client.optimizers import Nesterov
+from edge_client.optimizers import Nesterov, Optimizer
 from edge_client.state import VehicleState
 from edge_client.turn import TurnTools
 from protocol.errors import SettingError
@@ -35,6 +36,17 @@ def learn_from_losses(tools: TurnTools, state: VehicleState) -> tuple[VehicleSta
         optimizer = Nesterov(rate=plan.rate, momentum=plan.momentum)
     except SettingError as error:
         raise TurnRefused(f"the turn's zeroth-order settings don't fit: {error}") from error
+    return follow_losses(tools, state, estimator, optimizer)
+
+
+def follow_losses(
+    tools: TurnTools, state: VehicleState, estimator: Estimator, optimizer: Optimizer
+) -> tuple[VehicleState, float | None]:
+    """Ask for the losses that an estimator proposes, batch after batch, and take a step from each estimate.
+
+    Raises:
+        TurnRefused: an answer is not finite, or the encoder diverged.
+    """
     learning = begin_learning(tools, state, optimizer)
     tools.send_train_labels()
     losses: list[float] = []

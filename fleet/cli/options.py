@@ -19,6 +19,7 @@ from fleet.errors import OperatorError
 from fleet.export.encoders import ENCODER_DOOR
 from fleet.run.folder import SCENARIO_NAME
 from fleet.scenario import Scenario, load_scenario
+from protocol.doors import FOREIGN_CHOICE
 from protocol.plans import ESTIMATORS
 from protocol.plans.blackfleet import SERVINGS
 
@@ -187,7 +188,7 @@ SCENARIO_OPTIONS = (
         "estimator",
         "zeroth_order.estimator",
         str,
-        f"BlackFed: from losses to gradients: {', '.join(ESTIMATORS)}.",
+        f"BlackFed: from losses to gradients: {', '.join(ESTIMATORS)}, {FOREIGN_CHOICE}.",
     ),
     ScenarioOption(
         "subspace",

@@ -12,12 +12,14 @@ from cloud_server.networks.spec import NetworkSpec
 from cloud_server.training.losses import LOSSES
 from datasets.catalog import label_space
 from datasets.partition import METHODS
+from edge_client.learners.own import check_settings, find_learner
 from fleet import broker
 from fleet.errors import OperatorError
 from fleet.export.encoders import check_image_size
 from fleet.run.start import StartSpec
 from fleet.scenario import Scenario, parse_image_size
 from protocol.doors import is_foreign
+from protocol.messages import OwnPlan
 from protocol.plans.local_loss import LocalLossPlan
 from protocol.session.broker_url import parse_broker_url
 
@@ -35,6 +37,7 @@ def check_runnable(scenario: Scenario) -> None:
     """
     check_combination(scenario.cloud_config())
     NETWORK_DOOR.find(scenario.network.name)
+    _check_learners(scenario)
     _check_name("first_order.loss", scenario.first_order.loss, LOSSES)
     _check_name("dataset.partition", scenario.dataset.partition, METHODS)
     _check_name("encoder.mode", scenario.encoder.mode, ("auto", "bind", "rebuild"))
@@ -48,6 +51,20 @@ def check_runnable(scenario: Scenario) -> None:
         parse_broker_url(scenario.broker)
     if scenario.broker_port is not None:
         broker.check_port_number(scenario.broker_port)
+
+
+def named_learners(scenario: Scenario) -> tuple[str, ...]:
+    """Estimators and learners that are not ours and that the run's turns name."""
+    estimator = scenario.estimator
+    own = (estimator.target,) if isinstance(estimator, OwnPlan) else ()
+    return tuple(dict.fromkeys((*own, *algorithm_row(scenario.algorithm).learners)))
+
+
+def _check_learners(scenario: Scenario) -> None:
+    for name in named_learners(scenario):
+        find_learner(name)
+    if isinstance(scenario.estimator, OwnPlan):
+        check_settings(scenario.estimator.target, scenario.estimator.settings)
 
 
 def _check_network(scenario: Scenario, encoder: str) -> None:

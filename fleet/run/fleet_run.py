@@ -24,7 +24,7 @@ from fleet.export.head_export import export_head
 from fleet.export.local_model import export_local_model
 from fleet.run.allocation import data_folder, sights
 from fleet.run.beginning import begin
-from fleet.run.checks import MEMORY_BUS, OWN_BROKERS
+from fleet.run.checks import MEMORY_BUS, OWN_BROKERS, named_learners
 from fleet.run.follow import LogFollower
 from fleet.run.in_process import run_in_process
 from fleet.run.job import Job
@@ -133,6 +133,7 @@ def _write_settings(job: Job) -> list[Path]:
             dataset=scenario.dataset.name,
             data_root=str(data_folder(scenario, run_folder)),
             vehicles=tuple(vehicles[first : first + scenario.per_host]),
+            allowed_learners=named_learners(scenario),
             threads=scenario.encoder.threads,
             encoder_mode=mode,
             payload_limit_bytes=scenario.payload_limit_bytes,

@@ -37,6 +37,7 @@ from protocol.plans.coding import Coding
 from protocol.plans.federated import FederatedPlan, FetchWeights, SplitScores, Update, Weights
 from protocol.plans.first_order import FirstOrder
 from protocol.plans.local_loss import FetchLossMaps, LocalLossPlan
+from protocol.plans.own import Ask, OwnPlan, Told
 from protocol.plans.spsa import Feedback, Query, SpsaPlan
 from protocol.plans.white_box import Gradient, TrainStep, WhiteBoxPlan
 
@@ -67,6 +68,7 @@ __all__ = [
     "ActivationPlan",
     "Adaptation",
     "Answer",
+    "Ask",
     "Coding",
     "Down",
     "EncodedTensor",
@@ -85,6 +87,7 @@ __all__ = [
     "LocalLossPlan",
     "LossMaps",
     "OfferedLabel",
+    "OwnPlan",
     "Query",
     "Recall",
     "Reject",
@@ -95,6 +98,7 @@ __all__ = [
     "SplitScores",
     "SpsaPlan",
     "Status",
+    "Told",
     "TrainStep",
     "Turn",
     "TurnDone",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Union
 
 import msgspec
 
+from protocol.plans import checks
 from protocol.plans.checks import EstimatorPlan, Plan, Section, Way
 
 
@@ -23,14 +24,15 @@ def _declared() -> Iterator[type[Way]]:
         module = import_module(f"{__name__}.{name}")
         for value in vars(module).values():
             own = isinstance(value, type) and value.__module__ == module.__name__
-            if own and issubclass(value, Way) and value.section:
+            if own and issubclass(value, Way) and module is not checks:
                 yield value
 
 
-WAYS = {way.section: way for way in _declared()}
+_WAYS = tuple(_declared())
+WAYS = {way.section: way for way in _WAYS if way.section}
 """By section."""
 PLANS = {section: way for section, way in WAYS.items() if issubclass(way, Plan)}
-"""By section: what a turn may carry."""
+"""By section: what a turn may carry; it may carry an `OwnPlan`, too, which has no section."""
 ESTIMATORS = {plan.estimator: plan for plan in PLANS.values() if issubclass(plan, EstimatorPlan)}
 """By what `zeroth_order.estimator` calls them."""
 
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
     class Ways(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """A section for each way."""
 else:
-    Learner = Union[tuple(PLANS.values())]  # noqa: UP007  # there is no other way to spell it
+    Learner = Union[tuple(way for way in _WAYS if issubclass(way, Plan))]  # noqa: UP007  # there is no other way to spell it
     Ways = msgspec.defstruct(
         "Ways",
         [(section, way, way()) for section, way in WAYS.items()],

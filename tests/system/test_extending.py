@@ -45,7 +45,9 @@ def followed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_file_is_written_and_none_is_of_the_repository(followed: Path) -> None:
     written = {path.name for path in (followed / "my_cars").glob("*.py")}
-    assert written == {"encoders.py", "networks.py", "frames.py", "algorithms.py"}
+    assert written == {
+        "encoders.py", "networks.py", "frames.py", "estimators.py", "learners.py", "algorithms.py"
+    }  # fmt: skip
     assert ROOT not in followed.parents
 
 
@@ -57,10 +59,12 @@ def test_run_has_learnt_by_all_of_them(followed: Path) -> None:
     assert set(result["vehicles"]) == {"car-01", "car-02"}
     assert set(result["classes"]) == {"ground", "crate", "wall"}
     assert all(0 < vehicle["local_miou"] <= 1 for vehicle in result["vehicles"].values())
+    assert all({"ask", "query"} < set(v["uplink_bytes_by_type"]) for v in result["vehicles"].values())
     encoder = json.loads((run / "bundles" / "my_cars.encoders@build" / "encoder.json").read_text())
     assert encoder["feature_shape"] == [6, 6, 8]
     events = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     turns = [event for event in events if event["event"] == "turn_done" and event["kind"] == "train"]
+    # One bit a batch tells no loss; the estimator's two queries a batch do.
     told = [(turn["round"], turn["loss"] is not None) for turn in turns]
     assert told == [(1, False), (1, False), (2, True), (2, True)]
 

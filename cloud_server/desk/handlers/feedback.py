@@ -18,7 +18,10 @@ from numpy.typing import NDArray
 from cloud_server.desk.handlers.visit import Handlers, Visit, identity, refusal
 from cloud_server.desk.seeded_queries import checked_scale, coded_loss_maps
 from cloud_server.training.trainer import Trainer
-from protocol.messages import ActivationPlan, Feedback, LossMaps, Query, SeededQuery, SpsaPlan
+from protocol.messages import ActivationPlan, Feedback, LossMaps, OwnPlan, Query, SeededQuery, SpsaPlan
+
+OWN_MAP_BITS = 8
+"""Quantisation of the loss maps that an estimator gets that is not ours."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ def feedback_handlers(algorithm: GivesFeedback) -> Handlers:
 
 def _answer_query(algorithm: GivesFeedback, request: Query, visit: Visit) -> Feedback:
     features_BCHW = visit.train_features(request)
-    if not isinstance(visit.active.turn.learner, SpsaPlan):
+    if not isinstance(visit.active.turn.learner, SpsaPlan | OwnPlan):
         raise refusal(Query)
     visit.check_answers(request.frames, 1)
     with algorithm.feedback(request.vehicle, request.frames) as judge:
@@ -76,14 +79,15 @@ def _answer_seeded_query(algorithm: GivesFeedback, request: SeededQuery, visit: 
     """Loss maps, no more of them than the turn's plan and the limit say."""
     features_BCHW = visit.train_features(request)
     plan = visit.active.turn.learner
-    if not isinstance(plan, ActivationPlan):
+    if not isinstance(plan, ActivationPlan | OwnPlan):
         raise refusal(SeededQuery)
+    map_bits = plan.map_bits if isinstance(plan, ActivationPlan) else OWN_MAP_BITS
     scale_C = checked_scale(request, plan, features_BCHW.shape)
     answers = 1 + len(request.seeds)
     visit.check_answers(request.frames, answers)
     with algorithm.feedback(request.vehicle, request.frames) as judge:
         loss_maps = partial(judge.loss_maps, map_size=request.map_size)
-        maps = coded_loss_maps(request, features_BCHW, scale_C, loss_maps, plan.map_bits)
+        maps = coded_loss_maps(request, features_BCHW, scale_C, loss_maps, map_bits)
     visit.active.count_answers(request.frames, answers)
     visit.active.answered_largely(request.step)
     return LossMaps(**identity(request), maps=maps)
