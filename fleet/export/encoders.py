@@ -49,12 +49,20 @@ def _blackfed_double_convolution() -> ConvolutionEncoder:
 
 
 def check_image_size(image_size: tuple[int, int], name: str, stride: int) -> None:
-    """Raise SettingError where frames of this width and height don't divide into feature cells."""
+    """Raise SettingError where frames of this width and height don't divide into feature cells, or into one.
+
+    One cell is less than heads and networks take: they normalise over the cells of a frame.
+    """
     width, height = image_size
     if min(image_size) < 1 or width % stride or height % stride:
         raise SettingError(
             f"image size {width}x{height} does not fit encoder {name}: "
             f"width and height must be positive multiples of {stride}"
+        )
+    if (width, height) == (stride, stride):
+        raise SettingError(
+            f"image size {width}x{height} is too small for encoder {name}: one cell of features, of which "
+            f"nothing can be learnt; the smallest sizes are {2 * stride}x{stride} and {stride}x{2 * stride}"
         )
 
 
