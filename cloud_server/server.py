@@ -10,7 +10,12 @@ import threading
 from pathlib import Path
 
 from cloud_server.algorithms.base import Algorithm, Context
-from cloud_server.algorithms.table import algorithm_handlers, build_algorithm, check_fleet_algorithm
+from cloud_server.algorithms.table import (
+    algorithm_handlers,
+    algorithm_row,
+    build_algorithm,
+    check_fleet_algorithm,
+)
 from cloud_server.claim import FleetClaim
 from cloud_server.combinations import check_combination
 from cloud_server.config import CloudConfig
@@ -77,6 +82,7 @@ class Server:
             label_space=config.label_space,
             feature_shapes=config.feature_shapes,
             frame_bytes=config.coding.frame_bytes,
+            equipment=algorithm_row(config.algorithm).needs.equipment,
             clock=link.clock,
         )
         self._state = RunState(run_folder / "cloud", config, resume=resume, clock=link.clock)

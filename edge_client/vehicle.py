@@ -23,6 +23,7 @@ from edge_client.state import StateStore, VehicleState
 from edge_client.turn import LabelMemory, LocalModelTools, TurnTools
 from protocol.errors import MENDABLE
 from protocol.messages import PROTOCOL_VERSION, Hello, Turn, TurnDone, TurnFailed
+from protocol.messages.up import LOCAL_HEAD, WHOLE_NETWORK
 from protocol.session.link import Sending, VehicleLink
 from protocol.session.topics import CLOUD_ID, STATUS, topic
 from protocol.session.transport import BrokerUnreachable
@@ -109,6 +110,11 @@ class Vehicle:
             label_space=label_space,
             frames=frames.counts(),
             frames_digest=frames.digest(label_space),
+            equipment=tuple(
+                name
+                for name, part in ((LOCAL_HEAD, local_head), (WHOLE_NETWORK, local_model))
+                if part is not None
+            ),
         )
         self._introduced_at = 0.0
         self._has_complained = False

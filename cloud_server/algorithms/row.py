@@ -12,6 +12,7 @@ import msgspec
 from cloud_server.algorithms.base import Algorithm, Context
 from cloud_server.desk.handlers.visit import Handlers
 from protocol.errors import SettingError
+from protocol.messages.up import LOCAL_HEAD, WHOLE_NETWORK
 
 A = TypeVar("A", bound=Algorithm)
 A_co = TypeVar("A_co", bound=Algorithm, covariant=True)
@@ -34,6 +35,12 @@ class Needs:
     whole_network: bool = False
     """Each vehicle has the whole network as programs, trains and judges it by itself, and so needs torch; all
     have one encoder."""
+
+    @property
+    def equipment(self) -> tuple[str, ...]:
+        """What every vehicle must say that it has."""
+        wanted = ((LOCAL_HEAD, self.local_head), (WHOLE_NETWORK, self.whole_network))
+        return tuple(name for name, is_needed in wanted if is_needed)
 
 
 def no_handlers(algorithm: Any) -> Handlers:

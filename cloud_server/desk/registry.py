@@ -13,9 +13,15 @@ from cloud_server.errors import CloudError, RequestError
 from protocol.codec.bits import check_frame_bytes
 from protocol.errors import SettingError
 from protocol.messages import PROTOCOL_VERSION, SPLITS, Hello, Status
+from protocol.messages.up import LOCAL_HEAD, WHOLE_NETWORK
 from protocol.session.clock import REAL_CLOCK, Clock
 
 Entry = TypeVar("Entry")
+
+_MISSING = {
+    LOCAL_HEAD: "no local head (--local-head, or local_head in the vehicle's settings)",
+    WHOLE_NETWORK: "no local model (--local-model, or local_model in the vehicle's settings)",
+}
 
 _MOST_SESSIONS = 8
 """Of one vehicle, remembered at a time."""
@@ -95,14 +101,16 @@ class Registry:
         label_space: str,
         feature_shapes: Sequence[tuple[int, int, int]] | None,
         frame_bytes: int | None = None,
+        equipment: Sequence[str] = (),
         clock: Clock = REAL_CLOCK,
     ) -> None:
         """`feature_shapes` are those that vehicles may declare; None = that of the first one for all.
-        `frame_bytes`: see `CloudConfig`."""
+        `frame_bytes`: see `CloudConfig`; `equipment` is what every vehicle must have."""
         self.vehicles = {vehicle: VehicleRecord() for vehicle in vehicles}
         self.label_space = label_space
         self.feature_shapes = None if feature_shapes is None else tuple(feature_shapes)
         self._frame_bytes = frame_bytes
+        self._equipment = tuple(equipment)
         self._clock = clock
         self.image_size: tuple[int, int] | None = None
         self.strangers = 0
@@ -150,6 +158,9 @@ class Registry:
             raise RequestError(f"labels of {hello.label_space!r}, this run is about {self.label_space!r}")
         if min(hello.feature_shape) < 1 or min(hello.image_size) < 1:
             raise RequestError(f"impossible feature shape {hello.feature_shape} of {hello.image_size}")
+        for name in self._equipment:
+            if name not in hello.equipment:
+                raise RequestError(f"{_MISSING[name]}, which this run's algorithm needs of every vehicle")
         if self.feature_shapes is not None and hello.feature_shape not in self.feature_shapes:
             raise RequestError(
                 f"encoder {hello.encoder!r} gives features of shape {shape_text(hello.feature_shape)}, the "

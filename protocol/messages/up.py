@@ -9,6 +9,9 @@ from msgspec import Meta
 from protocol.base import Id, Index, Message, Request, Split, Text, Token, Turned
 from protocol.codec.tensor import EncodedTensor
 
+LOCAL_HEAD = "local-head"
+WHOLE_NETWORK = "whole-network"
+
 
 class Hello(Message, frozen=True, array_like=True, kw_only=True, tag="hello"):
     """A vehicle process says that it is there and at no turn; answered by `Welcome` or `Reject`.
@@ -30,6 +33,8 @@ class Hello(Message, frozen=True, array_like=True, kw_only=True, tag="hello"):
     """Number of frames of each split."""
     frames_digest: Annotated[str, Meta(max_length=64)]
     """Of the frames' keys by split, in their order, and of the classes of their labels."""
+    equipment: Annotated[tuple[Annotated[str, Meta(max_length=64)], ...], Meta(max_length=16)] = ()
+    """What the vehicle has besides its encoder: `LOCAL_HEAD`, `WHOLE_NETWORK`."""
 
 
 class OfferedLabel(Message, frozen=True, array_like=True, kw_only=True):

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from cloud_server.algorithms.table import algorithm_row
 from cloud_server.desk.declaration import Declaration
 from cloud_server.desk.registry import Registry
 from cloud_server.errors import CloudError, RequestError
@@ -161,3 +162,20 @@ def test_bound_that_a_vehicle_s_features_may_not_keep_is_refused() -> None:
     assert registry.missing() == ["car-1"]
     registry = Registry(("car-1",), label_space="camvid", feature_shapes=None, frame_bytes=100)
     assert registry.admit(_hello())
+
+
+def test_vehicle_without_what_the_algorithm_needs_is_refused_when_it_joins() -> None:
+    for name, equipment, missing in (
+        ("blackfleet", ("local-head",), "no local head"),
+        ("fedavg", ("whole-network",), "no local model"),
+    ):
+        needs = algorithm_row(name).needs.equipment
+        assert needs == equipment
+        registry = Registry(("car-1",), label_space="camvid", feature_shapes=None, equipment=needs)
+        with pytest.raises(
+            RequestError, match=f"{missing}.*which this run's algorithm needs of every vehicle"
+        ):
+            registry.admit(_hello())
+        assert registry.missing() == ["car-1"]
+        assert registry.admit(_hello(equipment=("something else", *equipment)))
+    assert algorithm_row("split").needs.equipment == ()
