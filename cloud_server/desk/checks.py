@@ -6,6 +6,7 @@ Legend: B frames of a batch, C channels, H W feature rows and columns.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +17,21 @@ from cloud_server.errors import RequestError
 from cloud_server.storage.label_store import LabelStore
 from evaluation.predictions import PredictionError, prediction_name
 from protocol.batches import batch_bounds
-from protocol.codec.tensor import decode
-from protocol.messages import SPLITS, OfferedLabel, Query, SeededQuery, TrainStep, Turn, Upload, WhiteBoxPlan
+from protocol.codec.tensor import EncodedTensor, decode
+from protocol.messages import SPLITS, OfferedLabel, Turn, WhiteBoxPlan
+
+
+class Featured(Protocol):
+    """A request that brings features of some frames."""
+
+    @property
+    def vehicle(self) -> str: ...
+
+    @property
+    def frames(self) -> tuple[int, ...]: ...
+
+    @property
+    def features(self) -> EncodedTensor: ...
 
 
 class RequestChecks:
@@ -27,9 +41,7 @@ class RequestChecks:
         self._registry = registry
         self._labels = labels
 
-    def features(
-        self, request: Query | SeededQuery | TrainStep | Upload, split: str, *, labelled: bool = True
-    ) -> NDArray[np.float32]:
+    def features(self, request: Featured, split: str, *, labelled: bool = True) -> NDArray[np.float32]:
         """features_BCHW of frames that belong to `split`; `labelled`: and whose labels are here.
 
         Raises:

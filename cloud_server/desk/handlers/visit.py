@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cloud_server.desk.checks import RequestChecks
+from cloud_server.desk.checks import Featured, RequestChecks
 from cloud_server.desk.turns import ActiveTurn
 from cloud_server.errors import RequestError
 from cloud_server.storage.label_store import LabelStore
@@ -45,7 +45,7 @@ class Visit:
     now: float
     """By the clock of the link."""
 
-    def train_features(self, request: Query | SeededQuery | TrainStep) -> NDArray[np.float32]:
+    def train_features(self, request: Featured) -> NDArray[np.float32]:
         """features_BCHW of train frames, whose labels are here where the turn follows labels.
 
         Raises:
