@@ -17,7 +17,7 @@ from datasets.readers.cityscapes import INSTANCE_SUFFIX, LABEL_SUFFIX, Cityscape
 from evaluation.errors import EvaluationError
 from evaluation.official_python import MODULE, official_command
 from evaluation.predictions import prediction_name
-from evaluation.scores import Summary
+from evaluation.scores import ScoreTable
 
 _RESULT_NAME = "resultPixelLevelSemanticLabeling.json"
 
@@ -42,7 +42,7 @@ class OfficialComparison:
     """What the official tool says about the same predictions."""
 
     scores: dict[str, Any]
-    """Laid out as `Summary`; None where the official score is NaN."""
+    """Laid out as `ScoreTable`; None where the official score is NaN."""
     largest_difference: float
     """Largest absolute difference of any score from ours; infinite where only one side has a score."""
 
@@ -58,7 +58,7 @@ class OfficialComparison:
 
 
 def compare_with_official(
-    predictions: Mapping[str, Path], ground_truth: CityscapesGroundTruth, summary: Summary, *, python: Path
+    predictions: Mapping[str, Path], ground_truth: CityscapesGroundTruth, summary: ScoreTable, *, python: Path
 ) -> OfficialComparison:
     """Run the official tool on `predictions` (by frame key) in a temporary folder and compare every score.
 

@@ -20,7 +20,7 @@ from evaluation.errors import EvaluationError
 from evaluation.instances import InstanceScores
 from evaluation.pixel_counts import categories_of, joint_histogram, mean_of_defined, ratio
 
-__all__ = ["ConfusionMatrix", "InstanceScores", "Summary", "summarize"]
+__all__ = ["ConfusionMatrix", "InstanceScores", "ScoreTable", "summarize"]
 
 
 class ConfusionMatrix:
@@ -126,7 +126,7 @@ class ConfusionMatrix:
         return matrix
 
 
-class Summary(TypedDict):
+class ScoreTable(TypedDict):
     """The scores of one evaluation, safe to write as strict JSON: None where a score is undefined."""
 
     mean_iou: float | None
@@ -140,7 +140,7 @@ class Summary(TypedDict):
     pixels: int
 
 
-def summarize(confusion: ConfusionMatrix, instances: InstanceScores | None = None) -> Summary:
+def summarize(confusion: ConfusionMatrix, instances: InstanceScores | None = None) -> ScoreTable:
     """Return every score of one evaluation; without `instances` the iIoU entries are None and empty."""
     names = confusion.label_space.train_names
     class_iou = confusion.class_iou()
@@ -151,7 +151,7 @@ def summarize(confusion: ConfusionMatrix, instances: InstanceScores | None = Non
         class_iiou = instances.class_iiou()
         instance_classes = {names[i]: float(class_iiou[i]) for i in instances.class_train_ids}
         instance_categories = instances.category_iiou()
-    return Summary(
+    return ScoreTable(
         mean_iou=_none_if_nan(confusion.mean_iou()),
         classes=_none_for_nan(dict(zip(names, class_iou.tolist(), strict=True))),
         mean_category_iou=_none_if_nan(mean_of_defined(list(category_iou.values()))),

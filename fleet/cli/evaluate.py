@@ -19,7 +19,7 @@ from evaluation.instances import InstanceScores, are_weighted
 from evaluation.official import compare_with_official
 from evaluation.official_python import find_official_python
 from evaluation.predictions import PredictionError, read_prediction_ids
-from evaluation.scores import ConfusionMatrix, Summary, summarize
+from evaluation.scores import ConfusionMatrix, ScoreTable, summarize
 from fleet.cli.evaluation_report import EvaluationReport, print_report
 from fleet.screen import screen
 from protocol.atomic import write_json_atomic
@@ -130,7 +130,7 @@ class _Tally:
         if vehicle is not None:
             self.vehicles.setdefault(vehicle, ConfusionMatrix(space)).merge(frame)
 
-    def summary(self, frames: int) -> Summary:
+    def summary(self, frames: int) -> ScoreTable:
         """Return the scores; instance scores only if every frame has instance ids."""
         _raise_faults(self._faults, f"of {frames} predictions can't be scored")
         complete = self._frames_with_instances == frames

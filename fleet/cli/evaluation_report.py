@@ -12,7 +12,7 @@ from rich.console import Console
 from datasets.catalog import label_space
 from evaluation.instances import are_weighted
 from evaluation.official import OfficialComparison
-from evaluation.scores import Summary
+from evaluation.scores import ScoreTable
 from fleet.screen import Column, FittedTable
 
 
@@ -26,7 +26,7 @@ class EvaluationReport:
     """Predictions scored, each with its ground truth."""
     ground_truth_frames: int
     """Frames that have a ground truth, whether predicted or not."""
-    summary: Summary
+    summary: ScoreTable
     vehicles: dict[str, float | None] = field(default_factory=dict)
     """For a run folder: mIoU of each vehicle's own test frames, None where undefined."""
     official: OfficialComparison | None = None
