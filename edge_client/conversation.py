@@ -89,6 +89,11 @@ class Conversation:
         """Whether any cloud of the fleet has said that it is online."""
         return bool(self._cloud_session)
 
+    def begin_anew(self) -> None:
+        """This process says hello: it is at no turn, and takes up any that it is granted from now on."""
+        self.is_welcome = False
+        self._grants.clear()
+
     def receive(self, timeout_s: float) -> Down | None:
         """The next message of the cloud to this vehicle, or None after `timeout_s`.
 

@@ -30,6 +30,8 @@ from protocol.session.transport import BrokerUnreachable
 
 log = logging.getLogger(__name__)
 
+_SLOWEST_HELLO_S = 30.0
+
 _COMPLAIN_AFTER_S = 2.0
 
 _NOT_THE_TURN = (Superseded, Voided, Finished, Stopped, CloudSilent, BrokerUnreachable)
@@ -119,6 +121,8 @@ class Vehicle:
         self._introduced_at = 0.0
         self._has_complained = False
         self._introduction: Sending | None = None
+        self._unanswered = 0
+        """Hellos that were repeated since the last welcome."""
         self._stop = stop
         self._conversation = Conversation(
             link, settings.patience, session=session, stop=stop, on_new_cloud=self._introduce, alive=alive
@@ -148,7 +152,7 @@ class Vehicle:
             log.info("finished")
 
     def _introduce(self) -> None:
-        self._conversation.is_welcome = False
+        self._conversation.begin_anew()
         self._introduced_at = self._link.clock.now()
         self._labels.forget()
         self._link.forget()
@@ -161,14 +165,18 @@ class Vehicle:
             return message
         # Anything else is an answer that came twice.
         self._say_what_is_missing()
-        if not self._conversation.is_welcome and self._nobody_answers():
+        if self._conversation.is_welcome:
+            self._unanswered = 0
+        elif self._nobody_answers():
+            self._unanswered = min(self._unanswered + 1, 16)
             self._introduce()
         return None
 
     def _nobody_answers(self) -> bool:
         """Whether the last hello has arrived at the broker, and no welcome has come since for a while."""
         since = self._introduced_at if self._introduction is None else self._introduction.done_at
-        return since is not None and self._link.clock.now() - since > self._settings.patience.retry_s
+        patience_s = min(self._settings.patience.retry_s * 2.0**self._unanswered, _SLOWEST_HELLO_S)
+        return since is not None and self._link.clock.now() - since > patience_s
 
     def _say_what_is_missing(self) -> None:
         """Once, where the vehicle has a session and nobody welcomes it."""

@@ -222,22 +222,22 @@ class _Process:
     def __init__(self, bus: MemoryBus) -> None:
         self.stop = threading.Event()
         self._bus = bus
-        self._transports: list[MemoryTransport] = []
+        self.transports: list[MemoryTransport] = []
 
     def connect(self, client_id: str, will: Will, on_connect: Callable[[], None]) -> Transport:
         transport = self._bus.client(client_id, will=will, on_connect=on_connect)
-        self._transports.append(transport)
+        self.transports.append(transport)
         return transport
 
     @property
     def traffic(self) -> Traffic:
         """Of the process's only client."""
-        [transport] = self._transports
+        [transport] = self.transports
         return transport.traffic
 
     def cut(self) -> None:
         """Lose the connections for good, whereupon the bus publishes the wills."""
-        for transport in self._transports:
+        for transport in self.transports:
             transport.drop()
 
     def kill(self) -> None:
@@ -315,6 +315,10 @@ class Supervisor:
         """Take the broker away for good."""
         for process in (self._cloud, *self._hosts.values()):
             process.cut()
+
+    def transports(self, car: str) -> list[MemoryTransport]:
+        """Those of the vehicle's present process."""
+        return self._hosts[car].transports
 
     def traffic(self, car: str) -> Traffic:
         """What the bus has counted for the vehicle's present process."""

@@ -161,7 +161,10 @@ class Desk:
             self._events.event("joined", vehicle=hello.vehicle, encoder=hello.encoder, frames=hello.frames)
         active = self.active.get(hello.vehicle)
         if active and not active.done:
-            active.abandoned = True
+            if is_new or active.begun:
+                active.abandoned = True
+            else:  # it has said hello again because nobody answered; perhaps it has the grant by now
+                active.may_have_missed_grant()
 
     def _request(self, request: Request | Recall) -> None:
         active = self.active.get(request.vehicle)

@@ -91,7 +91,7 @@ class ActiveTurn:
 
     def may_have_missed_grant(self) -> None:
         """The vehicle was away and is back: what it has not reacted to is to be repeated at once."""
-        self._missed_grant = True
+        self._missed_grant, self.granting = True, None
 
     def has_answered(self, request: object) -> bool:
         """Whether this is a request that has come before, and is to change nothing."""

@@ -26,7 +26,6 @@ TURN = Turn(
     batches=0,
     batch_size=1,
     uploads=(),
-    bits=8,
 )
 DONE = TurnDone(**HEADER, loss=None)  # type: ignore[arg-type]
 ACK = Ack(**HEADER)  # type: ignore[arg-type]
@@ -51,6 +50,7 @@ class World:
             session=SESSION,
             stop=threading.Event(),
             on_new_cloud=lambda: None,
+            alive=lambda: None,
         )
         self.heard: list[tuple[float, Up | Status]] = []
         """What has come to the cloud, and when."""
@@ -161,7 +161,7 @@ def test_answer_in_parts_that_is_on_its_way_is_not_recalled() -> None:
 def test_cloud_that_is_there_and_never_answers_ends_the_vehicle() -> None:
     world = World(give_up_s=100)
     world.live(answer=lambda message, now: None)
-    with pytest.raises(VehicleError, match="the cloud has not answered for 10"):
+    with pytest.raises(VehicleError, match="the cloud has not answered for 125 s"):
         world.conversation.ask(TURN, [DONE])
     assert world.kinds().count("TurnDone") == 1
 
