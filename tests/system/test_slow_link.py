@@ -14,7 +14,7 @@ from benchmarks.slow_link import compare, run_behind_a_line
 pytestmark = pytest.mark.timeout(300)
 
 
-@pytest.mark.parametrize("cut_s", [None, 3.0])
+@pytest.mark.parametrize("cut_s", [None, 6.0])
 @pytest.mark.parametrize("kind", ["mosquitto", "amqtt"])
 def test_run_behind_a_slow_line_is_the_same_run(
     kind: str, cut_s: float | None, reference: Launch, tmp_path: Path
@@ -29,7 +29,7 @@ def test_run_behind_a_slow_line_is_the_same_run(
     if cut_s is None:
         assert counted["requests_sent"] == counted["requests"]
     else:
-        assert counted["cuts"] > 2
+        assert counted["cuts"] >= 2
         # Only what had arrived and whose acknowledgement was lost with the connection comes again.
         assert counted["requests_sent"] - counted["requests"] <= counted["cuts"]
     wanted, result = (
