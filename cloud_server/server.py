@@ -162,9 +162,12 @@ class Server:
         deadline = self._link.clock.now() + self._config.patience.join_s
         while missing := self._registry.missing():
             if self._link.clock.now() > deadline:
+                records = self._registry.vehicles
+                refused = [f"{name} {records[name].refused}" for name in missing if records[name].refused]
                 raise CloudError(
                     f"{len(missing)} of {len(self._config.vehicles)} vehicles did not join within "
                     f"{self._config.patience.join_s:g} s: {', '.join(missing[:10])}"
+                    + (f"; refused: {' | '.join(refused[:3])}" if refused else "")
                 )
             self._serve()
 

@@ -127,6 +127,7 @@ class Desk:
         try:
             self._registry.check(hello)
         except RequestError as error:
+            self._registry.record(hello.vehicle).refused = str(error)
             self._reject(hello.vehicle, hello.session, 0, str(error), final=True)
             return
         if self._newcomers.must_wait(hello):

@@ -36,6 +36,8 @@ class VehicleRecord:
     """Its bundle and frames, in whatever process it joined first."""
     failed: str = ""
     """Why the run goes on without it; empty while it takes part."""
+    refused: str = ""
+    """Why its latest hello was turned away; empty where it was not."""
     session: str = ""
     """Of the process that has been taken in."""
     sessions: dict[str, bool] = field(default_factory=dict)
@@ -81,6 +83,7 @@ class VehicleRecord:
             self.former = [*self.former, self.session][-_MOST_SESSIONS:]
         self.hello, self.session, self.last_seen = hello, hello.session, now
         self.declared = self.declared or Declaration.of(hello)
+        self.refused = ""
         self.sessions = {hello.session: True}
         self.uplink += self.pending.get(hello.session, Counter())
         self.pending.clear()

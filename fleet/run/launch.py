@@ -107,7 +107,9 @@ def _launch(scenario: Scenario, run_folder: Path, *, resume: bool, console: Cons
             )
         )
     result = read_object(run_folder / RESULT_NAME)
-    draw_overlays(source, shares, run_folder, per_vehicle=scenario.evaluation.overlays)
+    failed = result.get("failed", {})
+    lasting = {vehicle: share for vehicle, share in shares.items() if vehicle not in failed}
+    draw_overlays(source, lasting, run_folder, per_vehicle=scenario.evaluation.overlays)
     console.print(result_table(result))
     _say(remarks, console)
     console.print(f"results in {run_folder}", soft_wrap=True)

@@ -58,6 +58,7 @@ class _Running:
     faults: int = 0
     """How often it ended with an error code, not by a signal."""
     done: bool = False
+    has_failed: bool = False
     log_path: Path = field(default_factory=Path)
 
 
@@ -122,7 +123,9 @@ class ProcessTable:
         reason = _last_line(running.log_path, f"{running.spec.name} ended with code {code}")
         if not running.spec.may_fail:
             raise OperatorError(reason)
-        running.done = True
+        running.done = running.has_failed = True
+        if all(other.has_failed for other in self._running if other.spec.may_fail):
+            raise OperatorError(f"every process that may fail has failed; the last one: {reason}")
         log.warning("%s has ended with code %d, the run goes on: %s", running.spec.name, code, reason)
 
     def wait_all_but_first(self, timeout_s: float) -> None:
@@ -136,7 +139,7 @@ class ProcessTable:
         """Those that had been told that the run is over are needed again by a leader that starts again."""
         for running in self._running:
             if running.done:
-                running.done = False
+                running.done = running.has_failed = False
                 running.process = self._start(running.spec, running.spec.restart_arguments, running.log_path)
         self._write_ids()
 
