@@ -19,8 +19,8 @@ from protocol.session.clock import REAL_CLOCK, Clock
 Entry = TypeVar("Entry")
 
 _MISSING = {
-    LOCAL_HEAD: "no local head (--local-head, or local_head in the vehicle's settings)",
-    WHOLE_NETWORK: "no local model (--local-model, or local_model in the vehicle's settings)",
+    LOCAL_HEAD: "this vehicle has no local head (--local-head, or local_head in its settings)",
+    WHOLE_NETWORK: "this vehicle has no local model (--local-model, or local_model in its settings)",
 }
 
 _MOST_SESSIONS = 8

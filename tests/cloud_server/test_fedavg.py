@@ -15,6 +15,7 @@ import pytest
 from federated_fixtures import ONE_STEP, SGD, FederatedFleet
 from fleet_fixtures import CARS, Supervisor, TinyFleet, World
 
+from cloud_server.config import PatienceConfig
 from edge_client.host import HostConfig
 from edge_client.local.network import require_torch
 from evaluation.predictions import prediction_name
@@ -302,8 +303,9 @@ def test_vehicle_without_the_local_model_says_what_is_missing(tiny_world: World,
         def host(self, *cars: str, **patience: float) -> HostConfig:
             return TinyFleet.host(self, *cars, **patience)
 
-    with pytest.raises(Mistake, match="no local model, which fedavg needs"):
-        Supervisor(Bare(tiny_world, tmp_path)).run()
+    patience = PatienceConfig(join_s=8, retry_s=0.2, give_up_s=30, heartbeat_s=0.5)
+    with pytest.raises(Mistake, match=r"did not join .*; refused: car-1 this vehicle has no local model"):
+        Supervisor(Bare(tiny_world, tmp_path, patience=patience)).run()
 
 
 def test_cloud_without_the_local_model_says_what_is_missing(tiny_world: World, tmp_path: Path) -> None:

@@ -82,8 +82,9 @@ def test_unit_serves_the_default_algorithm(local_head: bool, tiny_world: World, 
             else:
                 assert vehicle.returncode == 2
                 assert vehicle.stderr.splitlines()[-1] == (
-                    "edge_client: the cloud refuses vehicle 'car-01': no local head (--local-head, or "
-                    "local_head in the vehicle's settings), which this run's algorithm needs of every vehicle"
+                    "edge_client: the cloud refuses vehicle 'car-01': this vehicle has no local head "
+                    "(--local-head, or local_head in its settings), which this run's algorithm needs "
+                    "of every vehicle"
                 )
                 assert "no local head" in (tmp_path / "cloud.log").read_text()
         finally:
