@@ -22,6 +22,7 @@ from edge_client.turn import TurnTools
 from fleet.run.in_process import run_in_process
 from protocol.atomic import write_bytes_atomic
 from protocol.plans.first_order import FirstOrder
+from protocol.plans.local_loss import LocalLossPlan
 
 WELL, ILL = "car-1", "car-2"
 GO_ON = PatienceConfig(join_s=30, retry_s=0.2, give_up_s=30, heartbeat_s=0.5, on_failure="continue")
@@ -98,6 +99,21 @@ def test_run_goes_on_without_a_vehicle_as_if_it_had_never_been_there(
     [event] = fleet.events("failed")
     assert (event["vehicle"], event["round"]) == (ILL, 1) and reason in event["reason"]
     assert alone.result()["failed"] == {}
+
+
+def test_one_network_of_all_learns_as_if_the_vehicle_had_never_contributed(
+    tiny_world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes: dict[str, Any] = {
+        "algorithm": "blackfleet",
+        "local_loss": LocalLossPlan(warm_up_epochs=1, epochs=1),
+    }
+    alone = TinyFleet(tiny_world, tmp_path / "alone", vehicles=(WELL,), **changes)
+    _run(alone, WELL)
+    fleet = TinyFleet(tiny_world, tmp_path / "both", patience=GO_ON, **changes)
+    _bug(monkeypatch, 1)
+    _run(fleet)
+    assert _of_the_well_one(fleet) == _of_the_well_one(alone)
 
 
 @pytest.mark.parametrize("algorithm", ["blackfed-v2", "split"])

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from process_fixtures import module, run
 
+import fleet.cli.app as command_line
 from fleet.errors import OperatorError
+from fleet.export.convolutions import ConvolutionEncoder
 from fleet.run.processes import ProcessSpec, ProcessTable
 
 CLOUD = ("--broker=mqtt://127.0.0.1:1", "--fleet=f", "--vehicles=a")
@@ -81,3 +83,17 @@ def test_process_with_a_mistake_is_not_started_again(tmp_path: Path) -> None:
         while table.check():
             pass
     assert (tmp_path / "starts").read_text() == "x"
+
+
+def test_export_whose_check_fails_ends_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ConvolutionEncoder, "rgb_mean", (0.5, 0.5, 0.5))
+    arguments = ["encoder", "export", str(tmp_path / "bundle"), "--image-size", "64x48"]
+    monkeypatch.setattr("sys.argv", ["blackfleet", *arguments])
+    with pytest.raises(SystemExit) as ending:
+        command_line.main()
+    said = capfd.readouterr().err
+    assert (ending.value.code, len(said.splitlines())) == (2, 1), said
+    assert said.startswith("blackfleet: ") and "the features of ONNX and torch differ by" in said
+    assert not (tmp_path / "bundle").exists()
