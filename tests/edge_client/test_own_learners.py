@@ -20,15 +20,22 @@ from fleet.scenario import load_scenario
 from protocol.doors import DoorError
 from protocol.errors import Mistake
 from protocol.messages import Ask
+from protocol.plans import ESTIMATORS
+from protocol.plans.activation import ActivationPlan
+from protocol.plans.checks import Plan
 from protocol.plans.own import OwnSettings
+from protocol.plans.spsa import SpsaPlan
 from protocol.session import topics
 
 ONE_SIDED, ONE_BIT = "my_cars.estimators:one_sided", "my_cars.learners:one_bit"
 ROW = "my_cars.algorithms:row"
+ESTIMATOR_NAMES = {plan.section: plan.estimator for plan in ESTIMATORS.values()}
 
 MODULE = """
 import msgspec
-from edge_client.optimizers import Adam
+from edge_client.estimators.activation import Activation
+from edge_client.estimators.spsa import Spsa
+from edge_client.optimizers import Adam, Nesterov
 
 class Settings(msgspec.Struct, forbid_unknown_fields=True):
     rate: float = 1e-3
@@ -61,7 +68,18 @@ class Half:
 class Loose(Estimator):
     Settings = dict
 
+class OurSpsa(Estimator):
+    def build(self, settings):
+        return Spsa(perturbation=0.005, queries=1)
+    def optimizer(self, settings):
+        return Nesterov(rate=settings.rate)
+
+class OurActivation(Estimator):
+    def build(self, settings):
+        return Activation(seeds=2)
+
 estimator, learner, deaf, bare, half, loose = Estimator(), Learner(), Deaf(), Bare(), Half(), Loose()
+spsa, activation = OurSpsa(), OurActivation()
 """
 
 
@@ -107,6 +125,27 @@ def test_both_change_the_encoder(calm: TinyFleet) -> None:
     assert (calm.states("car-1").load(3).theta != theta0).any()
     sent = calm.result()["vehicles"]["car-1"]["uplink_bytes_by_type"]
     assert {"ask", "query"} < set(sent)
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [
+        ("spsa", {"spsa": SpsaPlan(perturbation=0.005, queries=1, rate=1e-3)}),
+        ("activation", {"activation": ActivationPlan(seeds=2, rate=1e-3)}),
+    ],
+)
+def test_estimator_of_somebody_else_learns_to_the_bit_as_the_same_of_ours(
+    module: str, tiny_world: World, tmp_path: Path, name: str, ours: dict[str, Plan]
+) -> None:
+    """From losses and from loss maps."""
+    fingerprints = []
+    for estimator in (ESTIMATOR_NAMES[name], f"{module}:{name}"):
+        zeroth_order = ZerothOrderConfig(batches=2, batch_size=3, estimator=estimator)
+        fleet = TinyFleet(tiny_world, tmp_path / estimator, rounds=1, zeroth_order=zeroth_order, **ours)
+        fleet.allowed_learners = (f"{module}:{name}",)
+        Supervisor(fleet).run()
+        fingerprints.append(fleet.fingerprint())
+    assert fingerprints[0] == fingerprints[1]
 
 
 @pytest.mark.parametrize("victim", ["car", "cloud"])

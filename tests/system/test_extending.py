@@ -13,6 +13,10 @@ import pytest
 from page_fixtures import blocks, write_page_files
 from process_fixtures import ROOT, WAIT_S
 
+pytestmark = pytest.mark.timeout(600)
+
+_COMMAND_S = 3 * WAIT_S
+"""A whole run at the page's size, on a machine that does other things besides."""
 PROGRAMS = {"python": [sys.executable], "blackfleet": [sys.executable, "-m", "fleet.cli"]}
 
 
@@ -36,7 +40,7 @@ def followed(tmp_path_factory: pytest.TempPathFactory) -> Path:
             env=environment,
             capture_output=True,
             text=True,
-            timeout=WAIT_S,
+            timeout=_COMMAND_S,
         )
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
         (folder / f"{number}-{words[1]}.out").write_text(done.stdout)
