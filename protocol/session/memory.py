@@ -17,6 +17,7 @@ from protocol.session.transport import (
     Traffic,
     Transport,
     Will,
+    call_guarded,
     check_topic,
     publish_packet_bytes,
     topic_matches,
@@ -265,8 +266,4 @@ class MemoryTransport(Transport):
             self._call(on_acknowledged)
 
     def _call(self, callback: Callable[[], None]) -> None:
-        try:
-            callback()
-        except Exception:
-            self._traffic.handler_errors += 1
-            log.exception("client %s: exception in a callback", self.client_id)
+        call_guarded(callback, self.client_id, self._traffic)

@@ -1,4 +1,4 @@
-"""MQTT sessions by paho-mqtt; the only file that knows the library.
+"""MQTT sessions by paho-mqtt; with `paho_client`, the only file that knows the library.
 
 A paho client belongs to a helper thread while it connects (names, TLS and handshakes block) and to the
 network loop otherwise. From other threads only `publish` reaches it, and only while the session is up.
@@ -7,25 +7,23 @@ network loop otherwise. From other threads only `publish` reaches it, and only w
 from __future__ import annotations
 
 import logging
-import random
 import ssl
 import threading
 import time
 from collections.abc import Callable
-from enum import Enum, auto
+from enum import Enum
 from functools import partial
 
 import paho.mqtt.client as paho
-from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from protocol import noise
-from protocol.session.broker_url import BrokerUrl, parse_broker_url
+from protocol.session.backoff import Backoff
+from protocol.session.broker_url import parse_broker_url
 from protocol.session.network_loop import NetworkLoop as NetworkLoop
 from protocol.session.outbox import Outbox, Waiting
-from protocol.session.sockets import cut, describe_problem, prepare_socket
+from protocol.session.paho_client import make_client, session_kept_for
+from protocol.session.pump import SocketPump
+from protocol.session.sockets import cut, describe_problem
 from protocol.session.transport import (
     BrokerUnreachable,
     Delivery,
@@ -33,6 +31,7 @@ from protocol.session.transport import (
     Traffic,
     Transport,
     Will,
+    call_guarded,
     check_topic,
     publish_packet_bytes,
     topic_matches,
@@ -40,28 +39,17 @@ from protocol.session.transport import (
 
 log = logging.getLogger(__name__)
 
-_CONNECTION_TIMEOUT_S = 4.0
 _HANDSHAKE_TIMEOUT_S = 6.0
 _STOP_POLL_S = 0.2
 _DRAIN_TIMEOUT_S = 3.0
 _GOODBYE_TIMEOUT_S = 1.0
 _HOUSEKEEPING_S = 1.0
-_FIRST_RETRY_S = 0.1
-_LONGEST_RETRY_S = 8.0
-_MOST_DOUBLINGS = 10
 _STABLE_SESSION_S = 5.0
 _SAY_AFTER_S = 1.0
 
 _MQTT_5_IN_FLIGHT = 20  # paho ignores the broker's receive maximum; this is mosquitto's
-_SESSION_KEPT_S = 600
 _TRANSIENT_REFUSALS = {0x88, 0x89, 0x97, 0x9F}  # server unavailable, busy, quota or connection rate exceeded
-
-
-class _State(Enum):
-    IDLE = auto()
-    CONNECTING = auto()
-    OPEN = auto()
-    WAITING = auto()
+_State = Enum("_State", "IDLE CONNECTING OPEN WAITING")
 
 
 class MqttTransport(Transport):
@@ -89,7 +77,7 @@ class MqttTransport(Transport):
         self._client_id = client_id
         self._loop = loop
         self._on_connect = on_connect
-        self._jitter = random.Random(noise.derive_seed("reconnect", client_id, reconnect_seed))
+        self._backoff = Backoff(client_id, reconnect_seed)
         self._max_in_flight = _MQTT_5_IN_FLIGHT if self._url.version == "5" else max_in_flight
         self._traffic = Traffic()
         self._outbox = Outbox(client_id, self._traffic, max_queued)
@@ -112,21 +100,17 @@ class MqttTransport(Transport):
         self._wanted = False
         self._session = 0
         self._ready_since = 0.0
-        self._attempts = 0
         self._cause: str | None = None
         self._awaited_subacks: dict[int, list[str]] = {}
-        self._fd: int | None = None
-        self._write_registered = False
-        self._flush_due = False
         self._settle_due = False
 
-        self._client = _make_client(self._url, client_id, will, keepalive_s, self._max_in_flight)
+        self._client = make_client(self._url, client_id, will, keepalive_s, self._max_in_flight)
+        self._pump = SocketPump(self._client, loop, on_nonsense=self._nonsense)
         self._client.on_connect = self._on_paho_connect
         self._client.on_subscribe = self._on_paho_subscribe
         self._client.on_disconnect = self._on_paho_disconnect
         self._client.on_message = self._on_paho_message
         self._client.on_publish = self._on_paho_publish
-        self._client.on_socket_close = self._on_paho_socket_close
 
     # Any thread -------------------------------------------------------------------------------------------
 
@@ -194,21 +178,22 @@ class MqttTransport(Transport):
         on_acknowledged: Callable[[], None] | None = None,
     ) -> None:
         check_topic(topic)
+        message = Waiting(topic, payload, retain, on_acknowledged)
         with self._changed:
             if self._closed or (qos == 0 and not self._ready):
                 self._outbox.drop("not connected")
             elif qos and self._outbox.full:
                 self._outbox.drop("queue full")
             elif self._ready:
-                self._hand_over(topic, payload, qos, retain, on_acknowledged)
+                self._hand_over(message, qos)
             else:
                 # paho would take it, but might then send it before its CONNECT packet.
-                self._outbox.waiting.append(Waiting(topic, payload, retain, on_acknowledged))
+                self._outbox.waiting.append(message)
 
     def close(self) -> None:
         if self._ready and not self._loop.in_thread:
             deadline = time.monotonic() + _DRAIN_TIMEOUT_S
-            while self._awaits_acknowledgement() and time.monotonic() < deadline:
+            while self._ready and self._outbox.unacknowledged and time.monotonic() < deadline:
                 time.sleep(0.002)
         with self._changed:
             self._closed = True
@@ -217,20 +202,12 @@ class MqttTransport(Transport):
         elif not self._loop.in_thread:
             self._over.wait(2 * _GOODBYE_TIMEOUT_S)
 
-    def _awaits_acknowledgement(self) -> bool:
-        with self._changed:
-            return self._ready and self._outbox.unacknowledged > 0
-
-    def _hand_over(
-        self, topic: str, payload: bytes, qos: int, retain: bool, on_acknowledged: Callable[[], None] | None
-    ) -> None:
+    def _hand_over(self, message: Waiting, qos: int) -> None:
         """Give a message to paho. Call with the lock held."""
-        info = self._client.publish(topic, payload, qos, retain)
-        cost = self._packet_bytes(topic, payload, qos)
-        self._outbox.sent(info.mid if qos else None, cost, on_acknowledged)
-        if not self._flush_due:
-            self._flush_due = True
-            self._loop.call(self._flush)
+        info = self._client.publish(message.topic, message.payload, qos, message.retain)
+        cost = self._packet_bytes(message.topic, message.payload, qos)
+        self._outbox.sent(info.mid if qos else None, cost, message.on_acknowledged)
+        self._pump.flush_soon()
 
     def _packet_bytes(self, topic: str, payload: bytes, qos: int) -> int:
         # An MQTT 5 packet has one more byte: the length of its properties, which are empty.
@@ -251,9 +228,9 @@ class MqttTransport(Transport):
     def _finish(self) -> None:
         self._wanted = False
         if self._state is _State.OPEN:
-            self._client.disconnect(properties=_session_kept_for(0) if self._url.version == "5" else None)
+            self._client.disconnect(properties=session_kept_for(0) if self._url.version == "5" else None)
             self._loop.events.call_later(_GOODBYE_TIMEOUT_S, self._hang_up)
-            self._flush()
+            self._pump.flush()
         else:
             self._over.set()
 
@@ -273,13 +250,12 @@ class MqttTransport(Transport):
             return
         self._state = _State.OPEN
         self._session += 1
-        self._fd = sock.fileno()
-        self._loop.events.add_reader(self._fd, self._read)
+        self._pump.watch(sock)
         self._loop.events.call_later(_HANDSHAKE_TIMEOUT_S, self._check_handshake, self._session)
         self._loop.events.call_later(_HOUSEKEEPING_S, self._keep_house, self._session)
         if not self._wanted:
             self._hang_up()
-        self._flush()
+        self._pump.flush()
 
     def _check_handshake(self, session: int) -> None:
         if session == self._session and self._state is _State.OPEN and not self._ready:
@@ -289,7 +265,7 @@ class MqttTransport(Transport):
     def _keep_house(self, session: int) -> None:
         if session == self._session and self._state is _State.OPEN:
             self._client.loop_misc()
-            self._flush()
+            self._pump.flush()
             self._loop.events.call_later(_HOUSEKEEPING_S, self._keep_house, session)
 
     def _hang_up(self) -> None:
@@ -312,12 +288,15 @@ class MqttTransport(Transport):
         if not self._wanted:
             return
         if was_ready and time.monotonic() - self._ready_since > _STABLE_SESSION_S:
-            self._attempts = 0
-        delay_s = min(_LONGEST_RETRY_S, _FIRST_RETRY_S * 2**self._attempts) * self._jitter.uniform(0.5, 1.5)
-        self._attempts = min(self._attempts + 1, _MOST_DOUBLINGS)
+            self._backoff.reset()
         level = logging.WARNING if was_ready else logging.DEBUG
         log.log(level, "%s: session with %s lost: %s", self._client_id, self._url, problem)
-        self._loop.events.call_later(delay_s, self._open)
+        self._loop.events.call_later(self._backoff.next_s(), self._open)
+
+    def _nonsense(self) -> None:
+        """What arrived is no MQTT."""
+        log.exception("%s: unexpected bytes from %s, connecting anew", self._client_id, self._url)
+        self._hang_up()
 
     def _refuse(self, reason: str) -> None:
         """End a waiting `connect`: trying again would not help."""
@@ -325,42 +304,11 @@ class MqttTransport(Transport):
             self._refusal = reason
             self._changed.notify_all()
 
-    # The loop's thread: bytes -----------------------------------------------------------------------------
-
-    def _read(self) -> None:
-        self._pump(self._client.loop_read)
-        # TLS may hold decrypted bytes that the selector can't see.
-        while (sock := self._client.socket()) is not None and getattr(sock, "pending", int)() > 0:
-            self._pump(self._client.loop_read)
-        self._flush()
-
-    def _pump(self, move_bytes: Callable[[], object]) -> None:
-        try:
-            move_bytes()
-        except Exception:  # paho's answer to some malformed packets
-            log.exception("%s: unexpected bytes from %s, connecting anew", self._client_id, self._url)
-            self._hang_up()
-
-    def _flush(self) -> None:
-        self._flush_due = False
-        if self._state is not _State.OPEN:
-            return
-        if self._client.want_write():
-            self._pump(self._client.loop_write)
-        if self._fd is None:
-            return
-        blocked = self._client.want_write()
-        if blocked and not self._write_registered:
-            self._loop.events.add_writer(self._fd, self._flush)
-        elif self._write_registered and not blocked:
-            self._loop.events.remove_writer(self._fd)
-        self._write_registered = blocked
-
     def _send_subscribe(self, *topic_filters: str) -> None:
         if self._state is not _State.OPEN or not (self._ready or self._awaited_subacks):
             return  # it will be part of the first SUBSCRIBE of the session
         self._subscribe_to(list(topic_filters))
-        self._flush()
+        self._pump.flush()
 
     def _subscribe_to(self, topic_filters: list[str]) -> None:
         wanted = [(topic_filter, self._subscriptions[topic_filter][1]) for topic_filter in topic_filters]
@@ -380,14 +328,13 @@ class MqttTransport(Transport):
             self._ready = True
             self._lost_at = None
             while self._outbox.waiting:
-                first = self._outbox.waiting.popleft()
-                self._hand_over(first.topic, first.payload, 1, first.retain, first.on_acknowledged)
+                self._hand_over(self._outbox.waiting.popleft(), qos=1)
         # Later, outside paho's callback: it may take locks that others hold while they publish.
         self._loop.events.call_soon(self._announce)
 
     def _announce(self) -> None:
         if self._on_connect is not None:
-            self._call(self._on_connect)
+            call_guarded(self._on_connect, self._client_id, self._traffic)
         with self._changed:
             self._changed.notify_all()
 
@@ -396,26 +343,17 @@ class MqttTransport(Transport):
         with self._changed:
             settled = self._outbox.settle()
         for on_acknowledged in settled:
-            self._call(on_acknowledged)
-
-    def _call(self, callback: Callable[[], None]) -> None:
-        try:
-            callback()
-        except Exception:
-            self._traffic.handler_errors += 1
-            log.exception("%s: exception in a callback", self._client_id)
+            call_guarded(on_acknowledged, self._client_id, self._traffic)
 
     # paho's callbacks, on the loop's thread ---------------------------------------------------------------
 
-    def _on_paho_connect(
-        self, _c: object, _d: object, _f: object, code: ReasonCode, properties: Properties | None
-    ) -> None:
+    def _on_paho_connect(self, _c: object, _d: object, _f: object, code: ReasonCode, p: object) -> None:
         if code.is_failure:
             self._cause = f"refused: {str(code).lower()}"
             if code.value not in _TRANSIENT_REFUSALS:
                 self._refuse(self._cause)
             return
-        self._packet_limit_bytes = getattr(properties, "MaximumPacketSize", None)  # MQTT 5 has it
+        self._packet_limit_bytes = getattr(p, "MaximumPacketSize", None)  # MQTT 5 has it
         with self._changed:
             self._outbox.resent(self._max_in_flight)  # which paho does by itself
             self._traffic.reconnects += self._ready_since > 0
@@ -449,60 +387,10 @@ class MqttTransport(Transport):
         delivery = Delivery(message.topic, payload, message.retain)
         for topic_filter, (handler, _) in self._subscriptions.items():
             if topic_matches(topic_filter, delivery.topic):
-                self._call(partial(handler, delivery))
+                call_guarded(partial(handler, delivery), self._client_id, self._traffic)
 
     def _on_paho_publish(self, _c: object, _d: object, mid: int, *_: object) -> None:
         self._outbox.acknowledge(mid)
         if not self._settle_due:
             self._settle_due = True
             self._loop.events.call_soon(self._settle)  # when paho's lock is free again
-
-    def _on_paho_socket_close(self, _c: object, _d: object, _sock: object) -> None:
-        if self._fd is not None:
-            self._loop.events.remove_reader(self._fd)
-            self._loop.events.remove_writer(self._fd)
-            self._fd, self._write_registered = None, False
-
-
-def _make_client(
-    url: BrokerUrl, client_id: str, will: Will | None, keepalive_s: int, max_in_flight: int
-) -> paho.Client:
-    mqtt_5 = url.version == "5"
-    client = paho.Client(
-        CallbackAPIVersion.VERSION2,
-        client_id=client_id,
-        clean_session=None if mqtt_5 else True,
-        protocol=MQTTProtocolVersion.MQTTv5 if mqtt_5 else MQTTProtocolVersion.MQTTv311,
-        transport="websockets" if url.websocket else "tcp",
-        reconnect_on_failure=False,  # when a broker refuses 3.1.1, paho would reconnect and block the loop
-    )
-    if url.websocket:
-        client.ws_set_options(path=url.path)
-    if url.tls:
-        client.tls_set_context(url.ssl_context())
-    if url.username is not None:
-        client.username_pw_set(url.username, url.password)
-    if will is not None:
-        client.will_set(will.topic, will.payload, will.qos, will.retain)
-    client.max_inflight_messages_set(max_in_flight)
-    client.connect_timeout = _CONNECTION_TIMEOUT_S
-    client.on_socket_open = lambda _client, _data, sock: prepare_socket(sock)
-    # Without it, paho writes in whatever thread publishes.
-    client.on_socket_register_write = lambda *_: None
-    client.connect_async(
-        url.host,
-        url.port,
-        keepalive_s,
-        clean_start=paho.MQTT_CLEAN_START_FIRST_ONLY,
-        properties=_session_kept_for(_SESSION_KEPT_S) if mqtt_5 else None,
-    )
-    return client
-
-
-def _session_kept_for(seconds: int) -> Properties:
-    """For how long the broker keeps what this client misses while it is away; MQTT 3.1.1 can't say."""
-    # What another process has left is never found: client ids hold the session.
-    kind = PacketTypes.CONNECT if seconds else PacketTypes.DISCONNECT
-    properties = Properties(kind)  # type: ignore[no-untyped-call]
-    properties.SessionExpiryInterval = seconds
-    return properties

@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from protocol.errors import Mistake
+
+log = logging.getLogger(__name__)
 
 
 class BrokerUnreachable(Mistake, ConnectionError):
@@ -105,6 +108,15 @@ class Transport(Protocol):
 
     def close(self) -> None:
         """Say goodbye (the will is not sent) and stop. Waiting QoS 1 messages get a short time to leave."""
+
+
+def call_guarded(callback: Callable[[], None], client_id: str, traffic: Traffic) -> None:
+    """Call what is not the transport's own; an exception there is counted and logged, and goes no further."""
+    try:
+        callback()
+    except Exception:
+        traffic.handler_errors += 1
+        log.exception("client %s: exception in a callback", client_id)
 
 
 def publish_packet_bytes(topic: str, payload_len: int, qos: int) -> int:
