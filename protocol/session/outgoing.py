@@ -45,6 +45,11 @@ class Sending:
         self.stall_s = 0.0
         self.under_way: deque[tuple[int, Passage]] = deque()
 
+    def arrived(self, now: float) -> None:
+        """Whoever still asks how far it is need not keep its content alive."""
+        self.done_at = now
+        self.frames.release()
+
     @property
     def done(self) -> bool:
         """Whether it has arrived."""
@@ -263,7 +268,7 @@ class Outgoing:
         sending.moved_at, sending.stall_s = now, 0.0
         if have == len(sending.frames):
             self._empty(lane, sending)
-            sending.done_at = now
+            sending.arrived(now)
             lane.unconfirmed.pop(sending.frames.message_id, None)
             if sending in lane.queue:
                 lane.queue.remove(sending)
@@ -315,6 +320,6 @@ class Outgoing:
                 sending.unacknowledged -= 1
                 sending.moved_at = self._clock.now()
                 if sending.frames.is_whole:
-                    sending.done_at = self._clock.now()
+                    sending.arrived(self._clock.now())
                     self._changed.notify_all()
         self._publish()

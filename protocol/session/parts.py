@@ -126,6 +126,10 @@ class Framed(Sequence[bytes]):
             return _HEADER.size + self._chunk_bytes
         return _HEADER.size + self.message_bytes - (self._count - 1) * self._chunk_bytes
 
+    def release(self) -> None:
+        """Let go of the message: it has arrived, and no payload is asked for any more."""
+        self.pieces = ()
+
     def _between(self, first: int, end: int) -> list[memoryview]:
         found, offset = [], 0
         for piece in self.pieces:

@@ -110,6 +110,15 @@ def test_message_in_parts_is_done_when_its_receiver_has_all_of_it() -> None:
     assert sending.done and ends.arrived() == [message]
 
 
+@pytest.mark.parametrize("size", [500, 20_000])
+def test_message_that_has_arrived_is_not_kept(size: int) -> None:
+    ends = Ends()
+    sending = ends.vehicle.send(large(size))
+    assert sum(map(len, sending.frames.pieces)) > size
+    ends.bus.run()
+    assert sending.done and not sending.frames.pieces
+
+
 def test_window_bounds_what_is_under_way_and_statuses_pass_by() -> None:
     ends = Ends(payload_limit_bytes=64 * 1024)
     ends.vehicle.send(large(3_000_000))
