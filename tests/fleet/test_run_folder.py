@@ -197,7 +197,7 @@ def test_every_path_of_a_scenario_is_kept_absolute(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     relative_to_the_run = {"network.start", "network.source_features"}
     paths = {key for key in _settings(Scenario()) if key.endswith((".root", "start", ".weights"))}
-    assert paths - relative_to_the_run == {"dataset.root", "start", "network.weights"}
+    assert paths - relative_to_the_run == {"dataset.root", "start", "network.weights", "encoder.weights"}
     content = {"dataset": {"root": "a"}, "start": "b"}
     kept = settled(msgspec.convert(content, Scenario))
     assert (kept.dataset.root, kept.start) == (str(tmp_path / "a"), str(tmp_path / "b"))
