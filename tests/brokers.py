@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
+import os
+import shutil
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mqtt_fixtures import wait_until
 
 from fleet import broker
 
@@ -46,3 +51,49 @@ def running_broker(kind: broker.Kind, workdir: Path) -> Iterator[int]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def make_certificate(folder: Path) -> None:
+    """A certificate for localhost that is its own authority: `broker.pem` and `broker.key`."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=localhost",
+    ]
+    command += ["-addext", "subjectAltName=DNS:localhost", "-keyout", "broker.key", "-out", "broker.pem"]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+
+
+@contextlib.contextmanager
+def configured_mosquitto(folder: Path, listener_options: str) -> Iterator[int]:
+    """mosquitto with a listener of its own kind; gives its port."""
+    skip_without("mosquitto")
+    port = broker.free_port()
+    config = folder / "listener.conf"
+    # Started by root, mosquitto would become another user, who can't read the files of the test.
+    general = f"user {getpass.getuser()}\nlog_dest none\n"
+    config.write_text(f"per_listener_settings true\n{general}listener {port} 127.0.0.1\n{listener_options}")
+    path = f"{os.environ['PATH']}{os.pathsep}/usr/sbin"
+    process = subprocess.Popen(["mosquitto", "-c", str(config)], env={**os.environ, "PATH": path})
+    try:
+        wait_until(lambda: process.poll() is not None or _listens(port))
+        if process.poll() is not None:
+            pytest.skip("this mosquitto was built without what the test needs")
+        yield port
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((broker.HOST, port)) == 0

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from fleet_fixtures import Supervisor, TinyFleet, World, build_world
-from process_fixtures import Launch, write_scenario
+from fleet_fixtures import TinyFleet, World, build_world
+from process_fixtures import ROOT, Launch, Refuse, one_line, write_scenario
 from start_fixtures import QUIET, source_scenario_of, target_scenario_of
+from supervision import Supervisor
 
+from fleet.cli import app as cli
 from fleet.run.pretrain import pretrain
 from fleet.run.start import Start
 from fleet.scenario import Scenario
@@ -123,3 +125,19 @@ def start(source_scenario: Scenario, tmp_path_factory: pytest.TempPathFactory) -
 def target_scenario(tiny_world: World, start: Start) -> Scenario:
     """A short run in the other city that begins from the start."""
     return target_scenario_of(tiny_world, start)
+
+
+@pytest.fixture
+def refuse(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Refuse:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+    def refuse(*arguments: str | Path) -> str:
+        monkeypatch.setattr("sys.argv", ["blackfleet", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ending:
+            cli.main()
+        error = capfd.readouterr().err
+        assert ending.value.code == 2, error
+        return one_line(error, "blackfleet: ")
+
+    return refuse

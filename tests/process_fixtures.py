@@ -225,3 +225,15 @@ def _digests(whose: str, tensors: Mapping[str, Tensor]) -> dict[str, str]:
         f"{whose} {name}": hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()
         for name, tensor in sorted(tensors.items())
     }
+
+
+Refuse = Callable[..., str]
+"""Runs `blackfleet` with arguments, checks that it refuses, and gives its one line."""
+
+
+def one_line(text: str, beginning: str) -> str:
+    """The only line of `text`."""
+    lines = text.splitlines()
+    assert len(lines) == 1, text
+    assert lines[0].startswith(beginning), text
+    return lines[0]

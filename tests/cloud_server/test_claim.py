@@ -6,7 +6,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from fleet_fixtures import CARS, FLEET, Supervisor, TinyFleet, tag
+from fleet_fixtures import CARS, FLEET, TinyFleet, tag
+from supervision import Supervisor
 
 from cloud_server.claim import FleetClaim
 from cloud_server.errors import CloudError, Stopped

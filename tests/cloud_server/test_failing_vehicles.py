@@ -10,8 +10,9 @@ from typing import Any
 
 import msgspec
 import pytest
-from fleet_fixtures import Supervisor, TinyFleet, World
+from fleet_fixtures import TinyFleet, World
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail
+from supervision import Supervisor
 
 import edge_client.state
 from cloud_server.config import PatienceConfig

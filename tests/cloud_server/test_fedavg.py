@@ -13,7 +13,8 @@ import msgspec
 import numpy as np
 import pytest
 from federated_fixtures import ONE_STEP, SGD, FederatedFleet
-from fleet_fixtures import CARS, Supervisor, TinyFleet, World
+from fleet_fixtures import CARS, TinyFleet, World
+from supervision import Supervisor
 
 from cloud_server.config import PatienceConfig
 from edge_client.host import HostConfig

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 from federated_fixtures import ONE_STEP, SGD, FederatedFleet, tiny_module
-from fleet_fixtures import CARS, IMAGE_SIZE, Supervisor, World
+from fleet_fixtures import CARS, IMAGE_SIZE, World
+from supervision import Supervisor
 
 from cloud_server.algorithms.fedavg import (
     LocalUpdate,

@@ -12,7 +12,15 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from fleet_fixtures import CARS, FLEET, Supervisor, TinyFleet, World, tag, unreliable_bus
+from fleet_fixtures import (
+    CARS,
+    FLEET,
+    TinyFleet,
+    World,
+    tag,
+    unreliable_bus,
+)
+from supervision import Supervisor
 from test_local_loss import LOCAL, Reference, assert_learnt_like, fleet_of, refusal, run
 from torch.nn import functional
 

@@ -3,34 +3,35 @@
 from __future__ import annotations
 
 import logging
-import struct
 import threading
-import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
-from fleet_fixtures import CARS, FLEET, Supervisor, TinyFleet, tag
+from fleet_fixtures import FLEET, TinyFleet, tag
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from supervision import Supervisor
+from wrong_messages import (
+    CAR,
+    OTHER,
+    SOUND_HELLO,
+    Wrong,
+    features_of,
+    packed,
+    wrong_bytes,
+    wrong_hellos,
+    wrong_requests,
+)
 
 from edge_client.conversation import Conversation, Patience
 from edge_client.errors import VehicleError
-from protocol.codec.deflate import deflate
-from protocol.codec.labels import content_hash, encode_label
-from protocol.codec.tensor import EncodedTensor, encode
 from protocol.messages import (
-    PROTOCOL_VERSION,
     Feedback,
     Hello,
-    LabelOffer,
-    Labels,
-    OfferedLabel,
     Query,
     Reject,
     Status,
@@ -40,192 +41,8 @@ from protocol.messages import (
     Upload,
 )
 from protocol.session import topics
-from protocol.session.link import MAX_MESSAGE_BYTES, CloudLink, Malformed, Received, VehicleLink
+from protocol.session.link import CloudLink, Malformed, Received, VehicleLink
 from protocol.session.memory import MemoryBus, MemoryTransport
-
-CAR, OTHER = CARS
-_C, _H, _W = 4, 6, 8
-_TRAIN, _VAL = tuple(range(6)), 6
-
-
-_SOUND_HELLO = Hello(
-    vehicle=CAR,
-    session="ab" * 8,
-    protocol=PROTOCOL_VERSION,
-    encoder="stride8-c4",
-    bundle_digest="0123",
-    feature_shape=(_C, _H, _W),
-    image_size=(64, 48),
-    label_space="camvid",
-    frames={"train": 6, "val": 2, "test": 2},
-    frames_digest="00",
-)
-
-
-def _packed(message: object) -> bytes:
-    return b"\x00" + msgspec.msgpack.encode(message)
-
-
-def _features(count: int, **changes: Any) -> EncodedTensor:
-    """Well-formed features of `count` frames, but for `changes`."""
-    features_BCHW = np.random.default_rng(1).normal(size=(count, _C, _H, _W)).astype(np.float32)
-    return msgspec.structs.replace(encode(features_BCHW, 8), **changes)
-
-
-_FLOATS = np.ones(_C, "<f4")
-
-
-def _with(value: float) -> bytes:
-    floats = _FLOATS.copy()
-    floats[1] = value
-    return floats.tobytes()
-
-
-def _float32(value: float) -> EncodedTensor:
-    shape = (2, _C, _H, _W)
-    data = deflate(np.full(shape, value, "<f4").tobytes(), zlib.Z_HUFFMAN_ONLY)
-    return EncodedTensor(32, shape, b"", b"", data)
-
-
-_BAD_FEATURES: dict[str, tuple[EncodedTensor, str]] = {
-    "unknown bits": (_features(2, bits=5), "bits must be one of"),
-    "bits of too few channels": (_features(2, bits=bytes([8, 8])), "bits must be one number or 4, got 2"),
-    "unknown bits of a channel": (_features(2, bits=bytes([8, 8, 5, 8])), "bits of a channel must be one of"),
-    "float32 of a channel": (_features(2, bits=bytes([8, 8, 32, 8])), "bits of a channel must be one of"),
-    "fewer bits than the data has": (_features(2, bits=bytes([8, 8, 2, 8])), "tensor data is too long"),
-    "other dtype": (_features(2, bits=32, scale=b"", zero=b""), "tensor data is t"),
-    "other shape": (_features(2, shape=(2, _C, _W, _H)), "shape must be 2x4x6x8, got 2x4x8x6"),
-    "other channels": (_features(2, shape=(2, 2 * _C, _H, _W)), "shape must be"),
-    "more frames than named": (_features(3), "shape must be 2x4x6x8, got 3x4x6x8"),
-    "huge shape": (_features(2, shape=(2, 2**20, 2**10, 2**10)), "shape must be"),
-    "no shape": (_features(2, shape=()), "shape must be"),
-    "NaN in scale": (_features(2, scale=_with(np.nan)), "scale holds NaN or infinity"),
-    "infinity in scale": (_features(2, scale=_with(np.inf)), "scale holds NaN or infinity"),
-    "negative scale": (_features(2, scale=_with(-1)), "scale must not be negative"),
-    "short scale": (_features(2, scale=_FLOATS.tobytes()[:-1]), "scale must have 16 bytes, got 15"),
-    "NaN in zero point": (_features(2, zero=_with(np.nan)), "zero point holds NaN or infinity"),
-    "truncated data": (_features(2, data=_features(2).data[:-9]), "tensor data is t"),
-    "data with a tail": (_features(2, data=_features(2).data + b"!"), "after its end"),
-    "random data": (_features(2, data=bytes(range(256))), "tensor data"),
-    "NaN in float32": (_float32(np.nan), "tensor holds NaN or infinity"),
-    "infinity in float32": (_float32(-np.inf), "tensor holds NaN or infinity"),
-}
-
-
-def _label(index: int, label_HW: np.ndarray, **changes: Any) -> tuple[OfferedLabel, bytes]:
-    height, width = label_HW.shape
-    offered = OfferedLabel(
-        index=index, key=f"frame-{index}", digest=content_hash(label_HW), height=height, width=width
-    )
-    return msgspec.structs.replace(offered, **changes), encode_label(label_HW)
-
-
-@dataclass(frozen=True)
-class Wrong:
-    """A payload for the vehicle's uplink, and what the cloud says of it."""
-
-    name: str
-    payload: bytes
-    reason: str
-
-
-def _wrong_requests(turn: Turn) -> list[Wrong]:
-    """Requests inside a turn that is under way, at steps that the vehicle itself never comes to."""
-    steps = iter(range(10**6, 10**7))
-    wrong = []
-
-    def add(name: str, reason: str, make: Callable[..., object], **fields: Any) -> None:
-        header = {"vehicle": CAR, "grant": turn.grant, "turn_id": turn.turn_id, "step": next(steps)}
-        wrong.append(Wrong(name, _packed(make(**{**header, **fields})), reason))
-
-    for name, (features, reason) in _BAD_FEATURES.items():
-        add(f"query with {name}", reason, Query, frames=(0, 1), features=features)
-        add(f"upload with {name}", reason, Upload, split="train", frames=(0, 1), features=features)
-    good = _features(2)
-    frames = "is no train frame of 'car-1'"
-    add("query of a frame out of range", frames, Query, frames=(0, 99), features=good)
-    add("query of a val frame", frames, Query, frames=(0, _VAL), features=good)
-    add("query of no frame", "no frames are named", Query, frames=(), features=good)
-    add("query of a frame twice", "a frame is named twice", Query, frames=(1, 1), features=good)
-    add("upload of a frame out of range", frames, Upload, split="train", frames=(0, 99), features=good)
-    add(
-        "upload of a frame twice",
-        "a frame is named twice",
-        Upload,
-        split="train",
-        frames=(1, 1),
-        features=good,
-    )
-    add("upload of another split", "not asked for", Upload, split="test", frames=(8, 9), features=good)
-    add("stale grant", "stale turn", Query, grant="0" * 16, frames=(0, 1), features=good)
-    add("old turn", "stale turn", Query, turn_id=0, frames=(0, 1), features=good)
-    add("end before the uploads", "with 0 of 6 train frames uploaded", TurnDone, loss=1.0)
-    label_HW = np.zeros((48, 64), np.uint8)
-    unknown_HW = np.full((48, 64), 12, np.uint8)
-    labels = {
-        "label of a frame out of range": (_label(99, label_HW), "declared"),
-        "label of another size": (_label(0, label_HW[:, :32]), "label of train frame 0 is 32x48 pixels"),
-        "label with an unknown id": (
-            _label(0, unknown_HW),
-            "label ids must be below 11, or 255 for void, got 12",
-        ),
-        "label of another content": (_label(0, label_HW, digest=b"12345678"), "not what its digest"),
-        "label of another height": (_label(8, label_HW, height=60), "label data is t"),
-        "label of a strange name": (_label(0, label_HW, key="../../x"), "frame key must be"),
-    }
-    for name, ((offered, coded), reason) in labels.items():
-        add(name, reason, Labels, labels=((offered, coded),))
-    truncated = (_label(0, label_HW, digest=b"87654321")[0], encode_label(label_HW)[:-1])
-    add("truncated label", "label data is t", Labels, labels=(truncated,))
-    add("offer out of range", "declared", LabelOffer, labels=(_label(99, label_HW)[0],))
-    add("offer of another size", "is 32x48 pixels", LabelOffer, labels=(_label(0, label_HW[:, :32])[0],))
-    return wrong
-
-
-def _wrong_bytes(turn: Turn) -> list[Wrong]:
-    """Payloads that are no request of this vehicle at all."""
-    header = {"vehicle": CAR, "grant": turn.grant, "turn_id": turn.turn_id, "step": 10**7}
-    query = Query(**header, frames=(0, 1), features=_features(2))  # type: ignore[arg-type]
-    whole = _packed(query)
-    fields = msgspec.msgpack.decode(whole[1:])
-    elsewhere = _packed(msgspec.structs.replace(query, vehicle=OTHER))
-    status = _packed(Status(vehicle=CAR, session="0" * 16, online=False, beat=0))
-    return [
-        Wrong("nothing", b"", "are no message"),
-        Wrong("random bytes", np.random.default_rng(0).bytes(500), "are no message"),
-        Wrong("random bytes framed", b"\x00" + np.random.default_rng(0).bytes(500), ""),
-        Wrong("truncated message", whole[:-20], "truncated"),
-        Wrong("message with a tail", whole + b"\x01", "trailing"),
-        Wrong("half a part", b"\x01\x00\x00", "are no message"),
-        Wrong("part beyond the last", struct.pack(">BQIHH", 1, 7, 7, 2, 2) + b"x", "does not exist"),
-        Wrong("part with a wrong checksum", struct.pack(">BQIHH", 1, 7, 7, 1, 0) + b"x", "checksum"),
-        Wrong("oversized message", bytes(MAX_MESSAGE_BYTES + 2), "allowed"),
-        Wrong("message of another channel", status, ""),
-        Wrong("unknown tag", _packed(["gradient", *fields[1:]]), "gradient"),
-        Wrong("one field too many", _packed([*fields, 1]), "length"),
-        Wrong("one field too few", _packed(fields[:-1]), "length"),
-        Wrong("negative step", _packed(["query", CAR, turn.grant, 1, -1, *fields[5:]]), ">= 0"),
-        Wrong("number for a name", _packed(["query", 7, *fields[2:]]), "Expected `str`"),
-        Wrong("grant of other characters", _packed(["query", CAR, "../../../..", *fields[3:]]), "regex"),
-        Wrong("vehicle id of another", elsewhere, f"message of vehicle '{OTHER}' on the topic of '{CAR}'"),
-    ]
-
-
-def _wrong_hellos(hello: Hello) -> list[Wrong]:
-    """Introductions in this vehicle's name that do not fit the run."""
-    changes: list[tuple[str, dict[str, Any], str]] = [
-        ("another protocol version", {"protocol": PROTOCOL_VERSION + 1}, "this cloud speaks"),
-        ("another label space", {"label_space": "cityscapes"}, "this run is about 'camvid'"),
-        ("another feature shape", {"feature_shape": (9, 9, 9)}, "features of shape 9x9x9"),
-        ("another image size", {"image_size": (640, 480)}, "images of 640x480 pixels"),
-        ("no frames", {"frames": {}}, "no train frames"),
-        ("other frames", {"frames": {"train": 1, "val": 1, "test": 1, "ood": 0}}, "other frames"),
-        ("another bundle", {"bundle_digest": "0"}, "came back with the bundle"),
-    ]
-    return [
-        Wrong(name, _packed(msgspec.structs.replace(hello, session="f" * 16, **change)), reason)
-        for name, change, reason in changes
-    ]
 
 
 class Attacker:
@@ -259,17 +76,17 @@ class Attacker:
 
 
 def _everything_wrong(turn: Turn, hello: Hello) -> list[Wrong]:
-    return [*_wrong_requests(turn), *_wrong_bytes(turn), *_wrong_hellos(hello)]
+    return [*wrong_requests(turn), *wrong_bytes(turn), *wrong_hellos(hello)]
 
 
 def _wrong_at_the_end(turn: Turn, hello: Hello) -> list[Wrong]:
     """Requests of a turn whose uploads are complete."""
     header = {"vehicle": CAR, "grant": turn.grant, "turn_id": turn.turn_id}
-    again = Upload(**header, step=10**6, split="train", frames=(4, 5), features=_features(2))  # type: ignore[arg-type]
+    again = Upload(**header, step=10**6, split="train", frames=(4, 5), features=features_of(2))  # type: ignore[arg-type]
     done = TurnDone(**header, step=10**6, loss=float("nan"))  # type: ignore[arg-type]
     return [
-        Wrong("frames that are here already", _packed(again), "train frame 4 is uploaded twice"),
-        Wrong("loss that is no number", _packed(done), "loss must be finite, got nan"),
+        Wrong("frames that are here already", packed(again), "train frame 4 is uploaded twice"),
+        Wrong("loss that is no number", packed(done), "loss must be finite, got nan"),
     ]
 
 
@@ -302,7 +119,7 @@ def test_wrong_messages_are_rejected_one_by_one_and_change_nothing(
 def _hello(fleet: TinyFleet, vehicle: str) -> Hello:
     """What a sound vehicle of this fleet says of itself."""
     return msgspec.structs.replace(
-        _SOUND_HELLO,
+        SOUND_HELLO,
         vehicle=vehicle,
         bundle_digest=fleet.digest(),
         frames={split: len(keys) for split, keys in fleet.frames[CAR].items()},
@@ -325,7 +142,7 @@ def test_strangers_and_forged_statuses_change_nothing(undisturbed: TinyFleet, tm
         intruder.send(_hello(fleet, "intruder"))
         intruder.send(TurnDone(vehicle="intruder", grant="0" * 16, turn_id=1, step=0, loss=None))
         forged = Status(vehicle=CAR, session="0" * 16, online=False, beat=99)
-        intruder.transport.publish(topics.topic(topics.STATUS, FLEET, CAR), _packed(forged))
+        intruder.transport.publish(topics.topic(topics.STATUS, FLEET, CAR), packed(forged))
         intruder.transport.publish(topics.topic(topics.STATUS, FLEET, "nobody"), b"\x00\xff")
         intruder.transport.publish(topics.topic(topics.UP, FLEET, "nobody"), b"rubbish")
         intruder.transport.publish(f"{topics.PREFIX}/{FLEET}/no body/up", b"\x00")
@@ -366,13 +183,13 @@ def test_wrong_messages_to_a_vehicle_change_nothing(
                 b"",
                 np.random.default_rng(2).bytes(300),
                 payload[:-3],
-                _packed(Feedback(**header, grant=other, step=0, losses=(0.0,))),  # type: ignore[arg-type]
-                _packed(Feedback(**header, grant=ours, step=10**6, losses=(0.0,))),  # type: ignore[arg-type]
-                _packed(Feedback(vehicle=OTHER, turn_id=1, grant=ours, step=1, losses=(0.0,))),
-                _packed(refusal),
-                _packed(msgspec.structs.replace(refusal, grant=ours, step=10**6)),
-                _packed(turns[0]),  # an old turn
-                _packed(msgspec.structs.replace(turns[1], grant=other)),  # of no cloud
+                packed(Feedback(**header, grant=other, step=0, losses=(0.0,))),  # type: ignore[arg-type]
+                packed(Feedback(**header, grant=ours, step=10**6, losses=(0.0,))),  # type: ignore[arg-type]
+                packed(Feedback(vehicle=OTHER, turn_id=1, grant=ours, step=1, losses=(0.0,))),
+                packed(refusal),
+                packed(msgspec.structs.replace(refusal, grant=ours, step=10**6)),
+                packed(turns[0]),  # an old turn
+                packed(msgspec.structs.replace(turns[1], grant=other)),  # of no cloud
             ):
                 attacker.publish(down, wrong)
 
@@ -442,8 +259,8 @@ def _cloud_link() -> tuple[CloudLink, MemoryTransport]:
 
 
 _SOUND: list[Up] = [
-    _SOUND_HELLO,
-    Query(vehicle=CAR, grant="0" * 16, turn_id=1, step=3, frames=(0, 1), features=_features(2)),
+    SOUND_HELLO,
+    Query(vehicle=CAR, grant="0" * 16, turn_id=1, step=3, frames=(0, 1), features=features_of(2)),
     TurnDone(vehicle=CAR, grant="0" * 16, turn_id=1, step=9, loss=0.5),
 ]
 
@@ -463,7 +280,7 @@ def test_random_bytes_are_malformed(payload: bytes) -> None:
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
 def test_damaged_messages_are_malformed_or_typed(data: st.DataObject) -> None:
-    payload = bytearray(_packed(data.draw(st.sampled_from(_SOUND))))
+    payload = bytearray(packed(data.draw(st.sampled_from(_SOUND))))
     for _ in range(data.draw(st.integers(1, 4))):
         payload[data.draw(st.integers(0, len(payload) - 1))] = data.draw(st.integers(0, 255))
     link, peer = _cloud_link()

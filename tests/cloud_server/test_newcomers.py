@@ -7,7 +7,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from fleet_fixtures import CARS, Supervisor, TinyFleet, tag
+from fleet_fixtures import CARS, TinyFleet, tag
+from supervision import Supervisor
 
 from cloud_server.desk.newcomers import Newcomers
 from cloud_server.desk.registry import Registry

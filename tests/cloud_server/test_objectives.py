@@ -14,8 +14,16 @@ import numpy as np
 import pytest
 import torch
 from film_reference import FilmEncoder
-from fleet_fixtures import CARS, IMAGE_SIZE, Supervisor, TinyFleet, World, tag, unreliable_bus
+from fleet_fixtures import (
+    CARS,
+    IMAGE_SIZE,
+    TinyFleet,
+    World,
+    tag,
+    unreliable_bus,
+)
 from rich.console import Console
+from supervision import Supervisor
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 

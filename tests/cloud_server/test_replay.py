@@ -9,7 +9,8 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from fleet_fixtures import CARS, IMAGE_SIZE, Supervisor, TinyFleet, World
+from fleet_fixtures import CARS, IMAGE_SIZE, TinyFleet, World
+from supervision import Supervisor
 
 from cloud_server.algorithms.fedavg import epoch_rate_shares
 from cloud_server.combinations import check_combination

@@ -6,7 +6,8 @@ import threading
 import time
 from pathlib import Path
 
-from fleet_fixtures import CARS, FLEET, Supervisor, TinyFleet, tag
+from fleet_fixtures import CARS, FLEET, TinyFleet, tag
+from supervision import Supervisor
 
 from cloud_server.config import PatienceConfig
 from protocol.session import topics

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fleet_fixtures import CARS, Supervisor, TinyFleet, World
+from fleet_fixtures import CARS, TinyFleet, World
+from supervision import Supervisor
 from test_local_loss import fleet_of, run
 
 from benchmarks.serving_scores import score_servings

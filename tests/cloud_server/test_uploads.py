@@ -11,9 +11,10 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from fleet_fixtures import CARS, Supervisor, TinyFleet, World, interrupt, unreliable_bus
+from fleet_fixtures import CARS, TinyFleet, World, interrupt, unreliable_bus
 from hypothesis import given
 from hypothesis import strategies as st
+from supervision import Supervisor
 from test_loss_weighting import WEIGHTED, Watched
 
 from cloud_server.algorithms.upload_limit import UploadLimit

@@ -11,7 +11,15 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from fleet_fixtures import CARS, IMAGE_SIZE, Supervisor, TinyFleet, World, tag, unreliable_bus
+from fleet_fixtures import (
+    CARS,
+    IMAGE_SIZE,
+    TinyFleet,
+    World,
+    tag,
+    unreliable_bus,
+)
+from supervision import Supervisor
 from torch.nn.utils import parameters_to_vector
 
 from cloud_server.desk.turns import ActiveTurn

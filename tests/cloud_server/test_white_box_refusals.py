@@ -13,7 +13,8 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from fleet_fixtures import CARS, FLEET, Supervisor, TinyFleet, World, interrupt
+from fleet_fixtures import CARS, FLEET, TinyFleet, World, interrupt
+from supervision import Supervisor
 
 from cloud_server.errors import CloudError
 from edge_client.errors import TurnRefused

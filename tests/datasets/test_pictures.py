@@ -10,7 +10,8 @@ import cv2
 import msgspec
 import numpy as np
 import pytest
-from fleet_fixtures import CARS, Supervisor, TinyFleet, World
+from fleet_fixtures import CARS, TinyFleet, World
+from supervision import Supervisor
 from test_objectives import ACTIVATION, STAYS, Recorder
 
 from cloud_server.errors import CloudError

@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 import torch
 from film_reference import FilmEncoder
-from fleet_fixtures import CARS, IMAGE_SIZE, Supervisor, TinyFleet, World, tag, unreliable_bus
+from fleet_fixtures import (
+    CARS,
+    IMAGE_SIZE,
+    TinyFleet,
+    World,
+    tag,
+    unreliable_bus,
+)
+from supervision import Supervisor
 from torch.nn.utils import parameters_to_vector
 
 from cloud_server.algorithms.blackfleet import local_rate_shares

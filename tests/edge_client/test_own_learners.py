@@ -8,8 +8,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from fleet_fixtures import Supervisor, TinyFleet, World, interrupt
+from fleet_fixtures import TinyFleet, World, interrupt
 from page_fixtures import write_page_files
+from supervision import Supervisor
 
 from cloud_server.config import ZerothOrderConfig
 from cloud_server.errors import CloudError

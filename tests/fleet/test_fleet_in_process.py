@@ -11,7 +11,8 @@ from typing import Any
 
 import cv2
 import pytest
-from fleet_fixtures import CARS, Supervisor, TinyFleet, World
+from fleet_fixtures import CARS, TinyFleet, World
+from supervision import Supervisor
 
 from cloud_server.config import PatienceConfig, ZerothOrderConfig
 from cloud_server.errors import CloudError

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 import pytest
-from fleet_fixtures import CARS, IMAGE_SIZE, Supervisor, TinyFleet, World, tag
+from fleet_fixtures import CARS, IMAGE_SIZE, TinyFleet, World, tag
+from supervision import Supervisor
 
 from cloud_server.storage.checkpoint import load_checkpoint
 from datasets.catalog import open_dataset

@@ -6,7 +6,8 @@ import random
 from pathlib import Path
 
 import pytest
-from fleet_fixtures import CARS, Saboteur, Supervisor, TinyFleet, tag, unreliable_bus
+from fleet_fixtures import CARS, TinyFleet, tag, unreliable_bus
+from supervision import Saboteur, Supervisor
 
 from protocol.session.memory import MemoryBus
 

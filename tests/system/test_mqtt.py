@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import getpass
-import os
-import queue
-import shutil
 import signal
 import socket
-import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from brokers import running_broker, skip_without, start_broker
+from mqtt_fixtures import WAIT_S, Inbox, listening, url, wait_until
 from wire_proxy import WireProxy
 
 from fleet import broker
-from protocol.session.broker_url import parse_broker_url
 from protocol.session.mqtt import MqttTransport, NetworkLoop
 from protocol.session.transport import BrokerUnreachable, Delivery, Will
-
-WAIT_S = 20
 
 
 @pytest.fixture(scope="module", params=broker.KINDS)
@@ -38,43 +29,6 @@ def broker_port(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 def loop() -> Iterator[NetworkLoop]:
     with NetworkLoop() as network_loop:
         yield network_loop
-
-
-class Inbox:
-    """A handler that keeps what it gets."""
-
-    def __init__(self) -> None:
-        self._deliveries: queue.Queue[Delivery] = queue.Queue()
-
-    def __call__(self, delivery: Delivery) -> None:
-        self._deliveries.put(delivery)
-
-    def next(self) -> Delivery:
-        return self._deliveries.get(timeout=WAIT_S)
-
-    @property
-    def empty(self) -> bool:
-        return self._deliveries.empty()
-
-
-def wait_until(condition: object) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.005)
-
-
-def url(port: int, options: str = "") -> str:
-    return broker.broker_url(port) + options
-
-
-def listening(
-    address: str, loop: NetworkLoop, topic_filter: str, client_id: str
-) -> tuple[MqttTransport, Inbox]:
-    client, inbox = MqttTransport(address, client_id, loop=loop), Inbox()
-    client.subscribe(topic_filter, inbox)
-    client.connect(WAIT_S)
-    return client, inbox
 
 
 @pytest.mark.parametrize("size", [0, 1, 20_000, 3_000_000])
@@ -380,130 +334,3 @@ def _answer_with_noise(server: socket.socket) -> None:
             return
         client.sendall(b"\x20\x02\xff\xffHTTP/1.1 400 Bad Request\r\n\r\n" * 3)
         client.close()
-
-
-def test_refused_login_ends_the_waiting_at_once(tmp_path: Path, loop: NetworkLoop) -> None:
-    with configured_mosquitto(tmp_path, "allow_anonymous false\n") as port:
-        client = MqttTransport(f"mqtt://me:wrong@127.0.0.1:{port}", "refused", loop=loop)
-        with pytest.raises(BrokerUnreachable, match="refused: not authorized"):
-            client.connect(600)
-        client.close()
-
-
-def test_websocket_carries_messages_larger_than_the_socket_takes_at_once(
-    tmp_path: Path, loop: NetworkLoop
-) -> None:
-    both = "allow_anonymous true\nlistener {} 127.0.0.1\nallow_anonymous true\nprotocol websockets\n"
-    ws_port = broker.free_port()
-    with configured_mosquitto(tmp_path, both.format(ws_port)) as port:
-        # mosquitto 2.0 takes seconds to deliver more than a few KB over WebSocket, so the large way is up.
-        listener, inbox = listening(url(port), loop, "ws/up", "ws-listener")
-        talker, answers = listening(f"ws://127.0.0.1:{ws_port}", loop, "ws/down", "ws-talker")
-        payloads = [bytes([i]) * size for i, size in enumerate((10, 5_000_000, 20, 3_000_000, 30, 100_000))]
-        for payload in payloads:
-            talker.publish("ws/up", payload)
-        for payload in payloads:
-            assert inbox.next().payload == payload
-        listener.publish("ws/down", b"answer")
-        assert answers.next().payload == b"answer"
-        assert talker.traffic.reconnects == 0
-        talker.close()
-        listener.close()
-
-
-def test_tls_session_checks_the_brokers_certificate(tmp_path: Path, loop: NetworkLoop) -> None:
-    make_certificate(tmp_path)
-    files = f"certfile {tmp_path}/broker.pem\nkeyfile {tmp_path}/broker.key\n"
-    with configured_mosquitto(tmp_path, files + "allow_anonymous true\n") as port:
-        address = f"mqtts://localhost:{port}"
-        stranger = MqttTransport(address, "stranger", loop=loop)
-        with pytest.raises(BrokerUnreachable, match=r"certificate.*\?ca=FILE"):
-            stranger.connect(600)
-        stranger.close()
-        for trusting in (f"{address}?ca={tmp_path}/broker.pem", f"{address}?insecure=1"):
-            client, inbox = listening(trusting, loop, "tls", "tls-client")
-            for size in (10, 2_000_000):
-                client.publish("tls", bytes(size))
-                assert inbox.next().payload == bytes(size)
-            client.close()
-
-
-def make_certificate(folder: Path) -> None:
-    """A certificate for localhost that is its own authority: `broker.pem` and `broker.key`."""
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed")
-    command = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-days",
-        "2",
-        "-subj",
-        "/CN=localhost",
-    ]
-    command += ["-addext", "subjectAltName=DNS:localhost", "-keyout", "broker.key", "-out", "broker.pem"]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True)
-
-
-@contextlib.contextmanager
-def configured_mosquitto(folder: Path, listener_options: str) -> Iterator[int]:
-    """mosquitto with a listener of its own kind; gives its port."""
-    skip_without("mosquitto")
-    port = broker.free_port()
-    config = folder / "listener.conf"
-    # Started by root, mosquitto would become another user, who can't read the files of the test.
-    general = f"user {getpass.getuser()}\nlog_dest none\n"
-    config.write_text(f"per_listener_settings true\n{general}listener {port} 127.0.0.1\n{listener_options}")
-    path = f"{os.environ['PATH']}{os.pathsep}/usr/sbin"
-    process = subprocess.Popen(["mosquitto", "-c", str(config)], env={**os.environ, "PATH": path})
-    try:
-        wait_until(lambda: process.poll() is not None or _listens(port))
-        if process.poll() is not None:
-            pytest.skip("this mosquitto was built without what the test needs")
-        yield port
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex((broker.HOST, port)) == 0
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ("localhost:1883", "must start with mqtt://"),
-        ("http://localhost", "must start with mqtt://"),
-        ("mqtt://", "needs a host"),
-        ("mqtt://host:0", "port from 1 to 65535"),
-        ("mqtt://host:99999", "port from 1 to 65535"),
-        ("mqtt://host:port", "port from 1 to 65535"),
-        ("mqtt://host?cafile=x", "unknown broker URL option 'cafile'"),
-        ("mqtt://host?version=4", "must be 3.1.1 or 5, got '4'"),
-        ("mqtt://host?ca=x", "need mqtts:// or wss://"),
-    ],
-)
-def test_bad_broker_url_is_refused(text: str, reason: str) -> None:
-    with pytest.raises(ValueError, match=reason):
-        parse_broker_url(text)
-
-
-def test_broker_url_parts_and_defaults() -> None:
-    parsed = parse_broker_url("wss://us%40er:p%2Fw@[::1]:444/broker?ca=a.pem&cert=b.pem&key=c.pem&insecure")
-    assert (parsed.host, parsed.port, parsed.path) == ("::1", 444, "/broker")
-    assert (parsed.username, parsed.password) == ("us@er", "p/w")
-    assert (parsed.ca, parsed.cert, parsed.key) == (Path("a.pem"), Path("b.pem"), Path("c.pem"))
-    assert parsed.insecure and parsed.tls and parsed.websocket
-    assert str(parsed) == "wss://us@er@[::1]:444/broker"
-    ports = [parse_broker_url(f"{scheme}://h").port for scheme in ("mqtt", "mqtts", "ws", "wss")]
-    assert ports == [1883, 8883, 80, 443]
-
-
-def test_missing_certificate_file_is_one_clear_line(loop: NetworkLoop) -> None:
-    with pytest.raises(ValueError, match=r"can't be used \(missing.pem\)"):
-        MqttTransport("mqtts://host?ca=missing.pem", "a", loop=loop)

@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from brokers import running_broker
-from test_mqtt import configured_mosquitto, make_certificate
+from brokers import configured_mosquitto, make_certificate, running_broker
 
 from fleet import broker
 from fleet.errors import OperatorError
