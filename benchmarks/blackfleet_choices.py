@@ -25,7 +25,7 @@ from benchmarks.serving_scores import score_servings
 from cloud_server.config import read_config
 from edge_client.host import read_host_config
 from fleet.compare.spread import sample_deviation
-from fleet.run.progress import format_bytes
+from fleet.show.progress import format_bytes
 from protocol.plans.blackfleet import SERVINGS
 
 _WIDTH = 110

@@ -36,7 +36,7 @@ from cloud_server.training.trainer import PartConfig, Trainer, TrainerConfig
 from edge_client.frames import FrameCache
 from evaluation.scores import ConfusionMatrix
 from fleet.export.encoders import DEFAULT_ENCODER, build_encoder
-from fleet.run.allocation import allocate, open_data
+from fleet.frames.allocation import allocate, open_data
 from fleet.run.joint_network import JointNetwork
 from fleet.scenario import DatasetPart, Scenario, parse_image_size
 from protocol.batches import batch_bounds

@@ -23,7 +23,7 @@ from benchmarks.camvid import camvid_folder
 from benchmarks.options import read_seeds, some_of
 from benchmarks.runs import Run, finish, local_start
 from fleet.compare.spread import sample_deviation
-from fleet.run.allocation import open_data
+from fleet.frames.allocation import open_data
 from fleet.run.checks import MEMORY_BUS
 from fleet.scenario import load_scenario
 

@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from cloud_server.config import ZerothOrderConfig, read_config
+from cloud_server.run.results import RESULT_NAME
 from cloud_server.storage.recorders import LOG_NAME
-from cloud_server.storage.results import RESULT_NAME
 from edge_client.host import read_host_config
 from fleet.run.in_process import run_in_process
 from fleet.run.launch import launch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Collection
 
-from fleet.compare.sweep import parse_seeds
+from fleet.cli.sweep import parse_seeds
 from fleet.errors import OperatorError
 
 

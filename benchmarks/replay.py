@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks.camvid import camvid_folder
 from benchmarks.options import read_seeds
 from benchmarks.runs import Run, finish
-from fleet.run.progress import format_bytes
+from fleet.show.progress import format_bytes
 
 _EPOCHS = 3
 _SETTINGS = ((0, 1), (1, 1), (2, 1), (0, 3))

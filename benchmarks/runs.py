@@ -18,8 +18,8 @@ from rich.console import Console
 
 from cloud_server.config import network_seed
 from cloud_server.networks.stems import build_shared_network
+from cloud_server.run.results import RESULT_NAME
 from cloud_server.storage.recorders import LOG_NAME as EVENTS_NAME
-from cloud_server.storage.results import RESULT_NAME
 from datasets.catalog import label_space
 from edge_client.encoder.bundle import EncoderBundle
 from edge_client.state import StateStore
@@ -29,8 +29,8 @@ from fleet.report.data import read_curve
 from fleet.run.folder import SCENARIO_NAME
 from fleet.run.launch import launch
 from fleet.run.pretrain import pretrain, write_start
-from fleet.run.start import SPEC_NAME
 from fleet.scenario import load_scenario, save_scenario
+from fleet.start import SPEC_NAME
 
 _LOG_NAME = "launch.log"
 

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from cloud_server.config import CloudConfig, network_seed
 from cloud_server.networks.stems import build_shared_network
+from cloud_server.run.results import RESULT_NAME
 from cloud_server.storage.checkpoint import load_checkpoint, unflatten_state
-from cloud_server.storage.results import RESULT_NAME
 from cloud_server.storage.vehicle_store import VehicleStore
 from cloud_server.training.trainer import Trainer, TrainerConfig
 from datasets.catalog import label_space, open_dataset

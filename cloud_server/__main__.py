@@ -14,7 +14,7 @@ import msgspec
 from cloud_server.algorithms.table import FLEET_ALGORITHMS
 from cloud_server.config import CloudConfig, read_config
 from cloud_server.errors import CloudError, Stopped
-from cloud_server.service import serve
+from cloud_server.run.service import serve
 from cloud_server.unknown_keys import explain
 from datasets.catalog import LABEL_SPACES
 from protocol.errors import Mistake

@@ -15,12 +15,12 @@ from cloud_server.unknown_keys import explain
 from datasets.catalog import LABELLED, LABELLED_CHOICES, find_dataset
 from datasets.conditions import Condition
 from datasets.labels import LabelSpace
+from fleet.cores import usable_cores
 from fleet.errors import OperatorError
 from fleet.export.encoders import ENCODER_DOOR, ImageEncoder, architecture
-from fleet.run.cores import usable_cores
-from fleet.run.start import FEATURES_NAME, NETWORK_NAME
-from fleet.run.start import FOLDER_NAME as START_FOLDER
 from fleet.scenario_file import read_table, write_table
+from fleet.start import FEATURES_NAME, NETWORK_NAME
+from fleet.start import FOLDER_NAME as START_FOLDER
 from protocol.codec.bits import check_frame_bytes
 from protocol.doors import is_foreign
 from protocol.errors import SettingError

@@ -16,8 +16,8 @@ from supervision import Supervisor
 
 from fleet.cli import app as cli
 from fleet.run.pretrain import pretrain
-from fleet.run.start import Start
 from fleet.scenario import Scenario
+from fleet.start import Start
 
 # Sums are split by threads: what tests compute with torch must be split as the trainer's, which has one.
 torch.set_num_threads(1)

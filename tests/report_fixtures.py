@@ -16,9 +16,9 @@ from evaluation.predictions import write_prediction
 from evaluation.scores import ConfusionMatrix
 from fleet.compare.milestones import find_milestones
 from fleet.compare.tables import summarise
+from fleet.frames.allocation import open_data
+from fleet.frames.partition_record import record_shares, settle_shares
 from fleet.report.data import read_training
-from fleet.run.allocation import open_data
-from fleet.run.partition_record import record_shares, settle_shares
 from fleet.scenario import Scenario, save_scenario
 
 ALGORITHMS = ("blackfed-v2", "split")

@@ -14,12 +14,12 @@ from fleet_fixtures import World
 from rich.console import Console
 
 from cloud_server.config import ZerothOrderConfig
+from cloud_server.run.persistence import RunState
 from cloud_server.storage.checkpoint import load_checkpoint
-from cloud_server.storage.persistence import RunState
 from fleet.errors import OperatorError
 from fleet.run.launch import launch
-from fleet.run.start import NETWORK_NAME, Start
 from fleet.scenario import DatasetPart, EncoderPart, Scenario
+from fleet.start import NETWORK_NAME, Start
 from protocol.plans.coding import Coding
 from protocol.plans.first_order import FirstOrder
 from protocol.plans.local_loss import LocalLossPlan

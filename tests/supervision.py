@@ -9,7 +9,7 @@ from collections.abc import Callable
 from fleet_fixtures import TinyFleet, tag
 
 from cloud_server.errors import Stopped as CloudStopped
-from cloud_server.service import serve
+from cloud_server.run.service import serve
 from edge_client.conversation import Stopped as VehicleStopped
 from edge_client.host import Host
 from protocol.session.memory import MemoryBus, MemoryTransport

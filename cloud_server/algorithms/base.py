@@ -176,7 +176,7 @@ def _mean(values: Mapping[str, float]) -> float | None:
 
 
 class Learning(Protocol):
-    """Whatever is learnt stage by stage: what `cloud_server.stages` runs, commits and reports."""
+    """Whatever is learnt stage by stage: what `cloud_server.run.stages` runs, commits and reports."""
 
     stages: tuple[Stage, ...]
     scores: Scores

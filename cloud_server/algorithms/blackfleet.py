@@ -17,13 +17,13 @@ import torch
 from numpy.typing import NDArray
 
 from cloud_server.algorithms.base import Context, TurnPlan, evaluation_plan, upload_limits
+from cloud_server.algorithms.kept_loss_maps import KeptLossMaps
 from cloud_server.algorithms.one_network import OneNetwork
 from cloud_server.algorithms.replay import EVERYONE
 from cloud_server.config import CloudConfig
 from cloud_server.desk.turns import Features
 from cloud_server.schedule import Kind, Stage, all_together
 from cloud_server.storage.vehicle_store import VehicleStore
-from cloud_server.training.kept_loss_maps import KeptLossMaps
 from protocol.batches import batch_bounds
 from protocol.codec.tensor import EncodedTensor
 from protocol.messages import LocalLossPlan

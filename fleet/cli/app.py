@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-import fleet.compare.sweep as comparing
+import fleet.cli.sweep as comparing
 import fleet.run.launch as launching
 import fleet.run.pretrain as pretraining
 from cloud_server.algorithms.table import ALGORITHM_DOOR
@@ -24,7 +24,7 @@ from fleet.export.bundle import export_bundle
 from fleet.export.encoders import DEFAULT_ENCODER, ENCODER_DOOR
 from fleet.report.page import write_report
 from fleet.scenario import Scenario, parse_image_size
-from fleet.screen import screen
+from fleet.show.screen import screen
 from protocol.errors import MENDABLE
 from protocol.output import outlive_readers
 

@@ -21,7 +21,7 @@ from evaluation.official_python import find_official_python
 from evaluation.predictions import PredictionError, read_prediction_ids
 from evaluation.scores import ConfusionMatrix, ScoreTable, summarize
 from fleet.cli.evaluation_report import EvaluationReport, print_report
-from fleet.screen import screen
+from fleet.show.screen import screen
 from protocol.atomic import write_json_atomic
 
 EVALUATION_NAME = "evaluation.json"

@@ -13,7 +13,7 @@ from datasets.catalog import label_space
 from evaluation.instances import are_weighted
 from evaluation.official import OfficialComparison
 from evaluation.scores import ScoreTable
-from fleet.screen import Column, FittedTable
+from fleet.show.screen import Column, FittedTable
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fleet.run.progress import format_bytes
+from fleet.show.progress import format_bytes
 
 DEFAULT_REFERENCE = "blackfed-v2"
 COLUMNS = (

@@ -10,8 +10,8 @@ from rich.box import SIMPLE_HEAD
 
 from fleet.compare import milestones
 from fleet.compare.spread import sample_deviation
-from fleet.run.progress import format_bytes
-from fleet.screen import Column, FittedTable
+from fleet.show.progress import format_bytes
+from fleet.show.screen import Column, FittedTable
 
 COMPARISON_NAME = "compare.json"
 _COLUMNS = ("algorithm", "local mIoU", "OOD mIoU", "up", "down", "frames seen", "queries", "time")

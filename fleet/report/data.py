@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from cloud_server.run.results import RESULT_NAME
 from cloud_server.storage.recorders import LOG_NAME
-from cloud_server.storage.results import RESULT_NAME
 from datasets.catalog import find_dataset
 from datasets.entry import DatasetEntry
 from datasets.labels import LabelSpace
@@ -23,9 +23,9 @@ from fleet.compare.milestones import Point
 from fleet.compare.spread import sample_deviation
 from fleet.compare.tables import COMPARISON_NAME
 from fleet.errors import OperatorError
+from fleet.frames.partition_record import PARTITION_NAME
 from fleet.run.folder import SCENARIO_NAME
 from fleet.run.job import read_object
-from fleet.run.partition_record import PARTITION_NAME
 from fleet.scenario import DatasetPart, Scenario, load_scenario
 from protocol.errors import Mistake
 

@@ -16,8 +16,8 @@ from datasets.labels import VOID, LabelSpace
 from evaluation.predictions import PredictionError, prediction_name, read_prediction
 from evaluation.scores import ConfusionMatrix
 from fleet.errors import OperatorError
+from fleet.frames.allocation import data_folder, evenly_spaced, vehicle_sight
 from fleet.report.data import ReportData, Run, read_partition
-from fleet.run.allocation import data_folder, evenly_spaced, vehicle_sight
 from fleet.run.folder import SCENARIO_NAME
 from fleet.scenario import load_scenario, parse_image_size
 from protocol.errors import MENDABLE

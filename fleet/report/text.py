@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fleet.report.data import Spread
-from fleet.run.progress import format_bytes
+from fleet.show.progress import format_bytes
 
 NONE = "–"
 

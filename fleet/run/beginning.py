@@ -10,7 +10,7 @@ from torch import nn
 
 from edge_client.frames import FrameCache
 from fleet.export.encoders import ImageEncoder
-from fleet.run.allocation import evenly_spaced, sights
+from fleet.frames.allocation import evenly_spaced, sights
 from fleet.run.job import Job
 from fleet.scenario import parse_image_size
 

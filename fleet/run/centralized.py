@@ -21,21 +21,21 @@ from cloud_server.desk.declaration import Declaration
 from cloud_server.desk.registry import Registry
 from cloud_server.errors import CloudError
 from cloud_server.events import Events
+from cloud_server.run.persistence import RunState
+from cloud_server.run.stages import StageLoop
 from cloud_server.schedule import Kind, Stage, all_together
-from cloud_server.stages import StageLoop
 from cloud_server.storage.checkpoint import flatten_state, unflatten_state
-from cloud_server.storage.persistence import RunState
 from cloud_server.storage.recorders import Board, RunLog
 from cloud_server.training.trainer import DivergedError
 from edge_client.frames import FrameCache, Sight
 from evaluation.predictions import write_prediction
 from evaluation.scores import ConfusionMatrix
 from fleet.errors import OperatorError
-from fleet.run.allocation import sights
+from fleet.frames.allocation import sights
 from fleet.run.job import Job
 from fleet.run.joint_network import joint_trainer
-from fleet.run.progress import Progress
 from fleet.scenario import parse_image_size
+from fleet.show.progress import Progress
 from protocol.batches import batch_bounds
 from protocol.noise import derive_seed, permutation
 

@@ -6,9 +6,9 @@ from collections.abc import Collection
 from pathlib import Path
 
 from cloud_server.algorithms.table import algorithm_row
-from cloud_server.combinations import check_combination
 from cloud_server.networks.build import NETWORK_DOOR, build_network
 from cloud_server.networks.spec import NetworkSpec
+from cloud_server.run.combinations import check_combination
 from cloud_server.training.losses import LOSSES
 from datasets.catalog import label_space
 from datasets.partition import METHODS
@@ -16,8 +16,8 @@ from edge_client.learners.own import check_settings, find_learner
 from fleet import broker
 from fleet.errors import OperatorError
 from fleet.export.encoders import check_image_size
-from fleet.run.start import StartSpec
 from fleet.scenario import Scenario, parse_image_size
+from fleet.start import StartSpec
 from protocol.doors import is_foreign
 from protocol.messages import OwnPlan
 from protocol.plans.local_loss import LocalLossPlan

@@ -22,15 +22,15 @@ from fleet.export.bundle import SPEC_NAME, export_encoder
 from fleet.export.encoders import build_encoder
 from fleet.export.head_export import export_head
 from fleet.export.local_model import export_local_model
-from fleet.run.allocation import data_folder, sights
+from fleet.frames.allocation import data_folder, sights
 from fleet.run.beginning import begin
 from fleet.run.checks import MEMORY_BUS, OWN_BROKERS, named_learners
-from fleet.run.follow import LogFollower
 from fleet.run.in_process import run_in_process
 from fleet.run.job import Job
 from fleet.run.processes import ProcessSpec, ProcessTable
-from fleet.run.progress import Progress
 from fleet.scenario import Scenario, parse_image_size
+from fleet.show.follow import LogFollower
+from fleet.show.progress import Progress
 from protocol.atomic import write_json_atomic
 from protocol.doors import file_name
 from protocol.local_model import FOLDER_NAME

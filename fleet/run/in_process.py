@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cloud_server.config import CloudConfig
-from cloud_server.service import serve
+from cloud_server.run.service import serve
 from edge_client.host import Host, HostConfig
 from protocol.session.memory import MemoryBus
 from protocol.session.transport import Transport, Will

@@ -12,9 +12,9 @@ from rich.console import Console
 
 from datasets.frame import FrameSource
 from fleet.errors import OperatorError
-from fleet.run.allocation import Share
-from fleet.run.start import Start
+from fleet.frames.allocation import Share
 from fleet.scenario import Scenario
+from fleet.start import Start
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,10 @@ import msgspec
 from rich.console import Console
 
 from cloud_server.algorithms.table import algorithm_row
-from cloud_server.storage.results import RESULT_NAME
-from fleet.run.allocation import open_data, source_test_frames
+from cloud_server.run.results import RESULT_NAME
+from fleet.frames.allocation import open_data, source_test_frames
+from fleet.frames.check import check_before_allotting, check_shares
+from fleet.frames.partition_record import PARTITION_NAME, record_shares, settle_shares
 from fleet.run.centralized import run_centralized
 from fleet.run.checks import MEMORY_BUS, OWN_BROKERS, check_runnable, check_start
 from fleet.run.fleet_run import run_fleet
@@ -28,16 +30,14 @@ from fleet.run.folder import (
     readable_by_owner_alone,
     write_scenario,
 )
-from fleet.run.frame_check import check_before_allotting, check_shares
 from fleet.run.job import Job, read_object
-from fleet.run.overlays import draw_overlays
-from fleet.run.partition_record import PARTITION_NAME, record_shares, settle_shares
-from fleet.run.progress import result_table
 from fleet.run.reach import check_reach
 from fleet.run.resuming import resumed_scenario
-from fleet.run.start import FOLDER_NAME as START_FOLDER
-from fleet.run.start import Start
 from fleet.scenario import Scenario
+from fleet.show.overlays import draw_overlays
+from fleet.show.progress import result_table
+from fleet.start import FOLDER_NAME as START_FOLDER
+from fleet.start import Start
 from protocol.doors import file_name
 
 
@@ -51,7 +51,7 @@ def launch(scenario: Scenario, run_folder: Path, *, resume: bool, console: Conso
     """Run a scenario to its end; returns the content of `result.json`. A complete run is not run again.
 
     With `resume` the scenario is the one that the run began with, but for the broker, and for more rounds
-    where those are well defined (`cloud_server.more_rounds`).
+    where those are well defined (`cloud_server.run.more_rounds`).
 
     Raises:
         Mistake, OSError: see each part; one readable line.

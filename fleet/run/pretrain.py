@@ -22,18 +22,18 @@ from edge_client.frames import FrameCache
 from fleet.errors import OperatorError
 from fleet.export.bundle import export_encoder
 from fleet.export.encoders import ImageEncoder, build_encoder
-from fleet.run.allocation import (
+from fleet.frames.allocation import (
     Share,
     data_folder,
     evenly_spaced,
 )
+from fleet.frames.partition_record import settle_shares
+from fleet.frames.rendering import rendered_cities, rendered_frames_per_city
 from fleet.run.folder import held, kept_scenario, readable_by_owner_alone
 from fleet.run.launch import launch
-from fleet.run.partition_record import settle_shares
-from fleet.run.rendering import rendered_cities, rendered_frames_per_city
 from fleet.run.resuming import resumed_scenario
-from fleet.run.start import ENCODER_NAME, FEATURES_NAME, NETWORK_NAME, SPEC_NAME, Start, write_spec
 from fleet.scenario import Scenario, parse_image_size
+from fleet.start import ENCODER_NAME, FEATURES_NAME, NETWORK_NAME, SPEC_NAME, Start, write_spec
 from protocol.batches import batch_bounds
 from protocol.codec.labels import content_hash
 from protocol.plans.adaptation import Adaptation

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from cloud_server.errors import CloudError
-from cloud_server.more_rounds import check_more_rounds
+from cloud_server.run.more_rounds import check_more_rounds
 from fleet.errors import OperatorError
 from fleet.run.folder import kept_scenario, with_absolute_paths
 from fleet.scenario import Scenario

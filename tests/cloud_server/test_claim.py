@@ -9,9 +9,9 @@ import pytest
 from fleet_fixtures import CARS, FLEET, TinyFleet, tag
 from supervision import Supervisor
 
-from cloud_server.claim import FleetClaim
 from cloud_server.errors import CloudError, Stopped
-from cloud_server.service import serve
+from cloud_server.run.claim import FleetClaim
+from cloud_server.run.service import serve
 from protocol.messages import Status
 from protocol.session.link import CloudLink, Received, encode_status
 from protocol.session.memory import MemoryBus

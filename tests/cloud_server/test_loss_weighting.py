@@ -24,8 +24,8 @@ from supervision import Supervisor
 from test_local_loss import LOCAL, Reference, assert_learnt_like, fleet_of, refusal, run
 from torch.nn import functional
 
+from cloud_server.algorithms.kept_loss_maps import KeptLossMaps
 from cloud_server.config import ZerothOrderConfig
-from cloud_server.training.kept_loss_maps import KeptLossMaps
 from datasets.labels import VOID
 from protocol.codec.tensor import EncodedTensor, decode, encode
 from protocol.messages import FetchLossMaps, LossMaps, Turn

@@ -27,7 +27,7 @@ from supervision import Supervisor
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
-import fleet.compare.sweep as comparing
+import fleet.cli.sweep as comparing
 from cloud_server.config import NetworkConfig, ZerothOrderConfig
 from cloud_server.errors import CloudError
 from cloud_server.networks.build import build_network

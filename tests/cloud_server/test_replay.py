@@ -13,10 +13,10 @@ from fleet_fixtures import CARS, IMAGE_SIZE, TinyFleet, World
 from supervision import Supervisor
 
 from cloud_server.algorithms.fedavg import epoch_rate_shares
-from cloud_server.combinations import check_combination
 from cloud_server.config import CloudConfig, NetworkConfig
+from cloud_server.run.combinations import check_combination
+from cloud_server.run.persistence import config_digest
 from cloud_server.storage.checkpoint import flatten_state, load_checkpoint, unflatten_state
-from cloud_server.storage.persistence import config_digest
 from cloud_server.training.feature_cache import FeatureCache
 from cloud_server.training.trainer import Trainer
 from fleet.export.bundle import export_bundle

@@ -11,9 +11,9 @@ import msgspec
 import pytest
 from fleet_fixtures import CARS, TinyFleet, World, tag
 
+from cloud_server.desk.roster import ROSTER_NAME
 from cloud_server.errors import CloudError
 from cloud_server.errors import Stopped as CloudStopped
-from cloud_server.storage.roster import ROSTER_NAME
 from edge_client.conversation import Stopped as VehicleStopped
 from edge_client.errors import VehicleError
 from edge_client.host import HostConfig

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from cloud_server.algorithms.kept_loss_maps import KeptLossMaps
 from cloud_server.desk.turns import Features
 from cloud_server.errors import CloudError, RequestError
 from cloud_server.networks.build import build_network
 from cloud_server.training import losses
-from cloud_server.training.kept_loss_maps import KeptLossMaps
 from cloud_server.training.trainer import DivergedError, Trainer, TrainerConfig
 from datasets.labels import VOID
 from edge_client.local.loss_weights import cell_weights, known_shares, spread

@@ -12,8 +12,8 @@ import torch
 from fleet_fixtures import World
 from rich.console import Console
 
+from cloud_server.run.persistence import RunState
 from cloud_server.storage.checkpoint import load_checkpoint, unflatten_state
-from cloud_server.storage.persistence import RunState
 from fleet.run.launch import launch
 from fleet.scenario import DatasetPart, EncoderPart, Scenario
 from protocol.batches import batch_bounds

@@ -12,7 +12,7 @@ from rich.console import Console
 
 import fleet.run.launch
 from cloud_server.config import ZerothOrderConfig
-from fleet.compare.sweep import compare, parse_algorithms, parse_seeds
+from fleet.cli.sweep import compare, parse_algorithms, parse_seeds
 from fleet.compare.tables import summarise
 from fleet.errors import OperatorError
 from fleet.run.job import Job

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from process_fixtures import environment
 
-from fleet.run.cores import usable_cores
+from fleet.cores import usable_cores
 from fleet.scenario import Scenario
 
 MANY = len(os.sched_getaffinity(0))
@@ -82,5 +82,5 @@ def test_nothing_else_counts_cores() -> None:
         for path in (root / package).rglob("*.py")
         if "cpu_count" in path.read_text()
     ]
-    assert asking == ["fleet/run/cores.py"]
+    assert asking == ["fleet/cores.py"]
     assert Scenario().core_count == usable_cores()

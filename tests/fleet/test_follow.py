@@ -8,7 +8,7 @@ from typing import Any
 
 from cloud_server.events import Recorder
 from cloud_server.storage.recorders import LOG_NAME
-from fleet.run.follow import LogFollower
+from fleet.show.follow import LogFollower
 
 
 class _Heard(Recorder):

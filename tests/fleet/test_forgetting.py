@@ -24,8 +24,8 @@ from edge_client.learners.subspaces import Anchor
 from edge_client.optimizers import Adam, Nesterov
 from edge_client.state import StateStore
 from edge_client.vehicle import bundle_digest
-from fleet.run.start import Start
 from fleet.scenario import Scenario
+from fleet.start import Start
 from protocol.plans.activation import ActivationPlan
 from protocol.plans.adaptation import Adaptation
 from protocol.plans.first_order import FirstOrder

@@ -20,8 +20,8 @@ from edge_client.conversation import Stopped
 from edge_client.host import Host
 from edge_client.own_frames import check_own_frames
 from fleet.errors import OperatorError
-from fleet.run.allocation import Share
-from fleet.run.frame_check import check_shares
+from fleet.frames.allocation import Share
+from fleet.frames.check import check_shares
 from fleet.scenario import Scenario, load_scenario
 
 VOID_ID, ROAD_ID = 11, 3

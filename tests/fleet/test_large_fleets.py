@@ -17,10 +17,10 @@ from rich.console import Console
 
 from datasets.frame import Frame, FrameRef, frame_key
 from datasets.labels import CITYSCAPES, LabelSpace
-from fleet.run.allocation import allocate, open_data
-from fleet.run.progress import Progress
-from fleet.run.rendering import rendered_cities, rendered_frames_per_city
+from fleet.frames.allocation import allocate, open_data
+from fleet.frames.rendering import rendered_cities, rendered_frames_per_city
 from fleet.scenario import Scenario, load_scenario
+from fleet.show.progress import Progress
 
 
 class _Names:
@@ -103,8 +103,8 @@ def test_a_given_number_of_foreign_frames_is_kept_to() -> None:
 
 
 def test_much_rendering_is_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fleet.run.rendering._ANNOUNCED_FROM", 10)
-    monkeypatch.setattr("fleet.run.rendering._ESTIMATE_AFTER_S", 0)
+    monkeypatch.setattr("fleet.frames.rendering._ANNOUNCED_FROM", 10)
+    monkeypatch.setattr("fleet.frames.rendering._ESTIMATE_AFTER_S", 0)
     scenario = load_scenario(
         None, {"vehicles": 1, "image_size": "32x32", "dataset.frames_per_sequence": 12, "cores": 1}
     )

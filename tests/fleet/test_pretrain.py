@@ -22,10 +22,10 @@ from edge_client.frames import FrameCache
 from fleet.cli.options import with_scenario_options
 from fleet.errors import OperatorError
 from fleet.export.local_model import WholeNetwork, build_whole_network
-from fleet.run.allocation import open_data
+from fleet.frames.allocation import open_data
 from fleet.run.pretrain import pretrain
-from fleet.run.start import Start
 from fleet.scenario import DatasetPart, Scenario
+from fleet.start import Start
 from protocol.plans.adaptation import Adaptation
 from protocol.plans.first_order import FirstOrder
 

@@ -19,11 +19,11 @@ from datasets.labels import CITYSCAPES
 from evaluation.predictions import prediction_name
 from fleet.cli.app import app
 from fleet.errors import OperatorError
+from fleet.frames.allocation import allocate, open_data
 from fleet.report.charts import colours, mean_curve
 from fleet.report.data import collect, read_curve
 from fleet.report.gallery import gather_pictures
 from fleet.report.page import write_report
-from fleet.run.allocation import allocate, open_data
 
 
 @pytest.fixture(scope="module")

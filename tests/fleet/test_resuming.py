@@ -16,12 +16,12 @@ from start_fixtures import QUIET, changed, killed_after, learnt, run
 
 from cloud_server.config import CloudConfig
 from cloud_server.errors import CloudError
-from cloud_server.more_rounds import check_more_rounds
+from cloud_server.run.more_rounds import check_more_rounds
 from fleet.cli import app as cli
 from fleet.errors import OperatorError
 from fleet.run.pretrain import pretrain
-from fleet.run.start import Start
 from fleet.scenario import DatasetPart, EncoderPart, EvaluationPart, Scenario, load_scenario, save_scenario
+from fleet.start import Start
 from protocol.plans.first_order import FirstOrder
 
 

@@ -12,12 +12,12 @@ from fleet_fixtures import World
 from start_fixtures import QUIET, changed, killed_after, learnt, run
 
 from datasets.frame import DatasetError
-from fleet.compare.sweep import compare
+from fleet.cli.sweep import compare
 from fleet.errors import OperatorError
 from fleet.run.folder import LEFT_BY_COMPARISONS, LEFT_BY_RUNS, settled, with_own_fleet
 from fleet.run.pretrain import pretrain
-from fleet.run.start import Start
 from fleet.scenario import DatasetPart, EncoderPart, EvaluationPart, Scenario, load_scenario
+from fleet.start import Start
 from protocol.plans.first_order import FirstOrder
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,9 +17,9 @@ from evaluation.scores import ConfusionMatrix, summarize
 from fleet.cli.evaluation_report import EvaluationReport, print_report
 from fleet.compare.milestones import find_milestones
 from fleet.compare.tables import comparison_tables, summarise
-from fleet.run.progress import Progress, result_table
 from fleet.scenario import Scenario
-from fleet.screen import Column, FittedTable, screen
+from fleet.show.progress import Progress, result_table
+from fleet.show.screen import Column, FittedTable, screen
 
 WIDTHS = (40, 60, 75, 80)
 LONG = "a-vehicle-with-a-name-of-sixty-four-characters-which-is-the-most"
@@ -159,7 +159,7 @@ def test_every_console_of_the_command_is_made_in_one_place() -> None:
         for path in (ROOT / "fleet").rglob("*.py")
         if re.search(r"\bConsole\(|from rich.table", path.read_text())
     ]
-    assert making == ["fleet/screen.py"]
+    assert making == ["fleet/show/screen.py"]
 
 
 @pytest.mark.parametrize("encoding", ["iso-8859-1", "ascii", "utf-8"])
@@ -167,7 +167,8 @@ def test_showing_never_ends_a_command(encoding: str) -> None:
     """A finished run is shown again, in a folder whose name is no text, on a terminal of another encoding."""
     program = (
         "import sys; from protocol.showing import show_anything; show_anything()\n"
-        "from fleet.screen import screen; console = screen(); console.print('mIoU – θ 東京', sys.argv[1])\n"
+        "from fleet.show.screen import screen; console = screen()\n"
+        "console.print('mIoU – θ 東京', sys.argv[1])\n"
         "print(sys.argv[1], file=sys.stderr)"
     )
     done = subprocess.run(

@@ -16,10 +16,10 @@ from start_fixtures import QUIET, SOURCE, TARGET, changed, killed_after, learnt,
 
 from cloud_server.config import NetworkConfig, ZerothOrderConfig
 from datasets.frame import DatasetError
-from fleet.compare.sweep import compare
+from fleet.cli.sweep import compare
 from fleet.errors import OperatorError
-from fleet.run.start import Start
 from fleet.scenario import DatasetPart, EncoderPart, EvaluationPart, Scenario, load_scenario
+from fleet.start import Start
 from protocol.errors import Mistake
 from protocol.local_model import LocalModel
 from protocol.plans.adaptation import Adaptation

@@ -17,7 +17,7 @@ from datasets.conditions import Condition, apply_condition
 from edge_client.frames import FrameCache, Sight, VehicleFrames
 from fleet.cli.options import with_scenario_options
 from fleet.errors import OperatorError
-from fleet.run.allocation import allocate, sights
+from fleet.frames.allocation import allocate, sights
 from fleet.run.launch import launch
 from fleet.scenario import DatasetPart, EncoderPart, Scenario, load_scenario
 from protocol.plans.first_order import FirstOrder

@@ -12,8 +12,8 @@ import msgspec
 from rich.console import Console
 
 from cloud_server.algorithms.table import algorithm_row
+from cloud_server.run.results import RESULT_NAME
 from cloud_server.storage.recorders import LOG_NAME
-from cloud_server.storage.results import RESULT_NAME
 from fleet.compare.milestones import DEFAULT_REFERENCE, find_milestones
 from fleet.compare.tables import COMPARISON_NAME, comparison_tables, markdown, summarise
 from fleet.errors import OperatorError

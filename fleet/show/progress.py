@@ -16,9 +16,9 @@ from rich.progress import Progress as Bar
 from rich.text import Text
 
 from cloud_server.events import Recorder
-from fleet.run.summaries import Summaries
 from fleet.scenario import Scenario
-from fleet.screen import Column, FittedTable
+from fleet.show.screen import Column, FittedTable
+from fleet.show.summaries import Summaries
 
 _REFRESH_PER_S = 4
 _LIVE_COLUMNS = (

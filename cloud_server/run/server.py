@@ -16,20 +16,20 @@ from cloud_server.algorithms.table import (
     build_algorithm,
     check_fleet_algorithm,
 )
-from cloud_server.claim import FleetClaim
-from cloud_server.combinations import check_combination
 from cloud_server.config import CloudConfig
 from cloud_server.desk.desk import Desk
 from cloud_server.desk.ledger import UploadLedger
 from cloud_server.desk.registry import Registry
+from cloud_server.desk.roster import Roster
 from cloud_server.errors import CloudError, Stopped
 from cloud_server.events import Events
-from cloud_server.stage_turns import StageTurns
-from cloud_server.stages import StageLoop
+from cloud_server.run.claim import FleetClaim
+from cloud_server.run.combinations import check_combination
+from cloud_server.run.persistence import RunState
+from cloud_server.run.shared_trainer import build_trainer
+from cloud_server.run.stage_turns import StageTurns
+from cloud_server.run.stages import StageLoop
 from cloud_server.storage.label_store import LabelStore
-from cloud_server.storage.persistence import RunState
-from cloud_server.storage.roster import Roster
-from cloud_server.training.shared_trainer import build_trainer
 from datasets.catalog import label_space
 from protocol.errors import SettingError
 from protocol.messages import Finish

@@ -23,7 +23,7 @@ from protocol.session.clock import REAL_CLOCK, Clock
 _FREE_TO_CHANGE = ("patience", "parallel_turns", "payload_limit_bytes", "store_capacity")
 """Settings that change no result: a run may go on with others."""
 _LOOKED_AT = ("rounds",)
-"""Settings that a run may go on with others of where `cloud_server.more_rounds` finds that well defined."""
+"""Settings that a run may go on with others of, where `more_rounds` finds that well defined."""
 
 
 def config_digest(config: CloudConfig) -> str:

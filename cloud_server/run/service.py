@@ -6,10 +6,10 @@ import secrets
 import threading
 from pathlib import Path
 
-from cloud_server.claim import FleetClaim
 from cloud_server.config import CloudConfig
 from cloud_server.events import Events
-from cloud_server.server import Server
+from cloud_server.run.claim import FleetClaim
+from cloud_server.run.server import Server
 from cloud_server.storage.recorders import Board, RunLog
 from protocol.local_model import FOLDER_NAME, largest_message_bytes
 from protocol.messages import Status

@@ -14,10 +14,10 @@ from cloud_server.algorithms.base import Learning, MayEndEarly
 from cloud_server.config import CloudConfig
 from cloud_server.desk.registry import Registry
 from cloud_server.events import Events
-from cloud_server.more_rounds import first_stage
+from cloud_server.run.more_rounds import first_stage
+from cloud_server.run.persistence import RunState
+from cloud_server.run.results import RESULT_NAME, assemble
 from cloud_server.schedule import Kind, Stage
-from cloud_server.storage.persistence import RunState
-from cloud_server.storage.results import RESULT_NAME, assemble
 from datasets.labels import LabelSpace
 from protocol.atomic import write_json_atomic
 

@@ -11,7 +11,7 @@ import numpy as np
 from datasets.frame import FrameSource
 from evaluation.overlays import write_overlay
 from evaluation.predictions import prediction_name, read_prediction
-from fleet.run.allocation import Share, evenly_spaced
+from fleet.frames.allocation import Share, evenly_spaced
 
 
 def draw_overlays(

@@ -11,11 +11,11 @@ from cloud_server.config import CloudConfig
 from cloud_server.desk.desk import Desk
 from cloud_server.desk.ledger import UploadLedger
 from cloud_server.desk.registry import Registry
+from cloud_server.desk.roster import Roster
 from cloud_server.desk.turns import ActiveTurn, new_grant
 from cloud_server.errors import CloudError
 from cloud_server.events import Events
 from cloud_server.schedule import Stage
-from cloud_server.storage.roster import Roster
 from cloud_server.training.trainer import DivergedError
 from protocol.messages import Turn
 from protocol.noise import derive_seed

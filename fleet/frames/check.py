@@ -10,7 +10,7 @@ from datasets.check import CheckedFrames, check_frames
 from datasets.frame import FrameSource
 from datasets.partition import READ_LABELS
 from fleet.errors import OperatorError
-from fleet.run.allocation import Share
+from fleet.frames.allocation import Share
 from fleet.scenario import Scenario
 
 _VEHICLES_NAMED = 10

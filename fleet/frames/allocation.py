@@ -15,9 +15,9 @@ from datasets.frame import DatasetError, FrameSource
 from datasets.partition import FrameSplit, partition_frames
 from datasets.subset import CitySubset
 from edge_client.host import SightConfig
-from fleet.run.rendering import render_missing
-from fleet.run.start import StartSpec
+from fleet.frames.rendering import render_missing
 from fleet.scenario import Scenario
+from fleet.start import StartSpec
 from protocol.codec.labels import content_hash
 from protocol.noise import derive_seed
 

@@ -10,7 +10,7 @@ import msgspec
 from datasets.frame import FrameRef, FrameSource
 from datasets.partition import FrameSplit, describe_partition
 from fleet.errors import OperatorError
-from fleet.run.allocation import Share, allocate, vehicle_encoder, vehicle_sight
+from fleet.frames.allocation import Share, allocate, vehicle_encoder, vehicle_sight
 from fleet.scenario import Scenario
 from protocol.atomic import write_json_atomic
 
@@ -45,7 +45,7 @@ def settle_shares(
 ) -> dict[str, Share]:
     """Each vehicle's frames: those that the run began with, or, for a new run, newly given.
 
-    `source_keys` are those of `fleet.run.allocation.source_test_frames`.
+    `source_keys` are those of `fleet.frames.allocation.source_test_frames`.
 
     Raises:
         OperatorError: a frame that the run began with is gone, or is another one; or the record is damaged.

@@ -1,0 +1,1 @@
+"""Which frames a run uses: rendered where there are none, checked, allotted, recorded."""
