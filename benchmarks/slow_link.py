@@ -41,9 +41,9 @@ from fleet import broker
 from protocol.atomic import write_json_atomic
 from protocol.local_model import FOLDER_NAME
 from protocol.messages import Request, Up
+from protocol.mqtt.broker_url import BROKER_VARIABLE
+from protocol.mqtt.transport import MqttTransport, NetworkLoop
 from protocol.session import topics
-from protocol.session.broker_url import BROKER_VARIABLE
-from protocol.session.mqtt import MqttTransport, NetworkLoop
 from protocol.session.parts import PartsError, read_word
 from protocol.session.reassembly import Reassembler
 from protocol.session.transport import Delivery

@@ -24,8 +24,8 @@ from benchmarks.slow_line import SlowLine
 from fleet import broker
 from protocol.codec.weights import WeightTensor
 from protocol.messages import FetchWeights, Status, Update, Weights
+from protocol.mqtt.transport import MqttTransport, NetworkLoop
 from protocol.session.link import CloudLink, Received, VehicleLink
-from protocol.session.mqtt import MqttTransport, NetworkLoop
 
 _FLEET, _SESSION, _DELAY_S = "transfer", "0" * 16, 0.3
 

@@ -18,10 +18,10 @@ from cloud_server.run.service import serve
 from cloud_server.unknown_keys import explain
 from datasets.catalog import LABEL_SPACES
 from protocol.errors import Mistake
+from protocol.mqtt.broker_url import BROKER_VARIABLE
+from protocol.mqtt.connect import connector
+from protocol.mqtt.transport import NetworkLoop
 from protocol.output import outlive_readers
-from protocol.session.broker_url import BROKER_VARIABLE
-from protocol.session.connect import connector
-from protocol.session.mqtt import NetworkLoop
 from protocol.showing import show_anything
 from protocol.stopping import STOPPED_CODE, on_stop_signal
 

@@ -15,10 +15,10 @@ from edge_client.errors import VehicleError
 from edge_client.host import Host, HostConfig, VehicleConfig, read_host_config
 from protocol.doors import FOREIGN_CHOICE
 from protocol.errors import MENDABLE
+from protocol.mqtt.broker_url import BROKER_VARIABLE
+from protocol.mqtt.connect import connector
+from protocol.mqtt.transport import NetworkLoop
 from protocol.output import outlive_readers
-from protocol.session.broker_url import BROKER_VARIABLE
-from protocol.session.connect import connector
-from protocol.session.mqtt import NetworkLoop
 from protocol.showing import show_anything
 from protocol.stopping import STOPPED_CODE, on_stop_signal
 

@@ -6,7 +6,7 @@ import queue
 import time
 
 from fleet import broker
-from protocol.session.mqtt import MqttTransport, NetworkLoop
+from protocol.mqtt.transport import MqttTransport, NetworkLoop
 from protocol.session.transport import Delivery
 
 WAIT_S = 20

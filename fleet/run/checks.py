@@ -20,8 +20,8 @@ from fleet.scenario import Scenario, parse_image_size
 from fleet.start import StartSpec
 from protocol.doors import is_foreign
 from protocol.messages import OwnPlan
+from protocol.mqtt.broker_url import parse_broker_url
 from protocol.plans.local_loss import LocalLossPlan
-from protocol.session.broker_url import parse_broker_url
 
 OWN_BROKERS = ("auto", *broker.KINDS)
 """What `broker` in a scenario may name to have one started."""

@@ -34,7 +34,7 @@ from fleet.show.progress import Progress
 from protocol.atomic import write_json_atomic
 from protocol.doors import file_name
 from protocol.local_model import FOLDER_NAME
-from protocol.session.broker_url import BROKER_VARIABLE
+from protocol.mqtt.broker_url import BROKER_VARIABLE
 from protocol.session.transport import BrokerUnreachable
 
 CLOUD_SETTINGS_NAME = "cloud.json"

@@ -17,7 +17,7 @@ from fleet.errors import OperatorError
 from fleet.run.checks import MEMORY_BUS, OWN_BROKERS
 from fleet.scenario import Scenario, load_scenario, save_scenario
 from protocol.atomic import write_bytes_atomic
-from protocol.session.broker_url import parse_broker_url
+from protocol.mqtt.broker_url import parse_broker_url
 
 SCENARIO_NAME = "scenario.yaml"
 LEFT_BY_COMPARISONS = frozenset({SCENARIO_NAME, "compare.json", "compare.md", "report.html"})

@@ -6,8 +6,8 @@ import secrets
 import threading
 
 from fleet.errors import OperatorError
-from protocol.session.broker_url import parse_broker_url
-from protocol.session.mqtt import MqttTransport, NetworkLoop
+from protocol.mqtt.broker_url import parse_broker_url
+from protocol.mqtt.transport import MqttTransport, NetworkLoop
 from protocol.session.topics import CHANNELS, PREFIX, client_id, topic
 from protocol.session.transport import Delivery
 

@@ -1,6 +1,6 @@
 """What the product expects of a publish-subscribe session, whichever library or process carries it.
 
-`protocol.session.mqtt.MqttTransport` speaks to a broker, `protocol.session.memory` stays in this process.
+`protocol.mqtt.transport.MqttTransport` speaks to a broker, `protocol.session.memory` stays in this process.
 """
 
 from __future__ import annotations

@@ -22,9 +22,9 @@ from fleet.cli.app import app
 from fleet.scenario import Scenario
 from protocol import messages
 from protocol.codec import tensor as tensor_codec
+from protocol.mqtt.connect import connector
+from protocol.mqtt.transport import NetworkLoop
 from protocol.session import topics
-from protocol.session.connect import connector
-from protocol.session.mqtt import NetworkLoop
 from protocol.session.transport import Delivery, Transport, Will
 
 ROOT = Path(__file__).resolve().parents[2]

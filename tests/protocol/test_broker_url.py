@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from protocol.errors import SettingError
-from protocol.session.broker_url import parse_broker_url
+from protocol.mqtt.broker_url import parse_broker_url
 
 SPECIAL = st.text(alphabet="abcXYZ0189@/:#?%[]&=+ü", min_size=1, max_size=12)
 

@@ -14,7 +14,7 @@ from mqtt_fixtures import WAIT_S, Inbox, listening, url, wait_until
 from wire_proxy import WireProxy
 
 from fleet import broker
-from protocol.session.mqtt import MqttTransport, NetworkLoop
+from protocol.mqtt.transport import MqttTransport, NetworkLoop
 from protocol.session.transport import BrokerUnreachable, Delivery, Will
 
 

@@ -10,7 +10,7 @@ from brokers import configured_mosquitto, make_certificate
 from mqtt_fixtures import listening, url
 
 from fleet import broker
-from protocol.session.mqtt import MqttTransport, NetworkLoop
+from protocol.mqtt.transport import MqttTransport, NetworkLoop
 from protocol.session.transport import BrokerUnreachable
 
 

@@ -13,7 +13,7 @@ from process_fixtures import Launch, module, run, write_scenario
 from fleet import broker
 from fleet.run.folder import write_scenario as keep_scenario
 from fleet.scenario import Scenario
-from protocol.session.broker_url import parse_broker_url
+from protocol.mqtt.broker_url import parse_broker_url
 
 pytestmark = pytest.mark.timeout(300)
 

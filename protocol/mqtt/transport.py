@@ -17,13 +17,13 @@ from functools import partial
 import paho.mqtt.client as paho
 from paho.mqtt.reasoncodes import ReasonCode
 
-from protocol.session.backoff import Backoff
-from protocol.session.broker_url import parse_broker_url
-from protocol.session.network_loop import NetworkLoop as NetworkLoop
+from protocol.mqtt.backoff import Backoff
+from protocol.mqtt.broker_url import parse_broker_url
+from protocol.mqtt.network_loop import NetworkLoop as NetworkLoop
+from protocol.mqtt.paho_client import make_client, session_kept_for
+from protocol.mqtt.pump import SocketPump
+from protocol.mqtt.sockets import cut, describe_problem
 from protocol.session.outbox import Outbox, Waiting
-from protocol.session.paho_client import make_client, session_kept_for
-from protocol.session.pump import SocketPump
-from protocol.session.sockets import cut, describe_problem
 from protocol.session.transport import (
     BrokerUnreachable,
     Delivery,
@@ -71,7 +71,7 @@ class MqttTransport(Transport):
         """`on_connect` runs on the network thread after each (re)connect, when subscriptions are answered.
 
         `max_queued` QoS 1 messages may be unacknowledged, `max_in_flight` of them sent; more are dropped.
-        Raises SettingError for a bad `url` (see `protocol.session.broker_url`).
+        Raises SettingError for a bad `url` (see `protocol.mqtt.broker_url`).
         """
         self._url = parse_broker_url(url)
         self._client_id = client_id

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from protocol.mqtt.transport import MqttTransport, NetworkLoop
 from protocol.noise import derive_seed
 from protocol.session.link import Connect
-from protocol.session.mqtt import MqttTransport, NetworkLoop
 from protocol.session.transport import Transport, Will
 
 

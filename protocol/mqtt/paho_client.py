@@ -1,4 +1,4 @@
-"""A client of the paho library, as `protocol.session.mqtt` wants it."""
+"""A client of the paho library, as `protocol.mqtt.transport` wants it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from protocol.session.broker_url import BrokerUrl
-from protocol.session.sockets import prepare_socket
+from protocol.mqtt.broker_url import BrokerUrl
+from protocol.mqtt.sockets import prepare_socket
 from protocol.session.transport import Will
 
 _CONNECTION_TIMEOUT_S = 4.0

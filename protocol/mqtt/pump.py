@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from protocol.session.network_loop import NetworkLoop
+from protocol.mqtt.network_loop import NetworkLoop
 
 
 class PumpedClient(Protocol):
