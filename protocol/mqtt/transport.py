@@ -1,4 +1,4 @@
-"""MQTT sessions by paho-mqtt; with `paho_client`, the only file that knows the library.
+"""MQTT sessions by paho-mqtt.
 
 A paho client belongs to a helper thread while it connects (names, TLS and handshakes block) and to the
 network loop otherwise. From other threads only `publish` reaches it, and only while the session is up.

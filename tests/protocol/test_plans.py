@@ -25,6 +25,7 @@ from protocol.plans.checks import Section
 from protocol.plans.coding import Coding
 from protocol.plans.federated import FederatedPlan
 from protocol.plans.local_loss import LocalLossPlan
+from protocol.plans.own import OwnPlan
 from protocol.plans.spsa import SpsaPlan
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,7 +64,7 @@ def test_every_section_knows_the_key_that_it_stands_under(settings: type[msgspec
 
 def test_plans_are_tagged_by_their_sections_and_each_has_a_learner() -> None:
     assert {plan.__struct_config__.tag: plan for plan in PLANS.values()} == PLANS
-    assert set(LEARNERS) == set(PLANS.values())
+    assert set(LEARNERS) == {*PLANS.values(), OwnPlan}
     assert set(ESTIMATORS) == {"spsa-gc", "activation"}
 
 
