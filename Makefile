@@ -1,6 +1,6 @@
 # make demo   install what is missing, then run a fleet of four vehicles on generated frames
 # make test   install what is missing, then run the tests
-# make test-fast  those that start no processes, brokers or browsers
+# make test-fast  those that run no fleet, neither as processes nor in memory
 # make official   the official Cityscapes evaluation, in an environment of its own
 # make check  formatting, lint, strict types, import contract
 # make bench  the cost of the network, as a table and a JSON line
@@ -36,7 +36,7 @@ test: $(INSTALLED) $(OFFICIAL)/.installed
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
 test-fast: $(INSTALLED)
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m "not system"
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m "not system and not fleet"
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -23,11 +23,29 @@ from fleet.start import Start
 torch.set_num_threads(1)
 
 
+FLEET_FIXTURES = {"tiny_world", "undisturbed", "frames_root", "source_scenario"}
+"""What a test that runs whole fleets in its own process begins with."""
+FLEET_FILES = {
+    "test_benchmark_runs.py",
+    "test_compare.py",
+    "test_estimator_cosine.py",
+    "test_federated_average.py",
+    "test_lite0.py",
+    "test_modules.py",
+    "test_report.py",
+    "test_resuming.py",
+    "test_smallest_images.py",
+}
+"""Those whose fixtures don't tell: they run fleets, or export networks by torch's exporter."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Everything in `system/` starts processes, brokers or browsers."""
     for item in items:
         if "system" in item.path.relative_to(Path(__file__).parent).parts:
             item.add_marker(pytest.mark.system)
+        elif FLEET_FIXTURES & set(getattr(item, "fixturenames", ())) or item.path.name in FLEET_FILES:
+            item.add_marker(pytest.mark.fleet)
 
 
 @pytest.fixture

@@ -304,13 +304,14 @@ def test_vehicle_without_the_local_model_says_what_is_missing(tiny_world: World,
         def host(self, *cars: str, **patience: float) -> HostConfig:
             return TinyFleet.host(self, *cars, **patience)
 
-    patience = PatienceConfig(join_s=8, retry_s=0.2, give_up_s=30, heartbeat_s=0.5)
+    patience = PatienceConfig(join_s=3, retry_s=0.2, give_up_s=30, heartbeat_s=0.5)
     with pytest.raises(Mistake, match=r"did not join .*; refused: car-1 this vehicle has no local model"):
         Supervisor(Bare(tiny_world, tmp_path, patience=patience)).run()
 
 
 def test_cloud_without_the_local_model_says_what_is_missing(tiny_world: World, tmp_path: Path) -> None:
-    fleet = TinyFleet(tiny_world, tmp_path, algorithm="fedavg")
+    fleet = FederatedFleet(tiny_world, tmp_path)
+    fleet.local_model = fleet.local_model.rename(tmp_path / "where vehicles alone look")
     with pytest.raises(Mistake, match="fedavg needs the initial weights of the whole network"):
         Supervisor(fleet).run()
 

@@ -23,7 +23,7 @@ from supervision import Supervisor
 from torch.nn.utils import parameters_to_vector
 
 from cloud_server.algorithms.blackfleet import local_rate_shares
-from cloud_server.config import CloudConfig
+from cloud_server.config import CloudConfig, PatienceConfig
 from cloud_server.desk.turns import ActiveTurn
 from cloud_server.errors import CloudError
 from cloud_server.training.losses import cross_entropy, downsample_labels
@@ -278,7 +278,8 @@ def test_vehicle_without_local_head_says_so(tiny_world: World, tmp_path: Path) -
             vehicles = tuple(msgspec.structs.replace(vehicle, local_head=None) for vehicle in host.vehicles)
             return msgspec.structs.replace(host, vehicles=vehicles)
 
-    fleet = Headless(tiny_world, tmp_path, algorithm="blackfleet", local_loss=LOCAL)
+    patience = PatienceConfig(join_s=3, retry_s=0.2, give_up_s=30, heartbeat_s=0.5)
+    fleet = Headless(tiny_world, tmp_path, algorithm="blackfleet", local_loss=LOCAL, patience=patience)
     assert "has no local head" in refusal(fleet)
 
 
