@@ -63,4 +63,4 @@ def test_a_mistake_in_encoder_export_ends_in_one_line(tmp_path: Path) -> None:
     done = run(module("fleet.cli", "encoder", "export", tmp_path / "bundle", "--encoder", "resnet"))
     assert done.returncode == 2
     [line] = done.stderr.splitlines()
-    assert line.startswith("blackfleet: unknown encoder 'resnet'; choose one of ")
+    assert line.startswith("blackfleet: unknown encoder 'resnet', expected one of: ")
