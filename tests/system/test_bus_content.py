@@ -23,6 +23,8 @@ from protocol.session.memory import MemoryBus
 from protocol.session.topics import parse
 
 _WINDOW_BYTES = 16
+_HEARTBEAT_BYTES = 160
+"""Two of the cloud's heartbeats may fall between its result and its goodbye."""
 
 
 @dataclass
@@ -173,8 +175,8 @@ def test_search_finds_what_does_cross(recording: Recording) -> None:
 def test_byte_counts_of_the_result_equal_what_the_bus_carried(car: str, recording: Recording) -> None:
     entry = recording.fleet.result()["vehicles"][car]
     sent, received = recording.carried[car]
-    assert entry["uplink_bytes"] == pytest.approx(sent, rel=0.02)
-    assert entry["downlink_bytes"] == pytest.approx(received, rel=0.02)
+    assert entry["uplink_bytes"] == pytest.approx(sent, rel=0.02, abs=_HEARTBEAT_BYTES)
+    assert entry["downlink_bytes"] == pytest.approx(received, rel=0.02, abs=_HEARTBEAT_BYTES)
     assert entry["uplink_bytes"] == sum(entry["uplink_bytes_by_type"].values())
     assert entry["downlink_bytes"] == sum(entry["downlink_bytes_by_type"].values())
 

@@ -144,7 +144,7 @@ def test_a_bundle_of_another_shape_than_the_cloud_expects_ends_its_vehicle_alone
             module(
                 "cloud_server",
                 *("--broker", url, "--fleet", "hand", "--vehicles", "car-1,car-2"),
-                *("--label-space", "camvid", "--run-dir", tmp_path / "run"),
+                *("--label-space", "camvid", "--run-dir", tmp_path / "run", "--algorithm", "blackfed-v2"),
             ),
             tmp_path / "cloud.log",
         )
