@@ -9,6 +9,7 @@ import numpy as np
 from rich.box import SIMPLE_HEAD
 
 from fleet.compare import milestones
+from fleet.compare.failures import failures
 from fleet.compare.spread import sample_deviation
 from fleet.show.progress import format_bytes
 from fleet.show.screen import Column, FittedTable
@@ -49,6 +50,7 @@ def markdown(content: Mapping[str, Any]) -> str:
         + ". Bytes, frames seen, queries and time are those of one run.",
         "",
         *_markdown_rows(_columns(source), (_row(entry, source) for entry in content["summary"])),
+        *(f"\n{sentence}" for sentence in _failures(content)),
         "",
         f"## Up to the quality of {content['milestones']['reference']}",
         "",
@@ -81,12 +83,17 @@ def comparison_tables(content: Mapping[str, Any]) -> tuple[FittedTable, FittedTa
         _columns(source),
         (_row(entry, source) for entry in content["summary"]),
     )
+    summary.caption = "\n".join(_failures(content))
     reference = content["milestones"]["reference"]
     return summary, _table(
         f"training alone, up to the final mean validation mIoU of {reference}",
         milestones.COLUMNS,
         milestones.rows(content["milestones"]),
     )
+
+
+def _failures(content: Mapping[str, Any]) -> list[str]:
+    return failures((run["algorithm"], run["seed"], run["result"]) for run in content["runs"])
 
 
 def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> FittedTable:

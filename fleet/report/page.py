@@ -11,6 +11,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from fleet.compare.failures import failures
 from fleet.report import charts, tables, text
 from fleet.report.data import ReportData, Summary, collect, dataset_entry
 from fleet.report.gallery import FramePictures, Gallery, gather_pictures
@@ -140,7 +141,7 @@ def _problems(data: ReportData, rows: Sequence[Summary]) -> list[str]:
     without = [f"{run.algorithm} (seed {run.seed})" for run in data.runs if run.result and not run.points]
     if without:
         problems.append(f"No curve in the log of {', '.join(without)}.")
-    return problems
+    return problems + failures((run.algorithm, run.seed, run.result) for run in data.runs if run.result)
 
 
 def _hero(rows: Sequence[Summary], gallery: Gallery) -> tuple[str, str, FramePictures] | None:

@@ -13,7 +13,7 @@ from rich.console import Console
 import fleet.run.launch
 from cloud_server.config import ZerothOrderConfig
 from fleet.cli.sweep import compare, parse_algorithms, parse_seeds
-from fleet.compare.tables import summarise
+from fleet.compare.tables import comparison_tables, markdown, summarise
 from fleet.errors import OperatorError
 from fleet.run.job import Job
 from fleet.scenario import DatasetPart, EncoderPart, EvaluationPart, Scenario
@@ -81,6 +81,14 @@ def test_fleet_and_centralized_stand_in_one_table(scenario: Scenario, tmp_path: 
     assert alone["bytes"] == 0 and 0 < alone["wall_s"] < centralized["wall_s"]
     assert "| car-02 |" in text
     assert "centralized" in (tmp_path / "c" / "report.html").read_text()
+
+
+def test_whoever_reads_a_comparison_reads_who_failed(scenario: Scenario, tmp_path: Path) -> None:
+    content = compare(scenario, ("centralized",), (0,), tmp_path / "c", console=_QUIET)
+    content["runs"][0]["result"]["failed"] = {"car-02": "disk full"}
+    sentence = "centralized (seed 0) is without car-02, which failed: disk full"
+    assert sentence in markdown(content)
+    assert comparison_tables(content)[0].caption == sentence
 
 
 def test_reference_outside_the_comparison_is_refused(scenario: Scenario, tmp_path: Path) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from cloud_server.config import read_config
 from datasets.readers.camvid import CamVidFrames
 from edge_client.host import read_host_config
 from fleet.scenario import load_scenario
-from protocol.text_files import decode_text
+from protocol.text_files import decode_json, decode_text
 
 ENCODINGS = ["utf-8", "utf-8-sig", "utf-16"]
 CAR = '{"id": "a", "bundle": "b", "state": "s"}'
@@ -61,3 +62,11 @@ def test_lists_and_colours_of_camvid_are_read_in_any_encoding(encoding: str, tmp
     (tmp_path / "own/label_colors.txt").write_text("64 128 64 Animal\n", encoding=encoding)
     assert [ref.key for ref in CamVidFrames(tmp_path / "segnet").refs] == ["A_1"]
     assert [ref.key for ref in CamVidFrames(tmp_path / "own").refs] == ["A_1"]
+
+
+@pytest.mark.parametrize(
+    "text", ['{"a": 1, "a": 2}', '{"b": {"a": 1, "a": 1}}', '{"b": [{"a": {}, "a": {}}]}']
+)
+def test_a_key_twice_in_json_is_named_wherever_it_stands(text: str) -> None:
+    with pytest.raises(msgspec.DecodeError, match="has the key 'a' twice"):
+        decode_json(text.encode(), dict)
