@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from datasets.conditions import Condition
 from datasets.labels import LabelSpace
 from fleet.cores import usable_cores
 from fleet.errors import OperatorError
-from fleet.export.encoders import ENCODER_DOOR, ImageEncoder, architecture
+from fleet.export.encoders import ENCODER_DOOR, ImageEncoder, architecture, fitting_size
 from fleet.scenario_file import read_table, write_table
 from fleet.start import FEATURES_NAME, NETWORK_NAME
 from fleet.start import FOLDER_NAME as START_FOLDER
@@ -147,7 +148,8 @@ class Scenario(RunSettings, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     vehicles_per_host: int | None = None
     """Vehicles that share a process; None = one each up to 8 vehicles, else as many hosts as cores."""
     image_size: str = "256x192"
-    """Width x height in pixels of what the encoders see."""
+    """Width x height in pixels of what the encoders see; where their strides do not divide it, they see the
+    nearest size that these do."""
     broker: str = "auto"
     """`auto`, `mosquitto` or `amqtt` to run one here, the URL of yours, or `memory`: no network."""
     broker_port: int | None = None
@@ -252,9 +254,17 @@ class Scenario(RunSettings, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         """An encoder in use, not yet initialised."""
         return architecture(name, self.encoder_weights(name))
 
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """(width, height) in pixels that frames are resized to: the nearest to `image_size` that divides into
+        feature cells of every encoder that is named."""
+        names = {self.encoder.name, *self.encoders.values()}
+        strides = (self.architecture(name).stride for name in names)
+        return fitting_size(parse_image_size(self.image_size), math.lcm(*strides))
+
     def _feature_shapes(self) -> tuple[tuple[int, int, int], ...]:
         """Those of the encoders in use, in the vehicles' order, each once."""
-        width, height = parse_image_size(self.image_size)
+        width, height = self.frame_size
         names = (self.encoders.get(vehicle, self.encoder.name) for vehicle in self.vehicle_ids)
         encoders = (self.architecture(name) for name in dict.fromkeys(names))
         shapes = ((e.channels, height // e.stride, width // e.stride) for e in encoders)

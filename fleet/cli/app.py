@@ -21,7 +21,7 @@ from fleet.cli.interrupts import stopping_line
 from fleet.cli.options import PRETRAIN_KEYS, SCENARIO_KEYS, with_scenario_options
 from fleet.errors import OperatorError
 from fleet.export.bundle import export_bundle
-from fleet.export.encoders import DEFAULT_ENCODER, ENCODER_DOOR
+from fleet.export.encoders import DEFAULT_ENCODER, ENCODER_DOOR, architecture, fitting_size, resizing_remark
 from fleet.report.page import write_report
 from fleet.scenario import Scenario, parse_image_size
 from fleet.show.screen import screen
@@ -206,7 +206,11 @@ def encoder_export(
     seed: Annotated[int, typer.Option(help="Of the initial weights.")] = 0,
 ) -> None:
     """Export an encoder as the bundle that a vehicle runs: ONNX graphs and their description."""
-    bundle = export_bundle(encoder, folder, image_size=parse_image_size(image_size), seed=seed)
+    asked = parse_image_size(image_size)
+    fitting = fitting_size(asked, architecture(encoder).stride)
+    if fitting != asked:
+        print(resizing_remark(asked, fitting))
+    bundle = export_bundle(encoder, folder, image_size=fitting, seed=seed)
     shape = "x".join(map(str, bundle.spec.feature_shape))
     print(f"{encoder}: {len(bundle.theta0)} parameters, features {shape}, in {folder}")
 

@@ -90,7 +90,12 @@ SCENARIO_OPTIONS = (
         f"of your own.",
     ),
     ScenarioOption("rounds", "rounds", int, "Rounds; in each, every vehicle has a turn."),
-    ScenarioOption("image_size", "image_size", str, "What the encoders see, WxH in pixels."),
+    ScenarioOption(
+        "image_size",
+        "image_size",
+        str,
+        "What the encoders see, WxH in pixels; where it does not fit: the nearest.",
+    ),
     ScenarioOption("encoder", "encoder.name", str, f"One of {ENCODER_DOOR.choices}."),
     ScenarioOption(
         "encoder_weights", "encoder.weights", Path, "Pretrained weights of --encoder: a file of a state dict."

@@ -48,6 +48,23 @@ def _blackfed_double_convolution() -> ConvolutionEncoder:
     )
 
 
+def fitting_size(image_size: tuple[int, int], stride: int) -> tuple[int, int]:
+    """The size nearest to this width and height that divides into feature cells, one each way at least.
+
+    Halves go up: 250x190 becomes 248x192 with a stride of 8; what fits already stays.
+    """
+    width, height = (max(1, (2 * side + stride) // (2 * stride)) * stride for side in image_size)
+    return width, height
+
+
+def resizing_remark(asked: tuple[int, int], fitting: tuple[int, int]) -> str:
+    """What a person is told of `fitting_size` where it is another one."""
+    return (
+        f"{asked[0]}x{asked[1]} does not divide into feature cells of this encoder: it sees frames at "
+        f"{fitting[0]}x{fitting[1]}"
+    )
+
+
 def check_image_size(image_size: tuple[int, int], name: str, stride: int) -> None:
     """Raise SettingError where frames of this width and height don't divide into feature cells, or into one.
 

@@ -12,7 +12,6 @@ from edge_client.frames import FrameCache
 from fleet.export.encoders import ImageEncoder
 from fleet.frames.allocation import evenly_spaced, sights
 from fleet.run.job import Job
-from fleet.scenario import parse_image_size
 
 _PICTURES = 32
 
@@ -43,7 +42,7 @@ def _pictures(job: Job) -> NDArray[np.uint8]:
     """image_BHWC of some train frames, evenly spaced over all vehicles', as those see them."""
     keys = [key for share in job.shares.values() for key in share.train]
     seen_through = sights(job.shares)
-    cache = FrameCache(job.source, parse_image_size(job.scenario.image_size))
+    cache = FrameCache(job.source, job.scenario.frame_size)
     chosen = evenly_spaced(keys, _PICTURES)
     pictures = [
         cache.resized(key, sight.sight() if (sight := seen_through.get(key)) else None)[0] for key in chosen

@@ -34,7 +34,6 @@ from fleet.errors import OperatorError
 from fleet.frames.allocation import sights
 from fleet.run.job import Job
 from fleet.run.joint_network import joint_trainer
-from fleet.scenario import parse_image_size
 from fleet.show.progress import Progress
 from protocol.batches import batch_bounds
 from protocol.noise import derive_seed, permutation
@@ -84,7 +83,7 @@ class _CentralLearning:
         self._config = job.scenario.cloud_config()
         self._events = events
         self._label_space = job.source.label_space
-        self._cache = FrameCache(job.source, parse_image_size(job.scenario.image_size))
+        self._cache = FrameCache(job.source, job.scenario.frame_size)
         self._sights = {key: sight.sight() for key, sight in sights(job.shares).items()}
         self._train_keys = [key for share in self._shares.values() for key in share.train]
         self._bounds = batch_bounds(len(self._train_keys), self._config.first_order.batch_size)
@@ -252,7 +251,7 @@ def _registry(job: Job) -> Registry:
             encoder=scenario.encoder.name,
             bundle_digest="",
             feature_shape=(0, 0, 0),
-            image_size=parse_image_size(scenario.image_size),
+            image_size=scenario.frame_size,
             frames={split: len(keys) for split, keys in share.splits().items()},
             frames_digest="",
         )

@@ -16,7 +16,7 @@ from edge_client.learners.own import check_settings, find_learner
 from fleet import broker
 from fleet.errors import OperatorError
 from fleet.export.encoders import check_image_size
-from fleet.scenario import Scenario, parse_image_size
+from fleet.scenario import Scenario
 from fleet.start import StartSpec
 from protocol.doors import is_foreign
 from protocol.messages import OwnPlan
@@ -41,10 +41,13 @@ def check_runnable(scenario: Scenario) -> None:
     _check_name("first_order.loss", scenario.first_order.loss, LOSSES)
     _check_name("dataset.partition", scenario.dataset.partition, METHODS)
     _check_name("encoder.mode", scenario.encoder.mode, ("auto", "bind", "rebuild"))
+    frame_size = scenario.frame_size
     for name in {scenario.encoder.name, *scenario.encoders.values()}:
-        check_image_size(parse_image_size(scenario.image_size), name, scenario.architecture(name).stride)
-        _check_network(scenario, name)
-        _check_loss_maps(scenario, name)
+        features = scenario.architecture(name)
+        check_image_size(frame_size, name, features.stride)
+        width, height = (side // features.stride for side in frame_size)
+        _check_network(scenario, (features.channels, height, width), features.stride)
+        _check_loss_maps(scenario, name, width, height)
     if scenario.broker in OWN_BROKERS:
         broker.choose_kind(scenario.broker)
     elif scenario.broker != MEMORY_BUS:
@@ -67,13 +70,11 @@ def _check_learners(scenario: Scenario) -> None:
         check_settings(scenario.estimator.target, scenario.estimator.settings)
 
 
-def _check_network(scenario: Scenario, encoder: str) -> None:
+def _check_network(scenario: Scenario, feature_shape: tuple[int, int, int], stride: int) -> None:
     """Whether the network takes an encoder's features; one that is not ours is built, and tried on them."""
-    features = scenario.architecture(encoder)
-    width, height = parse_image_size(scenario.image_size)
     spec = NetworkSpec(
-        feature_shape=(features.channels, height // features.stride, width // features.stride),
-        feature_stride=features.stride,
+        feature_shape=feature_shape,
+        feature_stride=stride,
         num_classes=label_space(scenario.cloud_config().label_space).num_classes,
         weights=Path(scenario.network.weights) if scenario.network.weights else None,
     )
@@ -88,9 +89,8 @@ def _check_network(scenario: Scenario, encoder: str) -> None:
         )
 
 
-def _check_loss_maps(scenario: Scenario, encoder: str) -> None:
-    local, stride = scenario.way(LocalLossPlan), scenario.architecture(encoder).stride
-    width, height = (size // stride for size in parse_image_size(scenario.image_size))
+def _check_loss_maps(scenario: Scenario, encoder: str, width: int, height: int) -> None:
+    local = scenario.way(LocalLossPlan)
     if not algorithm_row(scenario.algorithm).needs.local_head or local.weight_power == 0:
         return
     if width % local.weight_map_stride or height % local.weight_map_stride:
@@ -111,7 +111,7 @@ def check_start(scenario: Scenario, start: StartSpec) -> None:
         {scenario.encoders.get(vehicle, scenario.encoder.name) for vehicle in scenario.vehicle_ids}
     )
     for what, wanted, given in (
-        ("images of", f"{width}x{height}", scenario.image_size),
+        ("images of", f"{width}x{height}", "{}x{}".format(*scenario.frame_size)),
         ("encoder", start.encoder, " and ".join(encoders)),
         ("network", start.network, scenario.network.name),
         ("labels of", start.label_space, scenario.cloud_config().label_space),

@@ -28,7 +28,7 @@ from fleet.run.checks import MEMORY_BUS, OWN_BROKERS, named_learners
 from fleet.run.in_process import run_in_process
 from fleet.run.job import Job
 from fleet.run.processes import ProcessSpec, ProcessTable
-from fleet.scenario import Scenario, parse_image_size
+from fleet.scenario import Scenario
 from fleet.show.follow import LogFollower
 from fleet.show.progress import Progress
 from protocol.atomic import write_json_atomic
@@ -160,7 +160,7 @@ def _write_bundles(job: Job) -> dict[str, Path]:
             continue  # the very one that the vehicles have
         encoder = build_encoder(name, job.scenario.seed, job.scenario.encoder_weights(name)).folded()
         begin(job, encoder)
-        export_encoder(encoder, name, folder, image_size=parse_image_size(job.scenario.image_size))
+        export_encoder(encoder, name, folder, image_size=job.scenario.frame_size)
     return folders
 
 
@@ -196,7 +196,7 @@ def _write_local_model(job: Job) -> None:
         network=cloud.network.name,
         loss=cloud.first_order.loss,
         label_space_name=cloud.label_space,
-        image_size=parse_image_size(scenario.image_size),
+        image_size=scenario.frame_size,
         encoder_seed=scenario.seed,
         network_seed=network_seed(cloud.seed),
         encoder_weights=scenario.encoder_weights(encoders[0]),

@@ -15,7 +15,6 @@ from cloud_server.training.trainer import PartConfig, Trainer, TrainerConfig
 from fleet.export.encoders import build_encoder
 from fleet.run.beginning import begin
 from fleet.run.job import Job
-from fleet.scenario import parse_image_size
 from protocol.noise import derive_seed
 from protocol.plans.white_box import WhiteBoxPlan
 
@@ -43,7 +42,7 @@ def joint_trainer(job: Job, *, steps: int) -> Trainer:
     """
     config = job.scenario.cloud_config()
     first = config.first_order
-    width, height = parse_image_size(job.scenario.image_size)
+    width, height = job.scenario.frame_size
     name = job.scenario.encoder.name
     encoder = build_encoder(name, config.seed, job.scenario.encoder_weights(name)).folded()
     network = build_network(

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from cloud_server.algorithms.table import algorithm_row
 from cloud_server.run.results import RESULT_NAME
+from fleet.export.encoders import resizing_remark
 from fleet.frames.allocation import open_data, source_test_frames
 from fleet.frames.check import check_before_allotting, check_shares
 from fleet.frames.partition_record import PARTITION_NAME, record_shares, settle_shares
@@ -33,7 +34,7 @@ from fleet.run.folder import (
 from fleet.run.job import Job, read_object
 from fleet.run.reach import check_reach
 from fleet.run.resuming import resumed_scenario
-from fleet.scenario import Scenario
+from fleet.scenario import Scenario, parse_image_size
 from fleet.show.overlays import draw_overlays
 from fleet.show.progress import result_table
 from fleet.start import FOLDER_NAME as START_FOLDER
@@ -58,6 +59,7 @@ def launch(scenario: Scenario, run_folder: Path, *, resume: bool, console: Conso
         Interrupted, KeyboardInterrupt: the user stopped the run; it can be resumed.
     """
     check_runnable(scenario)
+    _say(_remarks_of_size(scenario), console)
     if scenario.broker not in (*OWN_BROKERS, MEMORY_BUS):
         check_reach(scenario.broker, scenario.fleet or "fleet", scenario.patience.join_s)
     with readable_by_owner_alone():
@@ -114,6 +116,14 @@ def _launch(scenario: Scenario, run_folder: Path, *, resume: bool, console: Cons
     _say(remarks, console)
     console.print(f"results in {run_folder}", soft_wrap=True)
     return result
+
+
+def _remarks_of_size(scenario: Scenario) -> tuple[str, ...]:
+    """That frames are resized to another size than asked for, where they are."""
+    asked, fitting = parse_image_size(scenario.image_size), scenario.frame_size
+    if fitting == asked:
+        return ()
+    return (resizing_remark(asked, fitting),)
 
 
 def _say(remarks: tuple[str, ...], console: Console) -> None:

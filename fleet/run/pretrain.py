@@ -32,7 +32,7 @@ from fleet.frames.rendering import rendered_cities, rendered_frames_per_city
 from fleet.run.folder import held, kept_scenario, readable_by_owner_alone
 from fleet.run.launch import launch
 from fleet.run.resuming import resumed_scenario
-from fleet.scenario import Scenario, parse_image_size
+from fleet.scenario import Scenario
 from fleet.start import ENCODER_NAME, FEATURES_NAME, NETWORK_NAME, SPEC_NAME, Start, write_spec
 from protocol.batches import batch_bounds
 from protocol.codec.labels import content_hash
@@ -126,7 +126,7 @@ def write_start(
     Raises:
         ExportError, DatasetError, SettingError, OSError: see `export_encoder` and `settle_shares`.
     """
-    image_size = parse_image_size(scenario.image_size)
+    image_size = scenario.frame_size
     bundle = export_encoder(encoder, scenario.encoder.name, folder / ENCODER_NAME, image_size=image_size)
     cloud = scenario.cloud_config()
     write_tensors(folder / NETWORK_NAME, dict(network_weights), {"network": cloud.network.name})

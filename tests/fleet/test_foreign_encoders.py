@@ -69,7 +69,7 @@ def test_encoder_that_does_not_fit_is_refused_in_one_line(module: str, name: str
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"image_size": "60x48", "encoder.name": "foreign_encoders:thin"}, ["60x48", "multiples of 8"]),
+        ({"image_size": "11x9", "encoder.name": "foreign_encoders:thin"}, ["8x8", "too small"]),
         ({"image_size": "63x48", "encoder.name": "foreign_encoders:thirds"}, ["feature stride", "got 3"]),
         ({"encoder.name": "foreign_encoders:thick"}, ["did you mean 'thin'"]),
         ({"encoder.name": "foreign_networks_of_mine:unet"}, ["PYTHONPATH"]),

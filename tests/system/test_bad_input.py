@@ -44,7 +44,7 @@ pytestmark = pytest.mark.timeout(300)
         (["--image-size", "0x48"], ["WIDTHxHEIGHT", "'0x48'"]),
         (["--image-size", "8x8"], ["8x8", "too small", "stride8-c8", "16x8"]),
         (["--image-size", "4x4", "--encoder", "stride4-c8"], ["4x4", "too small", "stride4-c8", "8x4"]),
-        (["--image-size", "60x48"], ["60x48", "stride8-c8", "multiples of 8"]),
+        (["--image-size", "9x11"], ["8x8", "too small", "stride8-c8"]),
         (["--algorithm", "blackfed-v3"], ["algorithm", "'blackfed-v3'", "blackfed-v2"]),
         (["--encoder", "resnet"], ["encoder", "'resnet'", "stride8-c8"]),
         (["--encoder-mode", "fast"], ["'fast'", "bind", "rebuild"]),
