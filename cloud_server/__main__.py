@@ -17,6 +17,8 @@ from cloud_server.errors import CloudError, Stopped
 from cloud_server.run.service import serve
 from cloud_server.unknown_keys import explain
 from datasets.catalog import LABEL_SPACES
+from datasets.class_file import is_class_file
+from datasets.readers import tabled
 from protocol.errors import Mistake
 from protocol.mqtt.broker_url import BROKER_VARIABLE
 from protocol.mqtt.connect import connector
@@ -100,8 +102,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, help=f"decides every random draw (default {defaults['seed']})")
     parser.add_argument(
         "--label-space",
-        help=f"the classes of the labels: one of {', '.join(LABEL_SPACES)}, or the "
-        "package.module:name of your own data set",
+        help=f"the classes of the labels: one of {', '.join(LABEL_SPACES)}, the table "
+        "of a folder (DIR/dataset.yaml), or the package.module:name of your own data set",
     )
     parser.add_argument("--bits", type=int, help="bits of a feature element: 32, 8, 6, 4, 3 or 2")
     parser.add_argument(
@@ -111,6 +113,15 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="go on with the run in RUN_DIR")
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     return parser.parse_args(arguments)
+
+
+def _classes(name: str | None) -> dict[str, str]:
+    """The settings that say which classes and data set the run is about; a path is one from here."""
+    if name is None:
+        return {}
+    if is_class_file(name):
+        return {"dataset": tabled.ENTRY.name, "label_space": str(Path(name).absolute())}
+    return {"dataset": name, "label_space": name}
 
 
 def _config(options: argparse.Namespace) -> CloudConfig:
@@ -125,8 +136,7 @@ def _config(options: argparse.Namespace) -> CloudConfig:
         "algorithm": options.algorithm,
         "rounds": options.rounds,
         "seed": options.seed,
-        "dataset": options.label_space,
-        "label_space": options.label_space,
+        **_classes(options.label_space),
         "training_threads": options.threads,
         "inference_threads": options.threads,
     }

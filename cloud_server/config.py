@@ -188,6 +188,7 @@ class CloudConfig(RunSettings, frozen=True, kw_only=True, forbid_unknown_fields=
     dataset: str = "cityscapes"
     """Name of the data set in the results: a row of `datasets.catalog.DATASETS`."""
     label_space: str = "cityscapes"
+    """Name of the classes (`datasets.catalog.label_space`); a path is relative to the run folder."""
     feature_shapes: tuple[tuple[int, int, int], ...] | None = None
     """C, H, W that vehicles may declare, each gets an input stem; None = what the first one declares."""
     store_capacity: int = 16

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
-from datasets.entry import DatasetEntry, OpensFrames, OpensGroundTruth
+from datasets.class_file import CLASS_FILE_ENDS, is_class_file, read_class_file
+from datasets.entry import DatasetEntry, OpensFrames, OpensGroundTruth, ReadsClasses
 from datasets.frame import DatasetError, FrameSource
 from datasets.generated.entry import GENERATED
 from datasets.labels import LabelSpace
-from datasets.readers import camvid, cityscapes, unlabelled
+from datasets.readers import camvid, cityscapes, tabled, unlabelled
 from datasets.readers.folder import DatasetMissing
 from protocol.doors import FOREIGN_CHOICE, Door, is_foreign, misfit
 from protocol.errors import SettingError
 
 DATASETS: dict[str, DatasetEntry] = {
-    entry.name: entry for entry in (cityscapes.ENTRY, camvid.ENTRY, GENERATED, unlabelled.ENTRY)
+    entry.name: entry for entry in (tabled.ENTRY, cityscapes.ENTRY, camvid.ENTRY, GENERATED, unlabelled.ENTRY)
 }
+"""Where nobody says which it is, a folder is tried in this order: a table says it, the rest are looks."""
 
-LABELLED: tuple[str, ...] = tuple(name for name, entry in DATASETS.items() if entry.label_space is not None)
+LABELLED: tuple[str, ...] = tuple(name for name, entry in DATASETS.items() if entry.is_labelled)
 """Names of our data sets that a network can be trained and scored on."""
 
 LABELLED_CHOICES = ", ".join((*LABELLED, FOREIGN_CHOICE))
@@ -50,10 +54,14 @@ def find_dataset(name: str) -> DatasetEntry:
 
 @lru_cache
 def _named(entry: DatasetEntry, name: str) -> DatasetEntry:
-    for function, kind in ((entry.open, OpensFrames), (entry.ground_truth, OpensGroundTruth)):
+    for what, function, kind in (
+        ("open", entry.open, OpensFrames),
+        ("ground_truth", entry.ground_truth, OpensGroundTruth),
+        ("read_classes", entry.read_classes, ReadsClasses),
+    ):
         reason = function and misfit(function, kind)
         if reason:
-            raise DATASET_DOOR.refuse(name, f"{'open' if kind is OpensFrames else 'ground_truth'} {reason}")
+            raise DATASET_DOOR.refuse(name, f"{what} {reason}")
     classes = entry.label_space
     if classes is not None and classes != _LABEL_SPACES.get(classes.name):
         classes = replace(classes, name=name)
@@ -74,15 +82,11 @@ def open_dataset(name: str, root: Path, network_classes: LabelSpace | None = Non
         DatasetError: it is there, but incomplete or malformed.
     """
     entry = find_dataset(name)
-    classes = entry.label_space or network_classes
+    classes = classes_of(name, root) or network_classes
     if classes is None:
         raise SettingError(f"data set {name} has no classes of its own; name those of the network")
-    try:
-        with DATASET_DOOR.guard(name, keeping=(DatasetError, OSError)):
-            source = entry.open(root, classes)
-    except DatasetMissing as exc:
-        hint = entry.how_to_get.format(root=root)
-        raise DatasetMissing(f"{exc}; {hint}", expected=exc.expected) from exc
+    with _saying_how_to_get(entry, root):
+        source = entry.open(root, classes)
     reason = misfit(source, FrameSource)
     if reason is None and source.label_space != classes:
         reason = "has other classes than it was given"
@@ -91,21 +95,52 @@ def open_dataset(name: str, root: Path, network_classes: LabelSpace | None = Non
     return source
 
 
-def label_space(name: str) -> LabelSpace:
+def classes_of(name: str, root: Path) -> LabelSpace | None:
+    """The classes of the data set called `name` in the folder `root`; None where it has no labels.
+
+    Raises:
+        SettingError, DatasetMissing, DatasetError: as `open_dataset`.
+    """
+    entry = find_dataset(name)
+    with _saying_how_to_get(entry, root):
+        classes = entry.classes(root)
+    if classes is not None and not isinstance(classes, LabelSpace):
+        raise DATASET_DOOR.refuse(name, f"read_classes must return a LabelSpace, got {classes!r}")
+    return classes
+
+
+@contextlib.contextmanager
+def _saying_how_to_get(entry: DatasetEntry, root: Path) -> Iterator[None]:
+    try:
+        with DATASET_DOOR.guard(entry.name, keeping=(DatasetError, OSError)):
+            yield
+    except DatasetMissing as exc:
+        hint = entry.how_to_get.format(root=root)
+        raise DatasetMissing(f"{exc}; {hint}", expected=exc.expected) from exc
+
+
+def label_space(name: str, folder: Path | None = None) -> LabelSpace:
     """Return the label table called `name`; one of somebody else's is called as their data set is.
+
+    Args:
+        name: or the path of a file that holds one, see `datasets.class_file`.
+        folder: what such a path is relative to; default: the current one.
 
     Raises:
         SettingError: there is none; the message lists the known ones.
+        DatasetError: the file is missing, or holds no table.
     """
+    if is_class_file(name):
+        return read_class_file(folder / name if folder else Path(name))
     if is_foreign(name):
         classes = find_dataset(name).label_space
         if classes is None:
-            raise DATASET_DOOR.refuse(name, "has no classes of its own")
+            raise DATASET_DOOR.refuse(name, "has no classes of its own, whatever the folder")
         return classes
     try:
         return _LABEL_SPACES[name]
     except KeyError:
         raise SettingError(
-            f"unknown label space {name!r}, expected one of: {', '.join(LABEL_SPACES)}, or the "
-            f"package.module:name of your own data set"
+            f"unknown label space {name!r}, expected one of: {', '.join(LABEL_SPACES)}, the path "
+            f"of a table ({' or '.join(CLASS_FILE_ENDS)}), or the package.module:name of your own data set"
         ) from None

@@ -45,6 +45,13 @@ class OpensFrames(Protocol):
         """See `DatasetEntry.open`."""
 
 
+class ReadsClasses(Protocol):
+    """Reads what classes the labels of a folder have."""
+
+    def __call__(self, root: Path, /) -> LabelSpace:
+        """See `DatasetEntry.read_classes`."""
+
+
 class OpensGroundTruth(Protocol):
     """Opens a folder of labels."""
 
@@ -64,20 +71,35 @@ class DatasetEntry:
     title: str
     """What people call it, in tables and reports."""
     label_space: LabelSpace | None
-    """Its classes; None: its frames have no labels, and the classes are those of the network that looks at
-    them."""
+    """Its classes, whatever the folder; None: see `read_classes`."""
     open: OpensFrames
-    """Opens a folder, with `label_space` or, where that is None, with the network's classes.
+    """Opens a folder, with `classes(root)` or, where that is None, with the network's classes.
 
     Raises `DatasetMissing` where the folder doesn't hold this data set, `DatasetError` where it is incomplete
     or malformed. `datasets.readers.folder.FrameFolder` does all but finding the files.
     """
     how_to_get: str
     """Ends the message about missing data; `{root}` stands for the folder that was asked for."""
+    read_classes: ReadsClasses | None = None
+    """Reads the classes from the folder, where each has its own; raises as `open`. None, with `label_space`
+    None: the frames have no labels, and the classes are those of the network that looks at them."""
     ground_truth: OpensGroundTruth | None = None
     """Opens a folder's labels to score predictions against; None: those of the frames that `open` finds."""
     render: Renderer | None = None
     """Draws the frames where there are none yet; None: they are recorded, and somebody has to bring them."""
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether its frames have labels."""
+        return self.label_space is not None or self.read_classes is not None
+
+    def classes(self, root: Path) -> LabelSpace | None:
+        """The classes of the frames in `root`; None where frames have no labels.
+
+        Raises:
+            DatasetMissing, DatasetError: as `open`.
+        """
+        return self.label_space if self.read_classes is None else self.read_classes(root)
 
     def open_ground_truth(self, folder: Path) -> GroundTruth:
         """The labels in `folder`, to score predictions against.
@@ -86,8 +108,9 @@ class DatasetEntry:
             DatasetMissing, DatasetError: as `open`.
             SettingError: the data set has no labels.
         """
-        if self.label_space is None:
+        classes = self.classes(folder)
+        if classes is None:
             raise SettingError(f"data set {self.name} has no labels to score predictions against")
         if self.ground_truth is not None:
             return self.ground_truth(folder)
-        return FrameGroundTruth(self.open(folder, self.label_space))
+        return FrameGroundTruth(self.open(folder, classes))

@@ -82,7 +82,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--label-space",
         default="cityscapes",
         help=f"classes of the network that looks at frames without labels: one of {', '.join(LABEL_SPACES)}, "
-        "or the package.module:name of your own data set; default: cityscapes",
+        "a table (DIR/dataset.yaml), or the package.module:name of your own data set; default: cityscapes",
     )
     parser.add_argument("--data-root", help="folder of the data set")
     parser.add_argument("--state", help="folder for what the vehicle learns; keep it to resume")

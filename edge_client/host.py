@@ -98,7 +98,8 @@ class HostConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True)
     dataset: str
     """A row of `datasets.catalog.DATASETS`."""
     label_space: str = "cityscapes"
-    """Classes of the network that looks at frames without labels; others bring their own."""
+    """Classes of the network that looks at frames without labels (`datasets.catalog.label_space`); others
+    bring their own."""
     data_root: str
     vehicles: tuple[VehicleConfig, ...]
     threads: int = 1

@@ -26,7 +26,7 @@ def open_ground_truth(folder: Path, dataset: str | None) -> GroundTruth:
             entry = find_dataset(dataset)
         except SettingError as error:
             raise EvaluationError(str(error)) from error
-        if entry.label_space is None:
+        if not entry.is_labelled:
             raise EvaluationError(f"data set {dataset} has no labels; expected one of: {', '.join(LABELLED)}")
         return entry.open_ground_truth(folder)
     expected: dict[str, str] = {}

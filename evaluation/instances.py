@@ -181,14 +181,14 @@ class InstanceScores:
         }
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> InstanceScores:
-        """Rebuild scores from `to_dict`.
+    def from_dict(cls, content: Mapping[str, Any], classes: LabelSpace | None = None) -> InstanceScores:
+        """Rebuild scores from `to_dict`; `classes` are those that it counted, default: by their name.
 
         Raises:
             SettingError: the label space is unknown.
             EvaluationError: the sums have another shape, are negative or not finite.
         """
-        scores = cls(label_space(str(content.get("label_space"))))
+        scores = cls(classes or label_space(str(content.get("label_space"))))
         for name, target in (("classes", scores._classes), ("categories", scores._categories)):
             sums = np.asarray(content.get(name))
             numeric = sums.dtype.kind in "iuf"

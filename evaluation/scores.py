@@ -104,14 +104,14 @@ class ConfusionMatrix:
         return {"label_space": self.label_space.name, "counts": self.counts.tolist()}
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> ConfusionMatrix:
-        """Rebuild a matrix from `to_dict`.
+    def from_dict(cls, content: Mapping[str, Any], classes: LabelSpace | None = None) -> ConfusionMatrix:
+        """Rebuild a matrix from `to_dict`; `classes` are those that it counted, default: by their name.
 
         Raises:
             SettingError: the label space is unknown.
             EvaluationError: the counts have another shape or are negative.
         """
-        matrix = cls(label_space(str(content.get("label_space"))))
+        matrix = cls(classes or label_space(str(content.get("label_space"))))
         try:
             counts = np.asarray(content.get("counts"))
         except ValueError as error:  # rows of different lengths

@@ -13,7 +13,8 @@ import msgspec
 from cloud_server.algorithms.table import algorithm_row
 from cloud_server.config import CloudConfig, NetworkConfig, RunSettings
 from cloud_server.unknown_keys import explain
-from datasets.catalog import LABELLED, LABELLED_CHOICES, find_dataset
+from datasets.catalog import LABELLED, LABELLED_CHOICES, classes_of, find_dataset
+from datasets.class_file import CLASSES_NAME
 from datasets.conditions import Condition
 from datasets.labels import LabelSpace
 from fleet.cores import usable_cores
@@ -59,7 +60,7 @@ class DatasetPart(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     def __post_init__(self) -> None:
         named = self.name in LABELLED or is_foreign(self.name)
-        if not named or find_dataset(self.name).label_space is None:
+        if not named or not find_dataset(self.name).is_labelled:
             raise SettingError(f"dataset must be one of {LABELLED_CHOICES}, with labels; got {self.name!r}")
         if self.root is None and not self.is_rendered:
             raise SettingError(f"dataset {self.name} needs --data-root, the folder it lies in")
@@ -78,10 +79,20 @@ class DatasetPart(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     @property
     def label_space(self) -> LabelSpace:
-        """The classes of its labels."""
-        classes = find_dataset(self.name).label_space
+        """The classes of its labels.
+
+        Raises:
+            DatasetError: the folder says what they are, and it is missing or malformed.
+        """
+        classes = classes_of(self.name, Path(self.root or ""))
         assert classes is not None, self.name
         return classes
+
+    @property
+    def classes_name(self) -> str:
+        """By which the cloud finds the classes: what the run keeps of them, where the folder has its own."""
+        classes = find_dataset(self.name).label_space
+        return classes.name if classes else CLASSES_NAME
 
     @property
     def is_rendered(self) -> bool:
@@ -228,7 +239,7 @@ class Scenario(RunSettings, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             fleet=self.fleet_id,
             vehicles=self.vehicle_ids,
             dataset=self.dataset.name,
-            label_space=self.dataset.label_space.name,
+            label_space=self.dataset.classes_name,
             feature_shapes=self._feature_shapes() if self.encoders else None,
             training_threads=max(1, self.core_count // 2),
             inference_threads=max(1, self.core_count // 2),

@@ -130,11 +130,14 @@ class Scores:
         }
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Scores:
+    def from_dict(cls, content: Mapping[str, Any], classes: LabelSpace) -> Scores:
         """Rebuild from `to_dict`."""
         return cls(
             **{
-                name: {vehicle: ConfusionMatrix.from_dict(matrix) for vehicle, matrix in matrices.items()}
+                name: {
+                    vehicle: ConfusionMatrix.from_dict(matrix, classes)
+                    for vehicle, matrix in matrices.items()
+                }
                 for name, matrices in content.items()
             }
         )

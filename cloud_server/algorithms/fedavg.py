@@ -141,9 +141,7 @@ class FedAvg:
         if scores.split not in turn.scores or scores.split in report.scores:
             raise RequestError(f"scores of split {scores.split!r} are not asked for now")
         try:
-            matrix = ConfusionMatrix.from_dict(
-                {"label_space": self._context.label_space.name, "counts": scores.counts}
-            )
+            matrix = ConfusionMatrix.from_dict({"counts": scores.counts}, self._context.label_space)
         except EvaluationError as error:
             raise RequestError(f"scores rejected: {error}") from error
         report.scores[scores.split] = (scores.frames, matrix)
@@ -228,7 +226,7 @@ class FedAvg:
         self._weights = {name: weights[name] for name in self._shapes}
         self._packed = pack(self._weights)
         self._optimizer.moments = dict(groups)
-        self.scores = Scores.from_dict(meta["scores"])
+        self.scores = Scores.from_dict(meta["scores"], self._context.label_space)
         self.progress = TrainingProgress.from_dict(meta["progress"])
         self._best_miou = -math.inf if meta["best_miou"] is None else meta["best_miou"]
         self._rounds_without_gain = meta["rounds_without_gain"]

@@ -53,7 +53,7 @@ class OneNetwork:
     def restore(self, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
         self._trainer.load_state_dict(unflatten_state(tensors, meta["trainer"]))
         self._replay.restore(tensors, meta["replay"])
-        self.scores = Scores.from_dict(meta["scores"])
+        self.scores = Scores.from_dict(meta["scores"], self._context.label_space)
         self.progress = TrainingProgress.from_dict(meta["progress"])
         if self._best:
             self._best.restore(meta["best"])

@@ -158,7 +158,7 @@ class WhiteBox:
     def restore(self, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
         self._networks.restore(tensors, meta)
         self._replay.restore(tensors, meta["replay"])
-        self.scores = Scores.from_dict(meta["scores"])
+        self.scores = Scores.from_dict(meta["scores"], self._context.label_space)
         self.progress = TrainingProgress.from_dict(meta["progress"])
 
     def committed(self) -> None:

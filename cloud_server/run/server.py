@@ -31,6 +31,7 @@ from cloud_server.run.stage_turns import StageTurns
 from cloud_server.run.stages import StageLoop
 from cloud_server.storage.label_store import LabelStore
 from datasets.catalog import label_space
+from datasets.frame import DatasetError
 from protocol.errors import SettingError
 from protocol.messages import Finish
 from protocol.session.link import CloudLink
@@ -67,8 +68,8 @@ class Server:
         try:
             check_fleet_algorithm(config.algorithm)
             check_combination(config)
-            self._label_space = label_space(config.label_space)
-        except SettingError as error:
+            self._label_space = label_space(config.label_space, run_folder)
+        except (SettingError, DatasetError) as error:
             raise CloudError(str(error)) from error
         self._config = config
         self._link = link
@@ -79,7 +80,7 @@ class Server:
         self._stop = stop
         self._registry = Registry(
             config.vehicles,
-            label_space=config.label_space,
+            label_space=self._label_space.name,
             feature_shapes=config.feature_shapes,
             frame_bytes=config.coding.frame_bytes,
             equipment=algorithm_row(config.algorithm).needs.equipment,

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from datasets.entry import DatasetEntry
 from datasets.frame import DatasetError, FrameRef
 from datasets.labels import CAMVID, LabelSpace, Rgb
+from datasets.readers.colours import ColourTable
 from datasets.readers.folder import (
     FrameFolder,
     dataset_missing,
@@ -80,7 +81,7 @@ class CamVidFrames(FrameFolder):
             DatasetError: an image or a label lacks the other or is misnamed, a listed frame is missing, or
                 label_colors.txt is malformed.
         """
-        self._colors: _ColorTable | None = None
+        self._colors: ColourTable | None = None
         self.colours: list[tuple[Rgb, str]] | None = None
         """In the original layout: which colour is which class."""
         faults: list[str] = []
@@ -89,7 +90,8 @@ class CamVidFrames(FrameFolder):
             pairs = _find_segnet(root, faults)
         elif images is not None and labels is not None:
             class_by_color = _read_colors(root / COLOR_TABLE)
-            self._colors, self.colours = _ColorTable(class_by_color), list(class_by_color.items())
+            meanings = {color: CAMVID.by_name(name).train_id for color, name in class_by_color.items()}
+            self._colors, self.colours = ColourTable(meanings, "CamVid"), list(class_by_color.items())
             pairs = pair_files(files_by_stem(images, ".png"), files_by_stem(labels, "_L.png"), faults)
         else:
             raise dataset_missing(
@@ -119,37 +121,6 @@ class CamVidFrames(FrameFolder):
         if self._colors is None:
             return super().decode_label(path)
         return self._colors.to_train_ids(decode_rgb(path, labelled=True), path)
-
-
-class _ColorTable:
-    """Maps label colours to trainIds by search in the sorted 24-bit colour codes."""
-
-    def __init__(self, class_by_color: dict[Rgb, str]) -> None:
-        codes = _color_codes(np.array(list(class_by_color), np.uint8))
-        train_ids = np.array([CAMVID.by_name(name).train_id for name in class_by_color.values()], np.uint8)
-        order = np.argsort(codes)
-        self._codes = codes[order]
-        self._train_ids = train_ids[order]
-
-    def to_train_ids(self, colors_HWC: NDArray[np.uint8], path: Path) -> NDArray[np.uint8]:
-        code_HW = _color_codes(colors_HWC)
-        index_HW = np.minimum(np.searchsorted(self._codes, code_HW), len(self._codes) - 1)
-        unknown = self._codes[index_HW] != code_HW
-        if unknown.any():
-            red, green, blue = colors_HWC[unknown][0]
-            count = np.count_nonzero(unknown)
-            raise DatasetError(
-                f"{path}: {count} pixels of no CamVid colour, such as ({red}, {green}, {blue})"
-            )
-        label_HW: NDArray[np.uint8] = self._train_ids[index_HW]
-        return label_HW
-
-
-def _color_codes(colors: NDArray[np.uint8]) -> NDArray[np.uint32]:
-    """Return red << 16 | green << 8 | blue, over the last axis."""
-    red, green, blue = np.moveaxis(colors.astype(np.uint32), -1, 0)
-    codes: NDArray[np.uint32] = (red << 16 | green << 8 | blue).astype(np.uint32, copy=False)
-    return codes
 
 
 def _read_colors(path: Path) -> dict[Rgb, str]:

@@ -78,6 +78,7 @@ def evaluate_predictions(
         comparison = compare_with_official(files, truth, summary, python=python)
     return EvaluationReport(
         dataset=truth.label_space.name,
+        weighted=are_weighted(truth.label_space),
         frames=len(files),
         ground_truth_frames=len(truth.keys),
         summary=summary,

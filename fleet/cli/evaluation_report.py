@@ -9,8 +9,6 @@ from typing import Any
 from rich.box import HEAVY_HEAD
 from rich.console import Console
 
-from datasets.catalog import label_space
-from evaluation.instances import are_weighted
 from evaluation.official import OfficialComparison
 from evaluation.scores import ScoreTable
 from fleet.show.screen import Column, FittedTable
@@ -27,6 +25,8 @@ class EvaluationReport:
     ground_truth_frames: int
     """Frames that have a ground truth, whether predicted or not."""
     summary: ScoreTable
+    weighted: bool = False
+    """Whether objects would be scored if every frame told them apart."""
     vehicles: dict[str, float | None] = field(default_factory=dict)
     """For a run folder: mIoU of each vehicle's own test frames, None where undefined."""
     official: OfficialComparison | None = None
@@ -79,7 +79,7 @@ def print_report(report: EvaluationReport, console: Console) -> None:
         console.print("all labels of these frames are void: there is no score", style="yellow")
     if unpredicted:
         console.print(f"without a prediction and not counted: {unpredicted} labelled frames")
-    if not has_instances and are_weighted(label_space(report.dataset)):
+    if not has_instances and report.weighted:
         console.print("no iIoU: not every frame has instance ids")
     if official is not None:
         means = f"mIoU {_percent(official.scores['mean_iou'])} %"

@@ -47,7 +47,8 @@ def export_head(
         ExportError: the graphs disagree with torch.
     """
     channels, height, columns = encoder.feature_shape
-    classes = label_space(label_space_name).num_classes
+    known = label_space(label_space_name)
+    classes = known.num_classes
     stride = encoder.image_size[1] // height
     head = build_head(channels, classes, stride=stride, width=width, depth=depth, seed=seed)
     specs = head_parameter_specs(head)
@@ -58,7 +59,7 @@ def export_head(
         format_version=FORMAT_VERSION,
         feature_shape=encoder.feature_shape,
         logit_shape=(classes, height * head.enlargement, columns * head.enlargement),
-        label_space=label_space_name,
+        label_space=known.name,
         parameter_count=initial.size,
         sha256={name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
     )

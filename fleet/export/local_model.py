@@ -123,7 +123,8 @@ def export_local_model(
         OSError: the folder can't be written.
     """
     width, height = image_size
-    num_classes = label_space(label_space_name).num_classes
+    known = label_space(label_space_name)
+    num_classes = known.num_classes
     module = build_whole_network(
         encoder,
         network,
@@ -157,7 +158,7 @@ def export_local_model(
         encoder=encoder,
         network=network,
         loss=loss,
-        label_space=label_space_name,
+        label_space=known.name,
         image_size=image_size,
         entries=tuple(
             EntrySpec(name=name, shape=array.shape, statistic=name.rpartition(".")[2] in _STATISTICS)

@@ -1,4 +1,4 @@
-"""`partition.json`: the frames that a run began with, and goes on with whatever becomes of the data set."""
+"""What a run begins with and goes on with whatever becomes of the data set: its frames and their classes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from datasets.class_file import is_class_file, read_class_file, write_class_file
 from datasets.frame import FrameRef, FrameSource
 from datasets.partition import FrameSplit, describe_partition
 from fleet.errors import OperatorError
@@ -60,6 +61,26 @@ def settle_shares(
             f"run"
         )
     return allocate(scenario, source, source_keys=source_keys)
+
+
+def settle_classes(scenario: Scenario, run_folder: Path, source: FrameSource) -> None:
+    """Keep the classes in the run folder, where the data set's folder says what they are.
+
+    Raises:
+        OperatorError: they are others than the run began with.
+        DatasetError, OSError: the file that is there is damaged, or none can be written.
+    """
+    name = scenario.dataset.classes_name
+    if not is_class_file(name):
+        return
+    path = run_folder / name
+    if not path.exists():
+        write_class_file(path, source.label_space)
+    elif read_class_file(path) != source.label_space:
+        raise OperatorError(
+            f"the classes in {scenario.dataset.root} are not those that the run began with ({path}); put "
+            f"them back, or begin a new run in another folder"
+        )
 
 
 def record_shares(run_folder: Path, source: FrameSource, shares: Mapping[str, Share]) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from cloud_server.run.results import RESULT_NAME
 from cloud_server.storage.recorders import LOG_NAME
 from datasets.catalog import find_dataset
+from datasets.class_file import CLASSES_NAME, read_class_file
 from datasets.entry import DatasetEntry
 from datasets.labels import LabelSpace
 from fleet.compare.milestones import Point
@@ -227,7 +228,7 @@ def _assemble(
         scenario=scenario,
         partition=_first(read_partition(run.folder) for run in runs) or {},
         milestones=(comparison or {}).get("milestones"),
-        label_space=_label_space(dataset),
+        label_space=_label_space(dataset, [run.folder for run in runs]),
     )
 
 
@@ -239,8 +240,12 @@ def dataset_entry(name: str | None) -> DatasetEntry | None:
         return None
 
 
-def _label_space(dataset: str | None) -> LabelSpace:
-    """The classes of the data set that the results name; while there are none yet, those of the default."""
+def _label_space(dataset: str | None, run_folders: Iterable[Path]) -> LabelSpace:
+    """The classes that runs have kept, or those of the data set that the results name; while there are none
+    yet, those of the default."""
+    for path in (folder / CLASSES_NAME for folder in run_folders):
+        if path.is_file():
+            return read_class_file(path)
     entry = dataset_entry(dataset)
     return (entry and entry.label_space) or DatasetPart().label_space
 

@@ -116,7 +116,7 @@ class _CentralLearning:
 
     def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         self._trainer.load_state_dict(unflatten_state(tensors, meta["trainer"]))
-        self.scores = Scores.from_dict(meta["scores"])
+        self.scores = Scores.from_dict(meta["scores"], self._label_space)
         self.progress = TrainingProgress.from_dict(meta["progress"])
 
     def committed(self) -> None:
@@ -245,7 +245,7 @@ def _registry(job: Job) -> Registry:
     """The fleet's records: each vehicle's frames are known, nothing was sent."""
     scenario = job.scenario
     config = scenario.cloud_config()
-    registry = Registry(config.vehicles, label_space=config.label_space, feature_shapes=None)
+    registry = Registry(config.vehicles, label_space=job.source.label_space.name, feature_shapes=None)
     for vehicle, share in job.shares.items():
         registry.vehicles[vehicle].declared = Declaration(
             encoder=scenario.encoder.name,

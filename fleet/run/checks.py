@@ -10,7 +10,6 @@ from cloud_server.networks.build import NETWORK_DOOR, build_network
 from cloud_server.networks.spec import NetworkSpec
 from cloud_server.run.combinations import check_combination
 from cloud_server.training.losses import LOSSES
-from datasets.catalog import label_space
 from datasets.partition import METHODS
 from edge_client.learners.own import check_settings, find_learner
 from fleet import broker
@@ -75,7 +74,7 @@ def _check_network(scenario: Scenario, feature_shape: tuple[int, int, int], stri
     spec = NetworkSpec(
         feature_shape=feature_shape,
         feature_stride=stride,
-        num_classes=label_space(scenario.cloud_config().label_space).num_classes,
+        num_classes=scenario.dataset.label_space.num_classes,
         weights=Path(scenario.network.weights) if scenario.network.weights else None,
     )
     if is_foreign(scenario.network.name):
@@ -114,7 +113,7 @@ def check_start(scenario: Scenario, start: StartSpec) -> None:
         ("images of", f"{width}x{height}", "{}x{}".format(*scenario.frame_size)),
         ("encoder", start.encoder, " and ".join(encoders)),
         ("network", start.network, scenario.network.name),
-        ("labels of", start.label_space, scenario.cloud_config().label_space),
+        ("labels of", start.label_space, scenario.dataset.label_space.name),
     ):
         if given != wanted:
             raise OperatorError(

@@ -172,7 +172,7 @@ def _write_local_heads(job: Job, bundles: Mapping[str, EncoderBundle]) -> dict[s
         export_head(
             bundle.spec,
             folders[name],
-            label_space_name=scenario.cloud_config().label_space,
+            label_space_name=job.classes_name,
             width=scenario.local_head.width,
             depth=scenario.local_head.depth,
             seed=scenario.seed,
@@ -195,7 +195,7 @@ def _write_local_model(job: Job) -> None:
         encoder=encoders[0],
         network=cloud.network.name,
         loss=cloud.first_order.loss,
-        label_space_name=cloud.label_space,
+        label_space_name=job.classes_name,
         image_size=scenario.frame_size,
         encoder_seed=scenario.seed,
         network_seed=network_seed(cloud.seed),

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from datasets.class_file import CLASSES_NAME
 from fleet.errors import OperatorError
 from fleet.run.checks import MEMORY_BUS, OWN_BROKERS
 from fleet.scenario import Scenario, load_scenario, save_scenario
@@ -23,7 +24,7 @@ SCENARIO_NAME = "scenario.yaml"
 LEFT_BY_COMPARISONS = frozenset({SCENARIO_NAME, "compare.json", "compare.md", "report.html"})
 LEFT_BY_RUNS = LEFT_BY_COMPARISONS | frozenset(
     {
-        *("result.json", "partition.json", "log.jsonl", "cloud.json"),
+        *("result.json", "partition.json", CLASSES_NAME, "log.jsonl", "cloud.json"),
         *("cloud", "vehicles", "hosts", "processes", "bundles", "local_heads", "local_model", "start"),
         *("predictions", "overlays", "tensorboard"),
         # of pretraining

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from datasets.class_file import is_class_file
 from datasets.frame import FrameSource
 from fleet.errors import OperatorError
 from fleet.frames.allocation import Share
@@ -29,6 +30,12 @@ class Job:
     console: Console
     start: Start | None = None
     """What vehicles and cloud start from, in the run folder; None = from the seed."""
+
+    @property
+    def classes_name(self) -> str:
+        """By which `datasets.catalog.label_space` finds the classes in this process."""
+        name = self.scenario.dataset.classes_name
+        return str(self.run_folder / name) if is_class_file(name) else name
 
     @property
     def has_begun(self) -> bool:

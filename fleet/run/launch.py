@@ -16,10 +16,11 @@ from rich.console import Console
 
 from cloud_server.algorithms.table import algorithm_row
 from cloud_server.run.results import RESULT_NAME
+from datasets.class_file import CLASSES_NAME
 from fleet.export.encoders import resizing_remark
 from fleet.frames.allocation import open_data, source_test_frames
 from fleet.frames.check import check_before_allotting, check_shares
-from fleet.frames.partition_record import PARTITION_NAME, record_shares, settle_shares
+from fleet.frames.partition_record import PARTITION_NAME, record_shares, settle_classes, settle_shares
 from fleet.run.centralized import run_centralized
 from fleet.run.checks import MEMORY_BUS, OWN_BROKERS, check_runnable, check_start
 from fleet.run.fleet_run import run_fleet
@@ -83,6 +84,7 @@ def _launch(scenario: Scenario, run_folder: Path, *, resume: bool, console: Cons
     try:
         start = _settle_start(scenario, run_folder, resume=resume)
         source = open_data(scenario, run_folder, console)
+        settle_classes(scenario, run_folder, source)
         tested = source_test_frames(scenario, start.spec, source) if start else ()
         check_before_allotting(scenario, source, console)
         shares = settle_shares(scenario, run_folder, source, source_keys=tested)
@@ -91,7 +93,8 @@ def _launch(scenario: Scenario, run_folder: Path, *, resume: bool, console: Cons
     except Exception:
         if not resume:
             # Nothing has begun: the mended command must find the folder free.
-            (run_folder / PARTITION_NAME).unlink(missing_ok=True)
+            for name in (PARTITION_NAME, CLASSES_NAME):
+                (run_folder / name).unlink(missing_ok=True)
             shutil.rmtree(run_folder / START_FOLDER, ignore_errors=True)
             (run_folder / SCENARIO_NAME).unlink(missing_ok=True)
         raise

@@ -139,7 +139,7 @@ def write_start(
         encoder=scenario.encoder.name,
         network=cloud.network.name,
         image_size=image_size,
-        label_space=cloud.label_space,
+        label_space=source.label_space.name,
         feature_shape=bundle.spec.feature_shape,
         seed=scenario.seed,
         dataset=scenario.dataset.name,

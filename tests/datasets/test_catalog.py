@@ -49,7 +49,7 @@ class QuarryFrames(FrameFolder):
 def test_an_entry_says_what_it_is(name: str) -> None:
     entry = find_dataset(name)
     assert entry.name == name and entry.title and entry.how_to_get
-    assert (entry.label_space is not None) == (name in LABELLED)
+    assert entry.is_labelled == (name in LABELLED)
     if entry.label_space is not None:
         assert label_space(entry.label_space.name) is entry.label_space
         assert entry.label_space.name in LABEL_SPACES

@@ -135,6 +135,6 @@ def test_learning_from_labels_is_refused_before_it_begins(
 def test_unknown_layout_is_named(tiny_world: World, tmp_path: Path) -> None:
     config = msgspec.structs.replace(TinyFleet(tiny_world, tmp_path).host(CARS[0]), dataset="films")
     with pytest.raises(
-        SettingError, match="'films', expected one of: cityscapes, camvid, generated, pictures"
+        SettingError, match="'films', expected one of: folder, cityscapes, camvid, generated, pictures"
     ):
         Host(config, lambda *_: pytest.fail("must not connect"), None)  # type: ignore[arg-type]
