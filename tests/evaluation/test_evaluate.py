@@ -307,7 +307,7 @@ def test_faulty_ground_truth_is_named_in_one_line(generated_root: Path, tmp_path
         ("nowhere", None, "is not a folder"),
         ("empty", None, "no ground truth in .* or CamVid"),
         ("empty", "camvid", "no CamVid data"),
-        ("empty", "kitti", "unknown data set 'kitti', expected one of: cityscapes, camvid"),
+        ("empty", "kitti", "unknown data set 'kitti', expected one of: folder, cityscapes, camvid"),
     ],
 )
 def test_missing_ground_truth_is_named(
