@@ -137,7 +137,9 @@ def _ref(place: str, image_path: Path, label_path: Path) -> FrameRef:
     *folders, frame_id = place.split("/")
     city = folders[0] if folders else _NO_CITY
     sequence = folders[-1] if folders else _NO_CITY
-    frame_id = frame_id.removeprefix(frame_key(city, sequence, ""))  # files are often named after their folder
+    frame_id = frame_id.removeprefix(
+        frame_key(city, sequence, "")
+    )  # files are often named after their folder
     return FrameRef(frame_key(city, sequence, frame_id), city, sequence, frame_id, image_path, label_path)
 
 

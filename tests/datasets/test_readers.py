@@ -318,7 +318,9 @@ def test_missing_data_says_what_was_expected_and_how_to_get_it(tmp_path: Path) -
         message = str(caught.value)
         assert "nowhere: expected" in message and "blackfleet dataset generate" in message
         assert "\n" not in message and "{root}" not in message
-    with pytest.raises(ValueError, match="unknown data set 'kitti', expected one of: folder, cityscapes, camvid"):
+    with pytest.raises(
+        ValueError, match="unknown data set 'kitti', expected one of: folder, cityscapes, camvid"
+    ):
         open_dataset("kitti", tmp_path)
 
 

@@ -130,7 +130,9 @@ def test_class_that_is_ignored_is_void(root: Path) -> None:
 
 def test_id_that_the_table_lacks_is_named_with_its_file(root: Path) -> None:
     write_frame(root, "north/bad", np.array([[3, 9, 200]], np.uint8))
-    with pytest.raises(DatasetError, match=r"labels/north/bad.png: holds the ids 9, 200, which .*dataset.yaml"):
+    with pytest.raises(
+        DatasetError, match=r"labels/north/bad.png: holds the ids 9, 200, which .*dataset.yaml"
+    ):
         check_frames(open_dataset("folder", root))
 
 
@@ -157,7 +159,7 @@ def test_folder_without_table_or_frames_says_what_was_expected(tmp_path: Path) -
     with pytest.raises(DatasetError, match="neither images/ and labels/ nor train, val, test"):
         open_dataset("folder", tmp_path)
     (tmp_path / "images").mkdir()
-    with pytest.raises(DatasetError, match="missing folder: .*labels"):
+    with pytest.raises(DatasetError, match=r"missing folder: .*labels"):
         open_dataset("folder", tmp_path)
     (tmp_path / "labels").mkdir()
     with pytest.raises(DatasetError, match="no frames"):
@@ -248,7 +250,7 @@ def test_any_table_is_read_or_refused_in_one_line(
 
 def test_damaged_classes_of_a_run_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "classes.json"
-    with pytest.raises(DatasetError, match="can't read the classes .*No such file"):
+    with pytest.raises(DatasetError, match=r"can't read the classes .*No such file"):
         label_space("classes.json", tmp_path)
     for content in (b"{", b"[]", b'{"name": "a", "classes": []}', b"\xff"):
         path.write_bytes(content)
@@ -268,7 +270,7 @@ def test_without_pyyaml_a_table_in_json_is_read(root: Path, monkeypatch: pytest.
 
     classes = classes_of("folder", root)
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(DatasetError, match="dataset.yaml can't be read without PyYAML: install pyyaml, or"):
+    with pytest.raises(DatasetError, match=r"dataset.yaml can't be read without PyYAML: install pyyaml, or"):
         open_dataset("folder", root)
     (root / "dataset.yaml").write_text(json.dumps(TABLE))
     assert classes_of("folder", root) == classes

@@ -84,7 +84,9 @@ def test_run_goes_on_with_the_classes_it_began_with_alone(
     table = yaml.safe_load((root / "dataset.yaml").read_text())
     table["classes"][0]["name"] = "heaven"
     (root / "dataset.yaml").write_text(yaml.safe_dump(table))
-    with pytest.raises(OperatorError, match=r"the classes in .*mine are not those .*classes.json.*put them back"):
+    with pytest.raises(
+        OperatorError, match=r"the classes in .*mine are not those .*classes.json.*put them back"
+    ):
         run(scenario, tmp_path / "run", resume=True)
 
 
