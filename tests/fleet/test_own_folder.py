@@ -12,7 +12,7 @@ import yaml
 from fleet_fixtures import World
 from start_fixtures import QUIET, changed, run, source_scenario_of
 
-from datasets.labels import CAMVID, VOID
+from datasets.labels import CAMVID
 from fleet.cli.evaluate import evaluate_predictions
 from fleet.errors import OperatorError
 from fleet.report.page import write_report
