@@ -29,8 +29,8 @@ from benchmarks.joint_training import (
 )
 from cloud_server.desk.seeded_queries import coded_loss_maps
 from cloud_server.training.losses import downsample_labels, loss_map
-from edge_client.encoder.film import Everything, Film, Subspace
 from edge_client.encoder.runtime import Linearisation
+from edge_client.encoder.subspaces import Everything, Part, Subspace
 from edge_client.estimators.activation import Activation
 from edge_client.estimators.spsa import Spsa
 from protocol.codec.tensor import decode, encode
@@ -116,7 +116,7 @@ class _Moment:
         self._cells_yx = self._features_BCHW.shape[2], self._features_BCHW.shape[3]
         self._subspaces: dict[str, Subspace] = {
             "all": Everything(training.theta),
-            "film": Film(training.encoder.spec, training.theta),
+            "film": Part("film", training.encoder.spec, training.theta),
         }
         self._exact, self._of_training_step = (
             self._exact_gradients(network) for network in (training.network, self._learning)

@@ -17,6 +17,7 @@ from datasets.labels import LabelSpace
 from edge_client.conversation import Conversation
 from edge_client.encoder.bundle import BundleError
 from edge_client.encoder.runtime import Encoder, Linearisation
+from edge_client.encoder.subspaces import Subspace
 from edge_client.errors import TurnRefused
 from edge_client.frames import VehicleFrames
 from edge_client.local.cross_entropy import downsample_label
@@ -137,14 +138,16 @@ class TurnTools:
         """
         return self.code(self.encoder.forward(theta, image_BHWC))
 
-    def linearise(self, theta: NDArray[np.float32], batch: Sequence[int]) -> Linearisation:
-        """Features of some of the vehicle's frames under θ, with the way back to θ.
+    def linearise(
+        self, theta: NDArray[np.float32], batch: Sequence[int], subspace: Subspace | None = None
+    ) -> Linearisation:
+        """Features of some of the vehicle's frames under θ, with the way back to θ, or into a subspace.
 
         Raises:
             TurnRefused: the bundle has none.
         """
         try:
-            return self.encoder.linearise(theta, self.frames.images(batch))
+            return self.encoder.linearise(theta, self.frames.images(batch), subspace)
         except BundleError as error:
             raise TurnRefused(
                 f"this way of learning needs the way back through an encoder: {error}"

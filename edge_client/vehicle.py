@@ -117,6 +117,7 @@ class Vehicle:
                 for name, part in ((LOCAL_HEAD, local_head), (WHOLE_NETWORK, local_model))
                 if part is not None
             ),
+            subspace=bundle.spec.subspace,
         )
         self._introduced_at = 0.0
         self._has_complained = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from protocol.messages import Hello
+from protocol.plans.adaptation import SubspaceName
 
 
 class Declaration(msgspec.Struct, frozen=True, kw_only=True):
@@ -20,6 +21,8 @@ class Declaration(msgspec.Struct, frozen=True, kw_only=True):
     """Number of frames of each split."""
     frames_digest: str
     """Of the frames' keys by split, and of the classes of their labels."""
+    subspace: SubspaceName = "all"
+    """What of its encoder learns where the run's settings don't say."""
 
     @classmethod
     def of(cls, hello: Hello) -> Declaration:
@@ -31,6 +34,7 @@ class Declaration(msgspec.Struct, frozen=True, kw_only=True):
             image_size=hello.image_size,
             frames=dict(hello.frames),
             frames_digest=hello.frames_digest,
+            subspace=hello.subspace,
         )
 
     def difference(self, now: Declaration) -> str:

@@ -229,15 +229,16 @@ class Registry:
 
     def feature_shape(self, vehicle: str) -> tuple[int, int, int]:
         """C, H, W of one frame's features on a vehicle that has introduced itself."""
-        return self._declared(vehicle).feature_shape
+        return self.declaration(vehicle).feature_shape
 
     def frames(self, vehicle: str, split: str) -> range:
         """Indices of a split on a vehicle: frames are numbered through the splits in order."""
-        frames = self._declared(vehicle).frames
+        frames = self.declaration(vehicle).frames
         first = sum(frames.get(earlier, 0) for earlier in SPLITS[: SPLITS.index(split)])
         return range(first, first + frames.get(split, 0))
 
-    def _declared(self, vehicle: str) -> Declaration:
+    def declaration(self, vehicle: str) -> Declaration:
+        """What a vehicle said of itself when it joined."""
         declared = self.vehicles[vehicle].declared
         if declared is None:
             raise CloudError(f"vehicle {vehicle!r} has not introduced itself")

@@ -8,7 +8,9 @@ from cloud_server.algorithms.base import own_settings
 from cloud_server.algorithms.row import AlgorithmRow
 from cloud_server.algorithms.table import algorithm_row
 from cloud_server.config import CloudConfig
+from cloud_server.desk.declaration import Declaration
 from protocol.errors import SettingError
+from protocol.plans.adaptation import Adaptation
 from protocol.plans.own import OwnSettings
 
 
@@ -23,7 +25,6 @@ def check_combination(config: CloudConfig) -> None:
     if row.in_one_piece:
         for name, value, needed in (
             ("network.learns", str(config.network.learns).lower(), "true"),
-            ("adaptation.subspace", config.adaptation.subspace, "all"),
             ("adaptation.objective", config.adaptation.objective, "labels"),
             ("adaptation.anchor", f"{config.adaptation.anchor:g}", "0"),
             ("network.source_replay", f"{config.network.source_replay:g}", "0"),
@@ -33,6 +34,11 @@ def check_combination(config: CloudConfig) -> None:
                     f"{row.name} trains encoder and network in one piece, on labels: {name} must be "
                     f"{needed}, got {value}; choose another algorithm"
                 )
+    if row.needs.whole_network and config.adaptation.subspace not in (None, "all"):
+        raise SettingError(
+            f"{row.name}'s vehicles train the whole network: adaptation.subspace must be all, got "
+            f"{config.adaptation.subspace}; choose another algorithm"
+        )
     for name, steps in (
         ("first_order.replay_steps", config.first_order.replay_steps),
         ("network.source_replay", config.network.source_replay),
@@ -52,6 +58,12 @@ def check_combination(config: CloudConfig) -> None:
             "adaptation.objective entropy needs network.learns false (--no-network-learns): a network that "
             "learns with it collapses, certain of one class everywhere"
         )
+
+
+def settled_adaptation(config: CloudConfig, declared: Declaration) -> Adaptation:
+    """With the subspace that a vehicle's encoder learns in: as set, or else as the encoder says."""
+    whole = algorithm_row(config.algorithm).needs.whole_network
+    return config.adaptation.of_encoder("all" if whole else declared.subspace)
 
 
 def _check_own_settings(row: AlgorithmRow[Any], config: CloudConfig) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from cloud_server.algorithms.base import Scores, TrainingProgress
 from cloud_server.config import CloudConfig
 from cloud_server.desk.registry import Registry
+from cloud_server.run.combinations import settled_adaptation
 from datasets.labels import LabelSpace
 from evaluation.scores import ConfusionMatrix
 
@@ -37,6 +38,7 @@ def assemble(
         record = registry.vehicles[vehicle]
         frames = record.declared.frames if record.declared else {}
         vehicles[vehicle] = {
+            "subspace": (settled_adaptation(config, record.declared).subspace if record.declared else None),
             "local_miou": _miou(scores.local.get(vehicle)),
             "ood_miou": _miou(scores.ood.get(vehicle)),
             "initial_local_miou": _miou(scores.initial.get(vehicle)),

@@ -15,6 +15,7 @@ from cloud_server.desk.roster import Roster
 from cloud_server.desk.turns import ActiveTurn, new_grant
 from cloud_server.errors import CloudError
 from cloud_server.events import Events
+from cloud_server.run.combinations import settled_adaptation
 from cloud_server.schedule import Stage
 from cloud_server.training.trainer import DivergedError
 from protocol.messages import Turn
@@ -168,7 +169,7 @@ class StageTurns:
             step=0,
             after_turn=self._last_trained.get(vehicle),
             seed=derive_seed(self._config.seed, "turn", stage.number, vehicle),
-            adaptation=self._config.adaptation,
+            adaptation=settled_adaptation(self._config, self._registry.declaration(vehicle)),
             coding=self._config.coding,
             upload_frames={
                 split: limit.choose(self._registry.frames(vehicle, split))

@@ -3,6 +3,7 @@
 A directory with `encoder.json` (an `EncoderSpec`) and ONNX graphs. `forward.onnx` has θ as initializers whose
 bytes may be overwritten in place, `forward_bound.onnx` as one more input `theta`. With a VJP, `tape.onnx` and
 `tape_bound.onnx` do the same and also return what `vjp.onnx` needs to go back; θ is an input of `vjp.onnx`.
+The same three with `-film` and so on in their names go back only to what learns in that subspace.
 """
 
 from __future__ import annotations
@@ -18,14 +19,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocol.errors import Mistake
+from protocol.plans.adaptation import SUBSPACES, SubspaceName
 
-FORMAT_VERSION: Literal[1] = 1
+FORMAT_VERSION: Literal[2] = 2
+"""1: without `projection`, `subspace` and graphs of subspaces; read as an encoder that has none of them."""
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 NotNegative = Annotated[int, msgspec.Meta(ge=0)]
-GraphName = Literal["forward", "forward_bound", "tape", "tape_bound", "vjp"]
-PATCHED: tuple[GraphName, ...] = ("forward", "tape")
-"""The graphs that hold θ as initializers."""
+WAY_BACK = ("tape", "tape_bound", "vjp")
+"""The graphs that go back, to all of θ; `in_subspace` names those of its parts."""
+
+
+def in_subspace(graph: str, subspace: str) -> str:
+    """The name of a graph of the way back that ends in a subspace."""
+    return graph if subspace == "all" else f"{graph}-{subspace}"
+
+
+def holds_theta(graph: str) -> bool:
+    """Whether a graph has θ as initializers."""
+    return graph.partition("-")[0] in ("forward", "tape")
 
 
 class BundleError(Mistake):
@@ -57,10 +69,10 @@ class GraphSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     `EncoderSpec.parameters`; empty where θ is an input of the graph."""
 
 
-class EncoderSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class EncoderSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """The content of `encoder.json`."""
 
-    format_version: Literal[1]
+    format_version: Literal[1, 2]
     name: str
     image_size: tuple[Positive, Positive]
     """Width and height in pixels."""
@@ -73,7 +85,11 @@ class EncoderSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     opset: Positive
     theta_sha256: str
     """Of the initial θ as little-endian float32."""
-    graphs: dict[GraphName, GraphSpec]
+    graphs: dict[str, GraphSpec]
+    projection: tuple[str, ...] = ()
+    """The parameters of its last layers, which may learn alone; empty where the encoder names none."""
+    subspace: SubspaceName = "all"
+    """What of it learns where nobody says."""
 
     def __post_init__(self) -> None:
         end = 0
@@ -86,10 +102,18 @@ class EncoderSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         for required in ("forward", "forward_bound"):
             if required not in self.graphs:
                 raise ValueError(f"graph {required} is not described")
-        if len(self.graphs) not in (2, 5):
-            raise ValueError("graphs tape, tape_bound and vjp must come together")
+        if stranger := set(self.projection).difference(parameter.name for parameter in self.parameters):
+            raise ValueError(f"projection {min(stranger)} is no parameter")
+        known = {"forward", "forward_bound"}
+        for subspace in SUBSPACES:
+            names = {in_subspace(graph, subspace) for graph in WAY_BACK}
+            if 0 < len(names & set(self.graphs)) < len(names):
+                raise ValueError(f"graphs {', '.join(sorted(names))} must come together")
+            known |= names
         for name, graph in self.graphs.items():
-            expected = len(self.parameters) if name in PATCHED else 0
+            if name not in known:
+                raise ValueError(f"unknown graph {name}")
+            expected = len(self.parameters) if holds_theta(name) else 0
             if len(graph.byte_offsets) != expected:
                 raise ValueError(f"{name} has {len(graph.byte_offsets)} byte offsets, expected {expected}")
 
@@ -106,7 +130,7 @@ class EncoderBundle:
     spec: EncoderSpec
     theta0: NDArray[np.float32]
     """Initial θ, float32 (n,), read-only."""
-    graphs: dict[GraphName, bytes]
+    graphs: dict[str, bytes]
     """Serialised ONNX models; only the forward ones where the architecture has no VJP."""
 
     @classmethod
@@ -137,7 +161,7 @@ class EncoderBundle:
         return cls(spec=spec, theta0=theta0, graphs=graphs)
 
 
-def read_theta(spec: EncoderSpec, name: GraphName, model: bytes) -> NDArray[np.float32]:
+def read_theta(spec: EncoderSpec, name: str, model: bytes) -> NDArray[np.float32]:
     """θ float32 (n,) from the initializers of `model`, the serialised graph `name`.
 
     Raises:
@@ -154,7 +178,7 @@ def read_theta(spec: EncoderSpec, name: GraphName, model: bytes) -> NDArray[np.f
     return theta
 
 
-def write_theta(spec: EncoderSpec, name: GraphName, model: bytes, theta: NDArray[np.float32]) -> bytes:
+def write_theta(spec: EncoderSpec, name: str, model: bytes, theta: NDArray[np.float32]) -> bytes:
     """`model`, the serialised graph `name`, with its initializers replaced by θ float32 (n,)."""
     patched = bytearray(model)
     little_endian = theta.astype("<f4", copy=False)

@@ -9,22 +9,25 @@ import logging
 import statistics
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_client.encoder.bundle import BundleError, EncoderBundle, EncoderSpec, GraphName, write_theta
+from edge_client.encoder.bundle import BundleError, EncoderBundle, EncoderSpec, in_subspace, write_theta
 from edge_client.encoder.onnx_runtime import ort
 from edge_client.encoder.sessions import CPU, open_session
+from edge_client.encoder.subspaces import Everything, Subspace
 from protocol.errors import SettingError
+from protocol.plans.adaptation import SUBSPACES
 
 log = logging.getLogger(__name__)
 
 Mode = Literal["bind", "rebuild"]
 Arrays = dict[str, NDArray[Any]]
 """Inputs or outputs of a graph by name."""
+_Finish = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 DEFAULT_PROVIDERS = ("CUDAExecutionProvider", CPU)
 """In order of preference. TensorRT is for those who ask: it compiles an engine for minutes."""
 PROBE_FRAMES = 8
@@ -76,10 +79,17 @@ class Encoder:
             mode = self._forward.faster_mode(bundle.theta0, {"image_BHWC": frames})
         self._forward.mode = mode
 
-        self._tape = _Graph(bundle, "tape", self.provider, threads) if "tape" in bundle.graphs else None
-        self._vjp = _Graph(bundle, "vjp", self.provider, threads) if "vjp" in bundle.graphs else None
-        if self._tape is not None:
-            self._tape.mode = mode
+        self._ways_back: dict[str, tuple[_Graph, _Graph]] = {}
+        """By subspace: tape and VJP."""
+        for subspace in SUBSPACES:
+            tape, vjp = (in_subspace(graph, subspace) for graph in ("tape", "vjp"))
+            if tape in bundle.graphs:
+                both = (
+                    _Graph(bundle, tape, self.provider, threads),
+                    _Graph(bundle, vjp, self.provider, threads),
+                )
+                both[0].mode = mode
+                self._ways_back[subspace] = both
 
     @property
     def mode(self) -> Mode:
@@ -104,21 +114,35 @@ class Encoder:
         pieces = self._forward.run_pieces(theta, self._forward.split({"image_BHWC": image_BHWC}))
         return np.concatenate([piece["features_BCHW"] for piece in pieces])
 
-    def linearise(self, theta: NDArray[np.float32], image_BHWC: NDArray[np.uint8]) -> Linearisation:
+    def linearise(
+        self,
+        theta: NDArray[np.float32],
+        image_BHWC: NDArray[np.uint8],
+        subspace: Subspace | None = None,
+    ) -> Linearisation:
         """Features of some frames together with the way back; arguments as for `forward`.
+
+        Args:
+            subspace: where the way back ends; θ must lie in it. It costs only what leads there, if the bundle
+                has its graphs. None: θ itself.
 
         Raises:
             BundleError: the bundle has no VJP.
         """
         self._check_theta(theta)
         self._check_images(image_BHWC)
-        tape, vjp = self._way_back()
-        return Linearisation(vjp, theta, tape.run_pieces(theta, tape.split({"image_BHWC": image_BHWC})))
+        tape, vjp, finish = self._way_back(theta, subspace or Everything(theta))
+        pieces = tape.run_pieces(theta, tape.split({"image_BHWC": image_BHWC}))
+        return Linearisation(vjp, theta, pieces, finish)
 
     def vjp(
-        self, theta: NDArray[np.float32], image_BHWC: NDArray[np.uint8], v_BCHW: NDArray[np.float32]
+        self,
+        theta: NDArray[np.float32],
+        image_BHWC: NDArray[np.uint8],
+        v_BCHW: NDArray[np.float32],
+        subspace: Subspace | None = None,
     ) -> NDArray[np.float32]:
-        """The gradient of ⟨forward(θ, image), v⟩ with respect to θ.
+        """The gradient of ⟨forward(θ, image), v⟩ with respect to θ, or to φ in a subspace.
 
         Whoever needs the features as well gets both for less from `linearise`.
 
@@ -126,9 +150,10 @@ class Encoder:
             theta: float32 (n,).
             image_BHWC: uint8 RGB (B, H, W, 3).
             v_BCHW: float32 of the features' shape.
+            subspace: as for `linearise`.
 
         Returns:
-            float32 (n,), summed over the frames.
+            float32 (n,), or (m,) in a subspace, summed over the frames.
 
         Raises:
             BundleError: the bundle has no VJP.
@@ -136,21 +161,26 @@ class Encoder:
         self._check_theta(theta)
         self._check_images(image_BHWC)
         _check_vector(v_BCHW, (len(image_BHWC), *self.spec.feature_shape))
-        tape, vjp = self._way_back()
-        gradient = np.zeros(theta.size, np.float32)
+        subspace = subspace or Everything(theta)
+        tape, vjp, finish = self._way_back(theta, subspace)
+        gradient = np.zeros(subspace.size, np.float32)
         # piece by piece, so that the activations of one frame, not of the batch, are kept at a time
         for piece in tape.split({"image_BHWC": image_BHWC, "v_BCHW": v_BCHW}):
-            linearised = Linearisation(vjp, theta, tape.run_pieces(theta, [piece]))
+            linearised = Linearisation(vjp, theta, tape.run_pieces(theta, [piece]), finish)
             gradient += linearised.pull_back(piece["v_BCHW"])
         return gradient
 
-    def _way_back(self) -> tuple[_Graph, _Graph]:
-        if self._tape is None or self._vjp is None:
+    def _way_back(self, theta: NDArray[np.float32], subspace: Subspace) -> tuple[_Graph, _Graph, _Finish]:
+        """Tape, VJP, and what makes ∂L/∂φ of what the VJP gives; that of all of θ leads everywhere."""
+        if "all" not in self._ways_back:
             raise BundleError(
                 f"the bundle of encoder {self.spec.name} has no VJP; "
                 "use an estimator that needs forward passes only, such as spsa-gc"
             )
-        return self._tape, self._vjp
+        scale = subspace.scale_of(theta)
+        if subspace.name in self._ways_back and scale is not None:
+            return *self._ways_back[subspace.name], lambda gradient: gradient / scale
+        return *self._ways_back["all"], subspace.pull_back
 
     def _check_theta(self, theta: NDArray[np.float32]) -> None:
         count = self.spec.parameter_count
@@ -174,14 +204,18 @@ class Linearisation:
         features_BCHW: float32, what `Encoder.forward` returns for the same arguments, to rounding.
     """
 
-    def __init__(self, vjp: _Graph, theta: NDArray[np.float32], tape: Sequence[Arrays]) -> None:
+    def __init__(
+        self, vjp: _Graph, theta: NDArray[np.float32], tape: Sequence[Arrays], finish: _Finish
+    ) -> None:
+        self._finish = finish
         self.features_BCHW: NDArray[np.float32] = np.concatenate([piece["features_BCHW"] for piece in tape])
         self._vjp = vjp
         self._theta = theta.copy()
         self._tape = tape
 
     def pull_back(self, v_BCHW: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The gradient float32 (n,) of ⟨features, v⟩ with respect to θ; may be asked for several v.
+        """The gradient of ⟨features, v⟩ for θ, float32 (n,), or for φ of the subspace, float32 (m,); may be
+        asked for several v.
 
         Raises:
             ValueError: v is not float32 of the features' shape.
@@ -189,24 +223,25 @@ class Linearisation:
         _check_vector(v_BCHW, self.features_BCHW.shape)
         vectors = self._vjp.split({"v_BCHW": v_BCHW})
         feeds = [{**piece, **vector} for piece, vector in zip(self._tape, vectors, strict=True)]
-        gradient = np.zeros(self._theta.size, np.float32)
-        for part in self._vjp.run_pieces(self._theta, feeds):
+        [first, *others] = self._vjp.run_pieces(self._theta, feeds)
+        gradient = first["gradient"].copy()
+        for part in others:
             gradient += part["gradient"]
-        return gradient
+        return self._finish(gradient)
 
 
 class _Graph:
     """One ONNX graph of a bundle, run under any θ; keeps the session of the last θ."""
 
-    def __init__(self, bundle: EncoderBundle, name: GraphName, provider: str, threads: int) -> None:
+    def __init__(self, bundle: EncoderBundle, name: str, provider: str, threads: int) -> None:
         self.mode: Mode = "bind"
         self._spec = bundle.spec
         self._name = name
         self._provider = provider
         self._threads = threads
-        bound_names: dict[GraphName, GraphName] = {"forward": "forward_bound", "tape": "tape_bound"}
+        graph, dash, subspace = name.partition("-")
         self._model = bundle.graphs[name]
-        self._bound_model = bundle.graphs[bound_names.get(name, name)]
+        self._bound_model = bundle.graphs.get(f"{graph}_bound{dash}{subspace}", self._model)
         self._lock = threading.Lock()
         self._bound: ort.InferenceSession | None = None
         self._built: tuple[NDArray[np.float32], ort.InferenceSession] | None = None

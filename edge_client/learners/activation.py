@@ -62,7 +62,7 @@ def follow_loss_maps(
     losses: list[float] = []
     for epoch in range(tools.turn.epochs):
         for number, batch in enumerate(tools.batches(epoch)):
-            linearised = tools.linearise(learning.theta, batch)
+            linearised = tools.linearise(learning.theta, batch, learning.subspace)
             seed = derive_seed(tools.turn.seed, "zeroth-order", epoch, number)
             perturbations = estimator.propose(linearised.features_BCHW, seed)
             query = SeededQuery(
@@ -76,7 +76,7 @@ def follow_loss_maps(
             )
             maps_BMyx = ask_for_loss_maps(tools, query, map_size)
             gradient = linearised.pull_back(estimator.estimate(maps_BMyx))
-            learning.step(learning.subspace.pull_back(gradient), where=f"epoch {epoch}, batch {number}")
+            learning.step(gradient, where=f"epoch {epoch}, batch {number}")
             losses.append(float(maps_BMyx[:, 0].mean(dtype=np.float64)))
     mean_loss = float(np.mean(losses)) if losses else None
     return learning.state(), mean_loss

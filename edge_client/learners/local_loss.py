@@ -142,7 +142,7 @@ class _Training:
         label_Bhw = np.stack(
             [downsample_label(self._tools.frames.label(index), (height, width)) for index in batch]
         )
-        encoded = self._tools.linearise(self._encoder.theta, batch)
+        encoded = self._tools.linearise(self._encoder.theta, batch, self._encoder.subspace)
         judged = self._head.linearise(self._parameters, encoded.features_BCHW)
         weight_Bhw = None
         if self._weights is not None:
@@ -157,7 +157,7 @@ class _Training:
             )
         head_gradient, features_gradient_BCHW = judged.pull_back(gradient_BKhw)
         gradient = encoded.pull_back(features_gradient_BCHW)
-        self._encoder.step(self._encoder.subspace.pull_back(gradient), where=where)
+        self._encoder.step(gradient, where=where)
         self._parameters = self._head_adam.step(self._parameters, head_gradient)
         return loss
 

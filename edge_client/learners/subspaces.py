@@ -10,13 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from edge_client.encoder.bundle import EncoderSpec
-from edge_client.encoder.film import Everything, Film, Subspace, Vector
+from edge_client.encoder.subspaces import Subspace, Vector, subspace_of
 from edge_client.errors import StateError, TurnRefused
 from edge_client.optimizers import Optimizer
 from edge_client.state import VehicleState
 from edge_client.turn import TurnTools
+from protocol.errors import SettingError
 
-_PHI, _ORIGIN = "film/phi", "film/origin"
+_PHI, _ORIGIN = "subspace/phi", "subspace/origin"
 """In the vehicle's state, beside the optimizer's arrays: φ, and the θ that it is relative to."""
 
 
@@ -69,22 +70,21 @@ class Learning:
         `rate_name` is what users know the optimizer's rate by.
 
         Raises:
-            TurnRefused: the state was left by another way of learning.
+            TurnRefused: the state was left by another way of learning, or the encoder has no such subspace.
         """
         arrays = {key: array.astype(np.float32) for key, array in state.optimizer.items()}
         phi, origin = arrays.pop(_PHI, None), arrays.pop(_ORIGIN, None)
-        subspace: Subspace
-        if name == "film":
-            origin = state.theta if origin is None else origin
-            subspace = Film(spec, origin)
-            phi = subspace.start() if phi is None else phi
-        else:
-            subspace = Everything(state.theta)
-            phi = subspace.start() if phi is None and origin is None else None
+        if name != "all" and origin is None and not arrays:
+            origin = state.theta  # the first turn
         try:
+            subspace = subspace_of(name, spec, state.theta if origin is None else origin)
             optimizer.load_state_arrays(arrays)
+        except SettingError as error:
+            raise TurnRefused(str(error)) from error
         except StateError as error:
             raise TurnRefused(f"the vehicle's state is of another way of learning: {error}") from error
+        if phi is None and (name == "all") == (origin is None):
+            phi = subspace.start()
         if phi is None or phi.shape != (subspace.size,):
             raise TurnRefused("the vehicle's state is of another way of learning; start a new run")
         remedy = f"lower the {rate_name} (now {optimizer.rate:g})"
@@ -130,7 +130,9 @@ def begin_learning(
     Raises:
         TurnRefused: see `Learning.resume`.
     """
-    adaptation = tools.turn.adaptation
-    learning = Learning.resume(state, adaptation.subspace, tools.encoder.spec, optimizer, rate_name=rate_name)
+    spec = tools.encoder.spec
+    adaptation = tools.turn.adaptation.of_encoder(spec.subspace)
+    assert adaptation.subspace is not None
+    learning = Learning.resume(state, adaptation.subspace, spec, optimizer, rate_name=rate_name)
     learning.hold(adaptation.anchor, tools.encoder.theta0)
     return learning

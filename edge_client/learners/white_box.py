@@ -44,14 +44,13 @@ def learn_from_gradients(tools: TurnTools, state: VehicleState) -> tuple[Vehicle
         order = tools.shuffled(epoch)
         for start, stop in batch_bounds(len(order), tools.turn.batch_size):
             batch = tuple(order[start:stop])
-            linearised = tools.linearise(learning.theta, batch)
+            linearised = tools.linearise(learning.theta, batch, learning.subspace)
             features = tools.code(linearised.features_BCHW)
             [answer] = tools.ask([TrainStep(**tools.header(), frames=batch, features=features)])
             assert isinstance(answer, Gradient)
             gradient_BCHW = _checked_gradient(answer, linearised.features_BCHW.shape)
             optimizer.rate = plan.rate * answer.rate_share
-            gradient = linearised.pull_back(gradient_BCHW)
-            learning.step(learning.subspace.pull_back(gradient), where=f"epoch {epoch}")
+            learning.step(linearised.pull_back(gradient_BCHW), where=f"epoch {epoch}")
             losses.append(answer.loss)
     mean_loss = float(np.mean(losses)) if losses else None
     return learning.state(), mean_loss

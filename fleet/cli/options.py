@@ -21,6 +21,7 @@ from fleet.run.folder import SCENARIO_NAME
 from fleet.scenario import Scenario, load_scenario
 from protocol.doors import FOREIGN_CHOICE
 from protocol.plans import ESTIMATORS
+from protocol.plans.adaptation import SUBSPACES
 from protocol.plans.blackfleet import SERVINGS
 
 
@@ -199,7 +200,7 @@ SCENARIO_OPTIONS = (
         "subspace",
         "adaptation.subspace",
         str,
-        "What of an encoder learns: all, or film: scale and bias of each channel.",
+        f"What of an encoder learns: {', '.join(SUBSPACES)} (film: each channel's scale and bias).",
     ),
     ScenarioOption(
         "objective",

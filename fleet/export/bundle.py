@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import hashlib
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -16,18 +17,21 @@ from numpy.typing import NDArray
 
 from edge_client.encoder.bundle import (
     FORMAT_VERSION,
-    PATCHED,
     EncoderBundle,
     EncoderSpec,
-    GraphName,
     GraphSpec,
+    ParameterSpec,
+    holds_theta,
+    in_subspace,
 )
 from edge_client.encoder.runtime import Encoder
+from edge_client.encoder.subspaces import How, learning, subspace_of
 from fleet.export.encoders import ImageEncoder, build_encoder, check_image_size
 from fleet.export.errors import ExportError
 from fleet.export.graphs import byte_offsets
-from fleet.export.reverse import derive
+from fleet.export.reverse import WayBack, derive
 from protocol.atomic import new_folder_beside
+from protocol.plans.adaptation import SUBSPACES, SubspaceName
 
 SPEC_NAME = "encoder.json"
 """In a bundle: what the rest is."""
@@ -85,24 +89,23 @@ def _write(encoder: ImageEncoder, name: str, image_size: tuple[int, int], folder
     parameters = encoder.parameter_specs()
     theta = torch.nn.utils.parameters_to_vector(encoder.parameters()).detach().numpy()
     forward = encoder.forward_graph(image_size)
-    way_back = derive(
-        onnx.load_from_string(forward.serialise(parameters, theta)),
-        {parameter.name: parameter.shape for parameter in parameters},
-        FEATURES,
-    )
-    taped = [value for value in way_back.tape if value[0] != FEATURES]
-    tape = dataclasses.replace(forward, outputs=[*forward.outputs, *taped])
-    models: dict[GraphName, bytes] = {
+    models = {
         "forward": forward.serialise(parameters, theta),
         "forward_bound": forward.serialise(parameters, None),
-        "tape": tape.serialise(parameters, theta),
-        "tape_bound": tape.serialise(parameters, None),
-        "vjp": way_back.graph.serialise(parameters, None),
     }
-    graphs: dict[GraphName, GraphSpec] = {}
+    plain = onnx.load_from_string(models["forward"])
+    for subspace in subspaces(encoder.projection()):
+        parts = learning(subspace, parameters, encoder.projection())
+        way_back = _way_back(plain, parts)
+        taped = [value for value in way_back.tape if value[0] != FEATURES]
+        tape = dataclasses.replace(forward, outputs=[*forward.outputs, *taped])
+        models[in_subspace("tape", subspace)] = tape.serialise(parameters, theta)
+        models[in_subspace("tape_bound", subspace)] = tape.serialise(parameters, None)
+        models[in_subspace("vjp", subspace)] = way_back.graph.serialise(parameters, None)
+    graphs: dict[str, GraphSpec] = {}
     for graph, model in models.items():
         (folder / f"{graph}.onnx").write_bytes(model)
-        offsets = byte_offsets(model, parameters) if graph in PATCHED else ()
+        offsets = byte_offsets(model, parameters) if holds_theta(graph) else ()
         graphs[graph] = GraphSpec(sha256=hashlib.sha256(model).hexdigest(), byte_offsets=offsets)
     spec = EncoderSpec(
         format_version=FORMAT_VERSION,
@@ -115,8 +118,29 @@ def _write(encoder: ImageEncoder, name: str, image_size: tuple[int, int], folder
         opset=forward.opset,
         theta_sha256=hashlib.sha256(theta.astype("<f4").tobytes()).hexdigest(),
         graphs=graphs,
+        projection=encoder.projection(),
+        subspace=encoder.subspace,
     )
     (folder / SPEC_NAME).write_bytes(msgspec.json.format(msgspec.json.encode(spec), indent=2) + b"\n")
+
+
+def subspaces(projection: Sequence[str]) -> tuple[SubspaceName, ...]:
+    """Those of an encoder with these parameters as its projection."""
+    return tuple(name for name in SUBSPACES if projection or "projection" not in name)
+
+
+def _way_back(model: onnx.ModelProto, parts: Sequence[tuple[ParameterSpec, How]]) -> WayBack:
+    """From the features to what learns."""
+    return derive(
+        model,
+        {parameter.name: parameter.shape for parameter, _ in parts},
+        FEATURES,
+        by_channel={
+            parameter.name: "scale" if parameter.kind == "weight" else "shift"
+            for parameter, how in parts
+            if how == "by channel"
+        },
+    )
 
 
 def _check_against_torch(encoder: ImageEncoder, bundle: EncoderBundle) -> None:
@@ -132,6 +156,10 @@ def _check_against_torch(encoder: ImageEncoder, bundle: EncoderBundle) -> None:
         draws = [_differences(moved, onnx_encoder, theta, random) for _ in range(KINK_DRAWS)]
         worst["features"] = max(worst["features"], *(features for features, _ in draws))
         worst["gradient"] = max(worst["gradient"], min(gradient for _, gradient in draws))
+        if mode == "bind":
+            for name in subspaces(bundle.spec.projection)[1:]:
+                draws_of_part = [_difference_of_part(name, onnx_encoder, random) for _ in range(KINK_DRAWS)]
+                worst[f"gradient in {name}"] = min(draws_of_part)
     for what, difference in worst.items():
         if not difference <= TOLERANCE:
             raise ExportError(
@@ -162,6 +190,18 @@ def _differences(
         ),
         relative_difference(linearised.pull_back(v_BCHW), gradient),
     )
+
+
+def _difference_of_part(name: str, encoder: Encoder, random: np.random.Generator) -> float:
+    """Largest difference of a subspace's own way back to the part of that to all of θ, as above."""
+    width, height = encoder.spec.image_size
+    image_BHWC = random.integers(0, 256, (1, height, width, 3), dtype=np.uint8)
+    v_BCHW = random.standard_normal((1, *encoder.spec.feature_shape)).astype(np.float32)
+    subspace = subspace_of(name, encoder.spec, encoder.theta0)
+    phi = random.uniform(-0.1, 0.1, subspace.size).astype(np.float32)
+    theta = subspace.theta_of(phi)
+    expected = subspace.pull_back(encoder.vjp(theta, image_BHWC, v_BCHW))
+    return relative_difference(encoder.vjp(theta, image_BHWC, v_BCHW, subspace), expected)
 
 
 def relative_difference(value: NDArray[np.float32], expected: NDArray[np.float32]) -> float:

@@ -18,6 +18,7 @@ from edge_client.encoder.bundle import ParameterSpec
 from fleet.export.graphs import PIXEL_MEAN, PIXEL_STD, Graph, pixels_graph
 from protocol.errors import SettingError
 from protocol.noise import derive_seed, uniform
+from protocol.plans.adaptation import SubspaceName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,8 @@ class ConvolutionEncoder(nn.Module):
 
     rgb_mean = PIXEL_MEAN
     rgb_std = PIXEL_STD
+    subspace: SubspaceName = "all"
+    """What learns where nobody says."""
     pixel_mean: torch.Tensor
     pixel_std: torch.Tensor
 
@@ -148,6 +151,10 @@ class ConvolutionEncoder(nn.Module):
             width, height = width // layer.stride, height // layer.stride
         graph.outputs = [("features_BCHW", TensorProto.FLOAT, ["B", self.channels, height, width])]
         return graph
+
+    def projection(self) -> tuple[str, ...]:
+        """Names of the parameters of its projection: a chain has none."""
+        return ()
 
     def parameter_specs(self) -> tuple[ParameterSpec, ...]:
         """What θ consists of, in the order of `parameters()`."""

@@ -121,6 +121,8 @@ class Lite0(nn.Module):
 class Lite0Encoder(ModuleEncoder):
     """A pretrained Lite0; the projection starts at the principal components of what it projects.
 
+    Unless told otherwise, the projection learns whole, and of the pretrained layers scales and biases alone.
+
     Args:
         blocks: how many of the network's blocks.
         channels: C of the features.
@@ -129,6 +131,8 @@ class Lite0Encoder(ModuleEncoder):
     Raises:
         OperatorError: the weights are missing or of another network.
     """
+
+    subspace = "projection+film"
 
     def __init__(
         self, blocks: int, *, channels: int = PROJECTED_CHANNELS, weights: Path | None = None

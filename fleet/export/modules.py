@@ -22,7 +22,10 @@ from edge_client.encoder.bundle import ParameterSpec
 from fleet.export.errors import ExportError
 from fleet.export.graphs import PIXEL_MEAN, PIXEL_STD, Graph, pixels_graph
 from protocol.noise import derive_seed
+from protocol.plans.adaptation import SubspaceName
 
+PROJECTION = "projection"
+"""What a module calls the layers at its end that may learn alone."""
 _PROBE_SIDE = 64
 OPSET = 18
 
@@ -45,6 +48,8 @@ class ModuleEncoder(nn.Module):
 
     mean: torch.Tensor
     std: torch.Tensor
+    subspace: SubspaceName = "all"
+    """What learns where nobody says."""
 
     def __init__(
         self,
@@ -103,6 +108,10 @@ class ModuleEncoder(nn.Module):
         shape: list[str | int] = ["B", self.channels, height // self.stride, width // self.stride]
         graph.outputs = [("features_BCHW", TensorProto.FLOAT, shape)]
         return graph
+
+    def projection(self) -> tuple[str, ...]:
+        """Names of the parameters of its projection: those of the module's child of that name."""
+        return tuple(name for name, _ in self.module.named_parameters() if name.startswith(f"{PROJECTION}."))
 
     def parameter_specs(self) -> tuple[ParameterSpec, ...]:
         """What θ consists of, in the order of `parameters()`."""

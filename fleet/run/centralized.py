@@ -254,5 +254,6 @@ def _registry(job: Job) -> Registry:
             image_size=scenario.frame_size,
             frames={split: len(keys) for split, keys in share.splits().items()},
             frames_digest="",
+            subspace=scenario.architecture(scenario.encoder.name).subspace,
         )
     return registry

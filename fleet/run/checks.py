@@ -11,6 +11,7 @@ from cloud_server.networks.spec import NetworkSpec
 from cloud_server.run.combinations import check_combination
 from cloud_server.training.losses import LOSSES
 from datasets.partition import METHODS
+from edge_client.encoder.subspaces import check_subspace
 from edge_client.learners.own import check_settings, find_learner
 from fleet import broker
 from fleet.errors import OperatorError
@@ -44,6 +45,7 @@ def check_runnable(scenario: Scenario) -> None:
     for name in {scenario.encoder.name, *scenario.encoders.values()}:
         features = scenario.architecture(name)
         check_image_size(frame_size, name, features.stride)
+        check_subspace(scenario.adaptation.subspace or "all", features.projection(), encoder=name)
         width, height = (side // features.stride for side in frame_size)
         _check_network(scenario, (features.channels, height, width), features.stride)
         _check_loss_maps(scenario, name, width, height)

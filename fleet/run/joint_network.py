@@ -6,12 +6,16 @@ Legend: B frames, C channels, H W rows and columns, K classes, h w logit rows an
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from cloud_server.config import network_seed
 from cloud_server.networks.build import build_network
 from cloud_server.training.trainer import PartConfig, Trainer, TrainerConfig
+from fleet.export.coordinates import Coordinates
 from fleet.export.encoders import build_encoder
 from fleet.run.beginning import begin
 from fleet.run.job import Job
@@ -22,23 +26,44 @@ from protocol.plans.white_box import WhiteBoxPlan
 class JointNetwork(nn.Module):
     """Encoder and cloud network, trained in one place: image_BCHW, RGB 0 to 255, to logits_BKhw."""
 
-    def __init__(self, encoder: nn.Module, network: nn.Module) -> None:
+    def __init__(
+        self, encoder: nn.Module, network: nn.Module, coordinates: Coordinates | None = None
+    ) -> None:
+        """`coordinates`: what of the encoder learns; None = all."""
         super().__init__()
         self.encoder = encoder
         self.network = network
+        self.coordinates = coordinates
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
-        logits_BKhw: Tensor = self.network(self.encoder(image_BCHW.permute(0, 2, 3, 1)))
+        image_BHWC = image_BCHW.permute(0, 2, 3, 1)
+        features_BCHW = (
+            self.encoder(image_BHWC)
+            if self.coordinates is None
+            else functional_call(self.encoder, self.coordinates.moved(), image_BHWC)
+        )
+        logits_BKhw: Tensor = self.network(features_BCHW)
         return logits_BKhw
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """With the encoder as it is now under its own names, whatever of it learns."""
+        if self.coordinates is not None:
+            parameters = dict(self.encoder.named_parameters())
+            with torch.no_grad():
+                for name, value in self.coordinates.moved().items():
+                    parameters[name].copy_(value)
+        return super().state_dict(*args, **kwargs)
 
 
 def joint_trainer(job: Job, *, steps: int) -> Trainer:
     """Encoder and network with the very weights that a fleet of this scenario starts from.
 
-    The encoder takes the steps of white-box split learning; `steps` are those of the whole run.
+    The encoder takes the steps of white-box split learning, in the same subspace; `steps` are those of the
+    whole run.
 
     Raises:
         OperatorError: the run's start is of other architectures.
+        SettingError: the encoder has no such subspace.
     """
     config = job.scenario.cloud_config()
     first = config.first_order
@@ -54,8 +79,12 @@ def joint_trainer(job: Job, *, steps: int) -> Trainer:
         weights=Path(config.network.weights) if config.network.weights else None,
     )
     begin(job, encoder, network)
+    subspace = config.adaptation.of_encoder(encoder.subspace).subspace
+    assert subspace is not None
+    coordinates = None if subspace == "all" else Coordinates(encoder, subspace, name=name)
+    learns, rate = "coordinates." if coordinates else "encoder.", config.way(WhiteBoxPlan).rate
     return Trainer(
-        JointNetwork(encoder, network),
+        JointNetwork(encoder, network, coordinates),
         TrainerConfig(
             loss=first.loss,
             rate=first.rate,
@@ -65,6 +94,6 @@ def joint_trainer(job: Job, *, steps: int) -> Trainer:
             training_threads=config.training_threads,
             inference_threads=config.training_threads,
             seed=derive_seed(config.seed, "training"),
-            parts=(PartConfig(prefix="encoder.", rate=config.way(WhiteBoxPlan).rate, weight_decay=0.0),),
+            parts=(PartConfig(prefix=learns, rate=rate, weight_decay=0.0),),
         ),
     )

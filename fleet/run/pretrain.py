@@ -90,7 +90,7 @@ def _alone(scenario: Scenario) -> Scenario:
         vehicles=1,
         conditions={},
         encoders={},
-        adaptation=Adaptation(),
+        adaptation=Adaptation(subspace="all"),
         network=msgspec.structs.replace(scenario.network, learns=True),
         dataset=dataset,
     )

@@ -8,6 +8,7 @@ from msgspec import Meta
 
 from protocol.base import Id, Index, Message, Request, Split, Text, Token, Turned
 from protocol.codec.tensor import EncodedTensor
+from protocol.plans.adaptation import SubspaceName
 
 LOCAL_HEAD = "local-head"
 WHOLE_NETWORK = "whole-network"
@@ -35,6 +36,8 @@ class Hello(Message, frozen=True, array_like=True, kw_only=True, tag="hello"):
     """Of the frames' keys by split, in their order, and of the classes of their labels."""
     equipment: Annotated[tuple[Annotated[str, Meta(max_length=64)], ...], Meta(max_length=16)] = ()
     """What the vehicle has besides its encoder: `LOCAL_HEAD`, `WHOLE_NETWORK`."""
+    subspace: SubspaceName = "all"
+    """What of its encoder learns where the run's settings don't say."""
 
 
 class OfferedLabel(Message, frozen=True, array_like=True, kw_only=True):

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
+import msgspec
+
 from protocol.plans.checks import Section
+
+SubspaceName = Literal["all", "film", "projection", "projection+film"]
+"""A part of an encoder's parameters that can learn, the others staying as they start."""
+SUBSPACES: tuple[SubspaceName, ...] = get_args(SubspaceName)
 
 
 class Adaptation(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -10,8 +18,10 @@ class Adaptation(Section, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     section = "adaptation"
 
-    subspace: str = "all"
-    """What of an encoder learns: `all`, or `film`: a scale and a bias of each output channel."""
+    subspace: str | None = None
+    """What of an encoder learns: `all`; `film`: a scale and a bias of each output channel; `projection`: its
+    last layers, where it says which they are; or `projection+film`. None = as the encoder says: pretrained
+    ones `projection+film`, all others `all`."""
     objective: str = "labels"
     """What vehicles learn to lower: `labels`, the loss against the labels of their train frames, or
     `entropy`, that of the cloud's own predictions, for which no train label is sent."""
@@ -20,6 +30,11 @@ class Adaptation(Section, frozen=True, kw_only=True, forbid_unknown_fields=True)
     bundle's."""
 
     def __post_init__(self) -> None:
-        self._one_of(("all", "film"), "subspace")
+        if self.subspace is not None:
+            self._one_of(SUBSPACES, "subspace")
         self._one_of(("labels", "entropy"), "objective")
         self._at_least(0, "anchor")
+
+    def of_encoder(self, subspace: str) -> Adaptation:
+        """The same with the subspace named: where it isn't yet, the one that an encoder says."""
+        return self if self.subspace is not None else msgspec.structs.replace(self, subspace=subspace)

@@ -133,7 +133,7 @@ def test_run_learns_and_says_how_much_was_answered(calm: TinyFleet) -> None:
 def test_state_holds_what_the_next_turn_starts_from(calm_all: TinyFleet, calm_film: TinyFleet) -> None:
     everything, film = (fleet.states(CAR).load(3).optimizer for fleet in (calm_all, calm_film))
     assert set(everything) == {"mean", "square", "steps"}
-    assert film["film/phi"].shape == film["mean"].shape == (2 * (16 + 32 + 4),)
+    assert film["subspace/phi"].shape == film["mean"].shape == (2 * (16 + 32 + 4),)
 
 
 _POINTS = [("car-1", "seeded", 1), ("car-1", "maps", 3), ("car-2", "seeded", 3), ("car-2", "done", 2)]

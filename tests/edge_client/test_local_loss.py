@@ -143,7 +143,7 @@ def assert_learnt_like(reference: Reference, fleet: TinyFleet) -> None:
     encoder, initial_encoder = state.theta, EncoderBundle.load(fleet.world.bundle).theta0
     if fleet.config.adaptation.subspace == "film":
         # Without the last layer's: the head begins by undoing any scale and shift of a channel.
-        encoder = state.optimizer["encoder/film/phi"][: -2 * 4]
+        encoder = state.optimizer["encoder/subspace/phi"][: -2 * 4]
         initial_encoder = np.zeros_like(encoder)
     for learnt, module, initial in (
         (encoder, reference.encoder, initial_encoder),

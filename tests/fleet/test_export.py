@@ -116,7 +116,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "not UTF-8": (lambda folder: (folder / "encoder.json").write_bytes(b'{"name": "\xff"}'), "utf-8"),
     "empty graph": (lambda folder: (folder / "forward.onnx").write_bytes(b""), "sha256 differs"),
     "flipped bit": (flip_byte, "forward_bound.onnx is not the file that was exported"),
-    "version": (edit(lambda spec: spec.update(format_version=2)), "format_version"),
+    "version": (edit(lambda spec: spec.update(format_version=3)), "format_version"),
     "unknown key": (edit(lambda spec: spec.update(colour="red")), "colour"),
     "missing key": (edit(lambda spec: spec.pop("name")), "`name`"),
     "image size": (edit(lambda spec: spec.update(image_size=[0, 48])), "image_size"),

@@ -22,7 +22,7 @@ from edge_client.encoder.bundle import ParameterSpec
 from edge_client.encoder.onnx_runtime import ort
 from fleet.export.errors import ExportError
 from fleet.export.graphs import Graph
-from fleet.export.reverse import derive
+from fleet.export.reverse import ChannelSum, derive
 
 FRAMES = 2
 Array = NDArray[np.float32]
@@ -327,6 +327,13 @@ def run(model: bytes, feeds: dict[str, Array], outputs: list[str]) -> list[Array
     return list(session.run(outputs, {name: value for name, value in feeds.items() if name in wanted}))
 
 
+def channel_sums(values: np.ndarray, layout: list[ParameterSpec]) -> list[np.ndarray]:
+    """Of each parameter, summed over all axes but the first."""
+    return [
+        values[spec.offset : spec.offset + spec.size].reshape(spec.shape[0], -1).sum(1) for spec in layout
+    ]
+
+
 @settings(deadline=None, max_examples=150, suppress_health_check=list(HealthCheck))
 @given(g=random_graphs())
 def test_gradient_of_a_random_graph_is_autograds(g: RandomGraph) -> None:
@@ -339,18 +346,31 @@ def test_gradient_of_a_random_graph_is_autograds(g: RandomGraph) -> None:
     theta = np.concatenate([value.ravel() for value in g.parameters.values()])
     assert used >= set(g.parameters)
     model = onnx.load_from_string(g.graph.serialise(layout, theta))
-    way_back = derive(model, {spec.name: spec.shape for spec in layout}, g.last)
+    shapes = {spec.name: spec.shape for spec in layout}
     channels, height, width = g.shapes["x"]
     x = g.random.standard_normal((FRAMES, channels, height, width), np.float32)
     v = g.random.standard_normal((FRAMES, *shape), np.float32)
     expected, gradient = g.run_torch(x, v)
-    g.graph.outputs += [value for value in way_back.tape if value[0] not in {g.last, "x"}]
-    names = [value[0] for value in g.graph.outputs]
-    tape = dict(zip(names, run(g.graph.serialise(layout, theta), {"x": x}, names), strict=True))
-    assert np.abs(tape[g.last] - expected).max() <= 1e-5 * max(np.abs(expected).max(), 1e-3)
-    feeds = {**tape, "x": x, "v_BCHW": v, "theta": theta}
-    [found] = run(way_back.graph.serialise(layout, None), feeds, ["gradient"])
-    assert np.abs(found - gradient).max() <= 1e-5 * max(np.abs(gradient).max(), 1e-3)
+    products = gradient * theta
+    wanted: dict[str, tuple[ChannelSum | None, list[np.ndarray]]] = {
+        "elements": (None, [gradient]),
+        "scales": ("scale", channel_sums(products, layout)),
+        "shifts": ("shift", channel_sums(gradient, layout)),
+    }
+    outputs = list(g.graph.outputs)
+    for kind, parts in wanted.values():
+        way_back = derive(model, shapes, g.last, by_channel=dict.fromkeys(shapes, kind) if kind else None)
+        taped = [value for value in way_back.tape if value[0] not in {g.last, "x"}]
+        g.graph.outputs = [*outputs, *taped]
+        names = [value[0] for value in g.graph.outputs]
+        tape = dict(zip(names, run(g.graph.serialise(layout, theta), {"x": x}, names), strict=True))
+        assert np.abs(tape[g.last] - expected).max() <= 1e-5 * max(np.abs(expected).max(), 1e-3)
+        feeds = {**tape, "x": x, "v_BCHW": v, "theta": theta}
+        [found] = run(way_back.graph.serialise(layout, None), feeds, ["gradient"])
+        exact = np.concatenate(parts)
+        # by channel the parts of a sum may cancel, which leaves its rounding
+        largest = np.abs(exact if kind is None else products if kind == "scale" else gradient).max()
+        assert np.abs(found - exact).max() <= 1e-5 * max(largest, np.abs(exact).max(), 1e-3)
 
 
 def graph_of(operator: str, **attributes: object) -> tuple[onnx.ModelProto, dict[str, tuple[int, ...]]]:

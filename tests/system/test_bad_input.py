@@ -72,7 +72,8 @@ pytestmark = pytest.mark.timeout(300)
         ),
         (["--no-network-learns", "--algorithm", "fedavg"], ["fedavg", "network.learns must be true"]),
         (["--no-network-learns", "--algorithm", "centralized"], ["centralized", "must be true, got false"]),
-        (["--subspace", "film", "--algorithm", "centralized"], ["centralized", "subspace must be all"]),
+        (["--subspace", "film", "--algorithm", "fedavg"], ["fedavg", "subspace must be all"]),
+        (["--subspace", "projection"], ["stride8-c8 has no projection", "must be all or film"]),
     ],
     ids=" ".join,
 )

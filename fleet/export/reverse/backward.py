@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -21,6 +21,8 @@ from fleet.export.graphs import Graph, Value
 
 Shape = tuple[int | None, ...]
 """Sizes of a value's axes; None is the batch."""
+ChannelSum = Literal["scale", "shift"]
+"""What is wanted of a parameter p in place of its gradient g, for each channel along axis 0: Σ g·p or Σ g."""
 Rule = Callable[["Backward", "Node", str], None]
 """Given a node and the gradient of its first output, gives gradients to those of its inputs that need one."""
 
@@ -47,13 +49,16 @@ class WayBack:
     tape: tuple[Value, ...]
     """Values of the forward graph that the way back takes, besides v and θ."""
     graph: Graph
-    """`v_BCHW`, the tape (and θ, as `Graph.serialise` adds it) to `gradient` float32 (n,)."""
+    """`v_BCHW`, the tape (and θ, as `Graph.serialise` adds it) to `gradient`, float32: one
+    number for each element, or each channel, of what learns."""
 
 
 class Backward:
     """The way back under construction: shapes and values of the forward graph, gradients so far."""
 
-    def __init__(self, model: onnx.ModelProto, learnable: Sequence[str]) -> None:
+    def __init__(
+        self, model: onnx.ModelProto, learnable: Sequence[str], by_channel: Mapping[str, ChannelSum]
+    ) -> None:
         self.graph = Graph([], opset=model.opset_import[0].version)
         self.nodes = [
             Node(
@@ -70,6 +75,12 @@ class Backward:
             if node.operator == "Constant":
                 self._constants[node.output] = numpy_helper.to_array(node.attributes["value"])
         self._learnable = frozenset(learnable)
+        self._by_channel = by_channel
+        self._readers: dict[str, list[Node]] = {}
+        for reader in self.nodes:
+            for name in dict.fromkeys(reader.inputs):
+                self._readers.setdefault(name, []).append(reader)
+        self._outputs = frozenset(value.name for value in model.graph.output)
         self._active = self._reached_from(learnable)
         self._gradients: dict[str, list[str]] = {}
         self._tape: dict[str, Value] = {}
@@ -94,6 +105,21 @@ class Backward:
     def constant_of(self, name: str) -> NDArray[Any] | None:
         """A forward value that is the same for all inputs and does not learn; None for others."""
         return self._constants.get(name) if name not in self._learnable else None
+
+    def channel_sum(self, name: str) -> ChannelSum | None:
+        """What is wanted of a parameter in place of its gradient; None where it is the gradient."""
+        return self._by_channel.get(name)
+
+    def value_where_passed(self, name: str) -> str:
+        """A forward value to be multiplied with its gradient: right wherever that is not zero.
+
+        What a ReLU or Clip gives equals what it is given where it lets a gradient pass, and is on the tape
+        already; asking for its input would keep ONNX Runtime from fusing it with the convolution before.
+        """
+        readers = self._readers.get(name, [])
+        if name not in self._outputs and len(readers) == 1 and readers[0].operator in ("Relu", "Clip"):
+            return self.value(readers[0].output)
+        return self.value(name)
 
     def value(self, name: str) -> str:
         """Make a forward value available on the way back: as a constant, as part of θ, or on the tape."""
@@ -123,7 +149,19 @@ class Backward:
 
     def give(self, name: str, gradient: str) -> None:
         """Add to the gradient of a forward value."""
+        wanted = self._by_channel.get(name)
+        if wanted is not None:
+            shape = self.shape(name)
+            if wanted == "scale":
+                gradient = self.add("Mul", [gradient, self.value(name)])
+            if shape[1:]:
+                rows = self.reshape(gradient, (shape[0], math.prod(size or 1 for size in shape[1:])))
+                gradient = self.add("ReduceSum", [rows, self.constant([1])], keepdims=0)
         self._gradients.setdefault(name, []).append(gradient)
+
+    def give_channels(self, name: str, sums_O: str) -> None:
+        """Add to what is wanted of a parameter by channel; see `channel_sum`."""
+        self._gradients.setdefault(name, []).append(sums_O)
 
     def reduce(self, gradient: str, shape: Shape, to: Shape) -> str:
         """Sum a gradient of `shape` over the axes along which a value of shape `to` was repeated."""
@@ -157,15 +195,17 @@ class Backward:
                     f"known operators: {', '.join(sorted(rules))}"
                 )
             rules[node.operator](self, node, gradient)
-        parts = []
+        parts, counts = [], []
         for name, size in sizes.items():
             gradient = self._collected(name)
             if gradient is None:
                 raise ExportError(f"parameter {name!r} does not reach the features: it would never learn")
-            parts.append(self.reshape(gradient, (math.prod(size),)))
+            count = size[0] if name in self._by_channel else math.prod(size)
+            parts.append(self.reshape(gradient, (count,)))
+            counts.append(count)
         self.graph.add("Concat", parts, "gradient", axis=0)
         self.graph.inputs = [v, *self._tape.values()]
-        self.graph.outputs = [("gradient", TensorProto.FLOAT, [sum(map(math.prod, sizes.values()))])]
+        self.graph.outputs = [("gradient", TensorProto.FLOAT, [sum(counts)])]
         return WayBack(tape=tuple(self._tape.values()), graph=self.graph)
 
     def _collected(self, name: str) -> str | None:

@@ -76,10 +76,29 @@ def convolution(back: Backward, node: Node, gradient: str) -> None:
     x, weight, *bias = node.inputs
     if back.needs(x):
         back.give(x, _input_gradient(back, gradient, weight, shape))
-    if back.needs(weight):
+    scales = back.channel_sum(weight) == "scale"
+    gives_bias = bool(bias) and back.needs(bias[0])
+    if back.needs(weight) and not scales:
         back.give(weight, _weight_gradient(back, gradient, x, shape))
-    if bias and back.needs(bias[0]):
-        back.give(bias[0], back.add("ReduceSum", [gradient, back.constant([0, 2, 3])], keepdims=0))
+    if gives_bias or (scales and bias):
+        sums_O = back.add("ReduceSum", [gradient, back.constant([0, 2, 3])], keepdims=0)
+        if gives_bias:
+            back.give(bias[0], sums_O)
+    if scales:
+        products_O = _products(back, gradient, back.value_where_passed(node.output), shape)
+        if bias:  # Σ dY·y − b·Σ dY, y − b being what the weights alone give
+            of_bias_O = back.add("Mul", [back.value(bias[0]), sums_O])
+            products_O = back.add("Sub", [products_O, of_bias_O])
+        back.give_channels(weight, products_O)
+
+
+def _products(back: Backward, gradient: str, y: str, shape: Geometry) -> str:
+    """Σ gradient·y over frames and pixels, for each output channel."""
+    channels, pixels = shape.out_channels, shape.pixels
+    row = back.add("Reshape", [gradient, back.constant([0, channels, 1, pixels])])
+    column = back.add("Reshape", [y, back.constant([0, channels, pixels, 1])])
+    product_BO11 = back.add("MatMul", [row, column])
+    return back.add("ReduceSum", [product_BO11, back.constant([0, 2, 3])], keepdims=0)
 
 
 def _input_gradient(back: Backward, gradient: str, weight: str, shape: Geometry) -> str:
