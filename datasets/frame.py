@@ -111,10 +111,6 @@ def resize_frame(frame: Frame, width: int, height: int) -> Frame:
     if (width, height) == (old_width, old_height):
         return frame
     size = (width, height)
-    shrinks = width * height < old_width * old_height
-    image_HWC = cv2.resize(
-        frame.image_HWC, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    )
     label_HW = cv2.resize(frame.label_HW, size, interpolation=cv2.INTER_NEAREST_EXACT)
     instance_HW = None
     if frame.instance_HW is not None:
@@ -122,7 +118,19 @@ def resize_frame(frame: Frame, width: int, height: int) -> Frame:
         instance_HW = resized_HW.astype(np.int32, copy=False)
     return replace(
         frame,
-        image_HWC=image_HWC.astype(np.uint8, copy=False),
+        image_HWC=resize_image(frame.image_HWC, width, height),
         label_HW=label_HW.astype(np.uint8, copy=False),
         instance_HW=instance_HW,
     )
+
+
+def resize_image(image_HWC: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
+    """Return a picture at another size as `resize_frame` does, uint8 RGB [height, width, 3]."""
+    old_height, old_width = image_HWC.shape[:2]
+    if (width, height) == (old_width, old_height):
+        return image_HWC
+    shrinks = width * height < old_width * old_height
+    resized_HWC = cv2.resize(
+        image_HWC, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    )
+    return np.asarray(resized_HWC, np.uint8)

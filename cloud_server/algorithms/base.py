@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -222,6 +223,15 @@ class MayEndEarly(Protocol):
 
     def is_needed(self, stage: Stage) -> bool:
         """Whether a stage is still to be run; follows from what was committed before it."""
+
+
+@runtime_checkable
+class Serves(Protocol):
+    """An algorithm with a network in the cloud that tells what serves a vehicle: what `blackfleet export`
+    takes."""
+
+    def serving(self, vehicle: str) -> AbstractContextManager[None]:
+        """Let the trainer predict, in the body, with the weights that serve the vehicle."""
 
 
 def upload_limits(config: CloudConfig, stage: Stage) -> dict[str, UploadLimit]:

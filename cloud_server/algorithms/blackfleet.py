@@ -9,7 +9,7 @@ Legend: n frames, C channels, H W feature rows and columns.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -163,9 +163,10 @@ class BlackFleet(OneNetwork):
         with self._own_statistics(vehicle):
             super()._validate(stage, vehicle, val)
 
-    def _evaluate(self, stage: Stage, vehicle: str, uploads: Mapping[str, Features]) -> None:
-        with self._own_statistics(vehicle):
-            super()._evaluate(stage, vehicle, uploads)
+    @contextmanager
+    def serving(self, vehicle: str) -> Iterator[None]:
+        with self._own_statistics(vehicle) if self._statistics else super().serving(vehicle):
+            yield
 
     def _learn(self, stage: Stage) -> None:
         """First-order epochs over the union of the uploads: no vehicle's frames come last; each step is

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -65,9 +66,12 @@ class OneNetwork:
     def _best_weights(self, vehicle: str) -> dict[str, torch.Tensor] | None:
         return self._best.get(vehicle) if self._best else None
 
+    def serving(self, vehicle: str) -> AbstractContextManager[None]:
+        return self._trainer.borrowed_weights(self._best_weights(vehicle))
+
     def _evaluate(self, stage: Stage, vehicle: str, uploads: Mapping[str, Features]) -> None:
         """Score a vehicle's uploads of an evaluation stage with the weights that serve it."""
-        with self._trainer.borrowed_weights(self._best_weights(vehicle)):
+        with self.serving(vehicle):
             evaluate_test_frames(self._context, self.scores, stage, vehicle, uploads, self._trainer.predict)
 
     def _validate(self, stage: Stage, vehicle: str, val: Features) -> None:

@@ -138,8 +138,11 @@ class WhiteBox:
             self._note_losses(stage, vehicle)
             self._validate(stage, vehicle, uploads["val"])
             return
-        with self._networks.serving(vehicle):
+        with self.serving(vehicle):
             evaluate_test_frames(self._context, self.scores, stage, vehicle, uploads, self._trainer.predict)
+
+    def serving(self, vehicle: str) -> AbstractContextManager[None]:
+        return self._networks.serving(vehicle)
 
     def stage_done(self, stage: Stage) -> None:
         pass  # every turn was worked in as it ended

@@ -6,6 +6,7 @@ M copies of a batch's features, y x cells of a loss map.
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -179,6 +180,11 @@ class Inference:
         """Return a copy of the network's parameters and buffers."""
         with self._lock:
             return {name: value.clone() for name, value in self._network.state_dict().items()}
+
+    def network(self) -> nn.Module:
+        """Return a copy of the network, in evaluation mode, on the CPU."""
+        with self._lock:
+            return copy.deepcopy(self._network).cpu().eval()
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Copy `weights`, as from `weights()`, into the network; the optimiser is left as it is.

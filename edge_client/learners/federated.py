@@ -51,7 +51,7 @@ def learn_with_weights(tools: TurnTools, state: VehicleState) -> tuple[VehicleSt
         received = unpack(answer.tensors, exchanged)
     except WeightsError as error:
         raise TurnRefused(f"the cloud's weights don't fit the local model: {error}") from error
-    own = _own_statistics(state) if plan.statistics == "local" else {}
+    own = own_statistics(state) if plan.statistics == "local" else {}
     network = LocalNetwork(local.model, {**local.model.weights, **own, **received}, threads=local.threads)
     _send_scores(tools, local, network)
     if turn.epochs == 0:
@@ -93,7 +93,8 @@ def confusion_counts(
     return np.bincount(truth * width + predicted, minlength=num_classes * width).reshape(num_classes, width)
 
 
-def _own_statistics(state: VehicleState) -> WeightArrays:
+def own_statistics(state: VehicleState) -> WeightArrays:
+    """The BatchNorm statistics by name that have stayed on the vehicle (SiloBN)."""
     return {
         name.removeprefix(_STATISTIC): array.astype(np.float32)
         for name, array in state.optimizer.items()

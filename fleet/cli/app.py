@@ -22,6 +22,7 @@ from fleet.cli.options import PRETRAIN_KEYS, SCENARIO_KEYS, with_scenario_option
 from fleet.errors import OperatorError
 from fleet.export.bundle import export_bundle
 from fleet.export.encoders import DEFAULT_ENCODER, ENCODER_DOOR, architecture, fitting_size, resizing_remark
+from fleet.model.export import export_model
 from fleet.report.page import write_report
 from fleet.scenario import Scenario, parse_image_size
 from fleet.show.screen import screen
@@ -155,6 +156,26 @@ def evaluate(
     """
     official = official or official_python is not None
     raise typer.Exit(run_evaluate(predictions, ground_truth, dataset, official, output, official_python))
+
+
+@app.command()
+def export(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run that has ended.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="NAME.onnx; the parts become NAME.encoder.onnx, …")
+    ] = Path("model.onnx"),
+    vehicle: Annotated[
+        str | None, typer.Option(help="Its id; default: the best on its own test frames.")
+    ] = None,
+    logits: Annotated[
+        bool, typer.Option(help="Give logits besides class ids: what `predict` enlarges.")
+    ] = True,
+) -> None:
+    """Write a vehicle's model as ONNX: image to class ids, checked against the run's own predictions.
+
+    Encoder and network are also written as a file each. The model runs wherever ONNX Runtime does.
+    """
+    export_model(run_folder, output, vehicle=vehicle, logits=logits, console=screen())
 
 
 @app.command()

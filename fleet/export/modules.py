@@ -163,7 +163,7 @@ def _exported(module: nn.Module, image_BCHW: torch.Tensor) -> onnx.ModelProto:
         for parameter in drawn.parameters():
             parameter.copy_(torch.from_numpy(random.uniform(0.5, 1, parameter.shape).astype(np.float32)))
     try:
-        with _quiet():
+        with quiet_exporter():
             program = torch.onnx.export(
                 drawn,
                 (image_BCHW,),
@@ -183,7 +183,7 @@ def _exported(module: nn.Module, image_BCHW: torch.Tensor) -> onnx.ModelProto:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_exporter() -> Iterator[None]:
     """Without the exporter's progress, and its remarks about packages that nobody needs."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.onnx._internal", "onnxscript")]
     levels = [logger.level for logger in loggers]

@@ -14,11 +14,14 @@ from torch.func import functional_call
 
 from cloud_server.config import network_seed
 from cloud_server.networks.build import build_network
+from cloud_server.storage.checkpoint import CheckpointError, load_checkpoint, unflatten_state
 from cloud_server.training.trainer import PartConfig, Trainer, TrainerConfig
+from fleet.errors import OperatorError
 from fleet.export.coordinates import Coordinates
-from fleet.export.encoders import build_encoder
+from fleet.export.encoders import ImageEncoder, build_encoder
 from fleet.run.beginning import begin
 from fleet.run.job import Job
+from fleet.scenario import Scenario
 from protocol.noise import derive_seed
 from protocol.plans.white_box import WhiteBoxPlan
 
@@ -97,3 +100,29 @@ def joint_trainer(job: Job, *, steps: int) -> Trainer:
             parts=(PartConfig(prefix=learns, rate=rate, weight_decay=0.0),),
         ),
     )
+
+
+def read_trained(
+    scenario: Scenario, run_folder: Path
+) -> tuple[ImageEncoder, dict[str, Tensor], dict[str, Any]]:
+    """What training in one place has committed: the folded encoder, the cloud network's weights, and what
+    the algorithm says of itself.
+
+    Raises:
+        OperatorError: there is no checkpoint, or it is damaged.
+    """
+    try:
+        tensors, meta = load_checkpoint(run_folder / "cloud" / "checkpoints")
+    except CheckpointError as error:
+        raise OperatorError(str(error)) from error
+    algorithm = meta["algorithm"]
+    weights: dict[str, Tensor] = unflatten_state(tensors, algorithm["trainer"])["network"]
+    name = scenario.encoder.name
+    encoder = build_encoder(name, scenario.seed, scenario.encoder_weights(name)).folded()
+    encoder.load_state_dict(_part(weights, "encoder."))
+    return encoder, _part(weights, "network."), algorithm
+
+
+def _part(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Those whose names begin with `prefix`, by the rest of their names."""
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}

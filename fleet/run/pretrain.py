@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 from torch import Tensor
 
-from cloud_server.storage.checkpoint import CheckpointError, load_checkpoint, unflatten_state, write_tensors
+from cloud_server.storage.checkpoint import write_tensors
 from cloud_server.training.source_features import write_source_features
 from datasets.catalog import open_dataset
 from edge_client.encoder.bundle import EncoderBundle
@@ -21,7 +21,7 @@ from edge_client.encoder.runtime import Encoder
 from edge_client.frames import FrameCache
 from fleet.errors import OperatorError
 from fleet.export.bundle import export_encoder
-from fleet.export.encoders import ImageEncoder, build_encoder
+from fleet.export.encoders import ImageEncoder
 from fleet.frames.allocation import (
     Share,
     data_folder,
@@ -30,6 +30,7 @@ from fleet.frames.allocation import (
 from fleet.frames.partition_record import settle_shares
 from fleet.frames.rendering import rendered_cities, rendered_frames_per_city
 from fleet.run.folder import held, kept_scenario, readable_by_owner_alone
+from fleet.run.joint_network import read_trained
 from fleet.run.launch import launch
 from fleet.run.resuming import resumed_scenario
 from fleet.scenario import Scenario
@@ -97,19 +98,9 @@ def _alone(scenario: Scenario) -> Scenario:
 
 
 def _write_start(scenario: Scenario, folder: Path, test_miou: float | None) -> Start:
-    try:
-        tensors, meta = load_checkpoint(folder / "cloud" / "checkpoints")
-    except CheckpointError as error:
-        raise OperatorError(str(error)) from error
-    algorithm = meta["algorithm"]
-    weights: dict[str, Tensor] = unflatten_state(tensors, algorithm["trainer"])["network"]
-    name = scenario.encoder.name
-    encoder = build_encoder(name, scenario.seed, scenario.encoder_weights(name)).folded()
-    encoder.load_state_dict(_part(weights, "encoder."))
+    encoder, network_weights, algorithm = read_trained(scenario, folder)
     [val_miou] = algorithm["progress"]["val_miou"].values()
-    return write_start(
-        scenario, folder, encoder, _part(weights, "network."), val_miou=val_miou, test_miou=test_miou
-    )
+    return write_start(scenario, folder, encoder, network_weights, val_miou=val_miou, test_miou=test_miou)
 
 
 def write_start(
@@ -162,8 +153,3 @@ def _write_features(path: Path, bundle: EncoderBundle, cache: FrameCache, share:
     ]
     label_nHW = np.stack([label_HW for _, label_HW in frames])
     write_source_features(path, np.concatenate(features), label_nHW, bits)
-
-
-def _part(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Those whose names begin with `prefix`, by the rest of their names."""
-    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}

@@ -1,0 +1,103 @@
+"""A run that has ended, read from its folder: what serves each of its vehicles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import nn
+
+from cloud_server.algorithms.base import Algorithm, Context, Serves
+from cloud_server.algorithms.table import algorithm_row, build_algorithm
+from cloud_server.config import CloudConfig
+from cloud_server.desk.ledger import UploadLedger
+from cloud_server.desk.registry import Registry
+from cloud_server.desk.roster import Roster
+from cloud_server.errors import CloudError
+from cloud_server.events import Events
+from cloud_server.run.persistence import RunState
+from cloud_server.run.shared_trainer import build_trainer
+from cloud_server.storage.label_store import LabelStore
+from datasets.catalog import label_space
+from protocol.codec.weights import WeightArrays, unpack
+
+
+class EndedRun:
+    """The algorithm as its last commit left it; nothing goes on from here."""
+
+    def __init__(self, config: CloudConfig, run_folder: Path) -> None:
+        """Read the last commit.
+
+        Raises:
+            CloudError: there is none, it is damaged, or it is of other settings.
+            SettingError: the algorithm is unknown.
+        """
+        self._config = config
+        state = RunState(run_folder / "cloud", config, resume=True)
+        committed = state.load()
+        if committed is None:
+            raise CloudError(f"{run_folder} holds no committed run; end it first, with --resume")
+        roster = Roster(run_folder / "cloud", resume=True)
+        row = algorithm_row(config.algorithm)
+        registry = Registry(
+            config.vehicles,
+            label_space=config.label_space,
+            feature_shapes=config.feature_shapes,
+            frame_bytes=config.coding.frame_bytes,
+            equipment=row.needs.equipment,
+        )
+        registry.know(roster.declared, roster.failed)
+        registry.image_size = next((joined.image_size for joined in roster.declared.values()), None)
+        num_classes = label_space(config.label_space).num_classes
+        self._trainer = build_trainer(config, registry, run_folder, num_classes=num_classes)
+        with LabelStore(run_folder / "cloud" / "labels", num_classes=num_classes) as labels:
+            self._algorithm: Algorithm = build_algorithm(
+                config.algorithm,
+                Context(
+                    config=config,
+                    label_space=label_space(config.label_space),
+                    trainer=self._trainer,
+                    labels=labels,
+                    events=Events(),
+                    run_folder=run_folder,
+                    check_stop=lambda: None,
+                    train_frames={v: len(registry.frames(v, "train")) for v in config.vehicles},
+                    ledger=UploadLedger(),
+                    source_frames={v: len(registry.frames(v, "source")) for v in config.vehicles},
+                ),
+            )
+            committed.restore(self._algorithm, registry)
+        self.last_trained: Mapping[str, int] = committed.last_trained
+        """By vehicle: the latest turn that it has learnt in; without those that never did."""
+
+    def network(self, vehicle: str) -> nn.Module:
+        """The network that serves a vehicle, features_BCHW to logits_BKhw, in evaluation mode.
+
+        Raises:
+            CloudError: the algorithm doesn't tell.
+        """
+        if not isinstance(self._algorithm, Serves):
+            raise CloudError(
+                f"algorithm {self._config.algorithm} does not tell what serves a vehicle; give it the method "
+                f"`serving` (cloud_server.algorithms.base.Serves)"
+            )
+        with self._algorithm.serving(vehicle):
+            return self._trainer.network()
+
+    def whole_weights(self, shapes: Mapping[str, tuple[int, ...]]) -> WeightArrays:
+        """The weights of encoder and network by name, where vehicles train both (`Needs.whole_network`).
+
+        Args:
+            shapes: of each array that is wanted.
+
+        Raises:
+            CloudError: the algorithm has none.
+        """
+        weights = getattr(self._algorithm, "weights", None)
+        if weights is None:
+            raise CloudError(f"algorithm {self._config.algorithm} has no weights of the whole network")
+        return unpack(weights(), shapes)
+
+    def evaluated_at_once(self, vehicle: str) -> int:
+        """Frames of a message in which a vehicle has sent its test frames' features."""
+        return self._algorithm.plan(self._algorithm.stages[-1], vehicle).batch_size
