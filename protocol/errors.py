@@ -15,6 +15,7 @@ BlackfleetError                 the root
 │   │   ├── StateError          the state folder is damaged, or belongs to something else
 │   │   ├── CloudSilent         nothing was heard of the cloud for too long
 │   │   └── TurnRefused         this turn can't be done
+│   ├── ModelError              edge_client.predict.card: a file that is no exported model
 │   ├── BundleError             edge_client.encoder.bundle
 │   ├── HeadError               edge_client.local.head
 │   ├── CloudError              cloud_server.errors

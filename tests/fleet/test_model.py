@@ -1,0 +1,260 @@
+"""Models that runs leave: one ONNX of encoder and network, which predicts what the run did."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+import torch
+from fleet_fixtures import World
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+from rich.console import Console
+
+from datasets.labels import CAMVID
+from edge_client.encoder.sessions import CPU, open_session
+from edge_client.predict.card import FEATURES, IMAGE, LOGITS, ModelCard, ModelError
+from evaluation.likeliest import likeliest
+from fleet.errors import OperatorError
+from fleet.export.errors import ExportError
+from fleet.model.check import Differing, check_graphs, coded
+from fleet.model.export import Exported, choose_vehicle, export_model, read_ended, test_frames
+from fleet.model.graphs import encoder_model, whole_model
+from fleet.model.served import read_served
+from fleet.run.launch import launch
+from fleet.scenario import DatasetPart, EncoderPart, Scenario
+from protocol.plans.coding import Coding
+from protocol.plans.federated import FederatedPlan
+from protocol.plans.first_order import FirstOrder
+
+QUIET = Console(quiet=True)
+frames_of = test_frames
+frames_of.__test__ = False  # type: ignore[attr-defined]  # by its name alone
+
+
+def run(world: World, folder: Path, **changes: Any) -> Path:
+    """A run of two vehicles that has ended."""
+    scenario = Scenario(
+        **{
+            "vehicles": 2,
+            "rounds": 1,
+            "image_size": "64x48",
+            "cores": 1,
+            "broker": "memory",
+            "encoder": EncoderPart(name="stride8-c4", mode="rebuild"),
+            "dataset": DatasetPart(name="camvid", root=str(world.data_root)),
+            "first_order": FirstOrder(epochs=2, batch_size=4, rate=5e-3),
+            **changes,
+        }
+    )
+    launch(scenario, folder, resume=False, console=QUIET)
+    return folder
+
+
+@dataclass(frozen=True)
+class Example:
+    run: Path
+    exported: Exported
+
+
+@pytest.fixture(scope="module")
+def example(tiny_world: World, tmp_path_factory: pytest.TempPathFactory) -> Example:
+    """The default algorithm; the exported vehicle has an encoder of its own, and drives through fog."""
+    folder = tmp_path_factory.mktemp("model")
+    mixed = run(tiny_world, folder / "run", encoders={"car-02": "stride4-c8"}, conditions={"car-01": "fog:2"})
+    return Example(mixed, export_model(mixed, folder / "car.onnx", vehicle="car-01", console=QUIET))
+
+
+def test_model_and_its_parts_give_the_run_s_predictions(example: Example) -> None:
+    checked = example.exported.checked
+    result = json.loads((example.run / "result.json").read_text())
+    assert checked.frames == result["vehicles"]["car-01"]["frames_test"] > 0
+    assert checked.run_miou == pytest.approx(result["vehicles"]["car-01"]["local_miou"], abs=1e-12)
+    assert checked.parts_differ <= 1e-3
+    assert checked.model_differs < 0.02  # eight bits of other ranges
+    assert checked.model_miou == pytest.approx(checked.run_miou, abs=0.02)
+
+
+def test_files_are_plain_onnx_that_says_what_it_is(example: Example) -> None:
+    exported, cards = example.exported, {}
+    for part in ("model", "encoder", "network"):
+        path: Path = getattr(exported, part)
+        model = onnx.load(path)
+        onnx.checker.check_model(model, full_check=True)
+        assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 18)]
+        assert not model.functions and {node.domain for node in model.graph.node} == {""}
+        session = open_session(path.read_bytes(), CPU, 1)
+        cards[part] = ModelCard.read(session.get_modelmeta().custom_metadata_map)
+        assert cards[part].part == part
+    card = cards["model"]
+    assert card.label_space == CAMVID and card.image_size == (64, 48) and card.coding_bits == 8
+    assert (card.vehicle, card.algorithm, card.seed, card.run) == ("car-01", "blackfleet", 0, "run")
+    assert (card.encoder, card.network) == ("stride8-c4", "compact")
+    assert all(len(digest) == 64 for digest in (card.theta_sha256, card.network_sha256))
+
+
+def test_batch_of_a_model_is_free_and_frames_do_not_touch_each_other(example: Example) -> None:
+    session = open_session(example.exported.model.read_bytes(), CPU, 1)
+    image_BHWC = np.random.default_rng(0).integers(0, 256, (3, 48, 64, 3), np.uint8)
+    ids_Bhw, logits_BKhw = session.run(None, {IMAGE: image_BHWC})
+    assert ids_Bhw.dtype == np.uint8 and ids_Bhw.shape == (3, 12, 16)
+    assert logits_BKhw.shape == (3, 11, 12, 16)
+    np.testing.assert_array_equal(ids_Bhw, logits_BKhw.argmax(axis=1))
+    alone = session.run([LOGITS], {IMAGE: image_BHWC[1:2]})[0]
+    np.testing.assert_allclose(alone[0], logits_BKhw[1], rtol=1e-3, atol=1e-4)
+
+
+def test_graphs_that_predict_otherwise_are_refused(example: Example, tmp_path: Path) -> None:
+    scenario, _ = read_ended(example.run)
+    copy = tmp_path / "run"
+    shutil.copytree(example.run, copy)
+    spoilt = next((copy / "predictions" / "car-01").glob("*.png"))
+    ids_HW = cv2.imread(str(spoilt), cv2.IMREAD_UNCHANGED)
+    ids_HW[: len(ids_HW) // 2] = (ids_HW[: len(ids_HW) // 2] + 1) % 11
+    cv2.imwrite(str(spoilt), ids_HW)
+    served = read_served(scenario, copy, "car-01")
+    graphs = {part: getattr(example.exported, part).read_bytes() for part in ("model", "encoder", "network")}
+    with pytest.raises(ExportError, match=r"differ from the run's predictions .* % of the pixels, more than"):
+        check_graphs(served, frames_of(scenario, copy, "car-01"), threads=1, **graphs)
+    spoilt.unlink()
+    with pytest.raises(ExportError, match=r"own prediction of .* can't be read"):
+        check_graphs(served, frames_of(scenario, copy, "car-01"), threads=1, **graphs)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "changes"),
+    [
+        ("blackfed-v2", {"coding": Coding(bits=3)}),
+        ("split", {}),
+        ("individual", {"coding": Coding(frame_bytes=180)}),
+        ("fedavg", {"federated": FederatedPlan(statistics="local")}),
+        ("centralized", {}),
+    ],
+)
+def test_what_serves_a_vehicle_predicts_as_the_run_did(
+    tiny_world: World, tmp_path: Path, algorithm: str, changes: dict[str, Any]
+) -> None:
+    """Whatever the algorithm keeps where: θ, network, statistics, and the codec between them."""
+    folder = run(tiny_world, tmp_path / "run", algorithm=algorithm, **changes)
+    scenario, _ = read_ended(folder)
+    served = read_served(scenario, folder, "car-02")
+    frames = frames_of(scenario, folder, "car-02")
+    encoder = open_session(encoder_model(served.encoder).SerializeToString(), CPU, 1)
+    differing = Differing()
+    for first in range(0, len(frames.keys), served.frames_at_once):
+        keys = frames.keys[first : first + served.frames_at_once]
+        features = [encoder.run([FEATURES], {IMAGE: frames.image(key)[None]})[0] for key in keys]
+        assert features[0].shape[1:] == served.feature_shape
+        with torch.inference_mode():
+            logits_BKhw = served.network(torch.from_numpy(coded(np.concatenate(features), served.coding)))
+        for key, logits_Khw in zip(keys, logits_BKhw.numpy(), strict=True):
+            expected_HW = frames.predicted(key)
+            differing.add(likeliest(logits_Khw, expected_HW.shape), expected_HW)
+    assert differing.share <= 1e-3
+
+
+@settings(deadline=None, max_examples=40)
+@given(bits=st.sampled_from([8, 6, 4, 3, 2]), seed=st.integers(0, 2**32 - 1), spread=st.floats(0, 6))
+def test_rounding_in_the_graph_is_that_of_the_codec(bits: int, seed: int, spread: float) -> None:
+    """Of a model whose features are its pixels, scaled, and whose logits are its features."""
+    shape = ["B", 4, 5, 3]
+    scales = np.array([10 ** (spread - 3), 1, 0], np.float32)
+    encoder = helper.make_model(
+        helper.make_graph(
+            [
+                helper.make_node("Cast", [IMAGE], ["pixels"], to=TensorProto.FLOAT),
+                helper.make_node("Mul", ["pixels", "scales"], ["scaled"]),
+                helper.make_node("Transpose", ["scaled"], [FEATURES], perm=[0, 3, 1, 2]),
+            ],
+            "encoder",
+            [helper.make_tensor_value_info(IMAGE, TensorProto.UINT8, shape)],
+            [helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, ["B", 3, 4, 5])],
+            [onnx.numpy_helper.from_array(scales, "scales")],
+        ),
+        opset_imports=[helper.make_opsetid("", 18)],
+        ir_version=8,
+    )
+    network = helper.make_model(
+        helper.make_graph(
+            [helper.make_node("Identity", [FEATURES], [LOGITS])],
+            "network",
+            [helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, ["B", 3, 4, 5])],
+            [helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, ["B", 3, 4, 5])],
+        ),
+        opset_imports=[helper.make_opsetid("", 18)],
+        ir_version=8,
+    )
+    model = whole_model(encoder, network, bits=bits, logits=True)
+    image_BHWC = np.random.default_rng(seed).integers(0, 256, (2, 4, 5, 3), np.uint8)
+    rounded = open_session(model.SerializeToString(), CPU, 1).run([LOGITS], {IMAGE: image_BHWC})[0]
+    features_BCHW = np.ascontiguousarray((image_BHWC * scales).transpose(0, 3, 1, 2))
+    expected = np.concatenate([coded(frame[None], Coding(bits=bits)) for frame in features_BCHW])
+    np.testing.assert_allclose(rounded, expected, rtol=1e-6, atol=1e-6 * float(np.abs(expected).max()))
+
+
+def test_default_vehicle_is_the_best_of_those_that_last() -> None:
+    scores = {"car-01": 0.9, "car-02": None, "car-03": 0.5, "car-04": 0.5}
+    result = {
+        "vehicles": {vehicle: {"local_miou": score} for vehicle, score in scores.items()},
+        "failed": {"car-01": "its disk is full"},
+    }
+    assert choose_vehicle(result, None) == "car-03"
+    with pytest.raises(OperatorError, match="no vehicle 'car-09'; it has: car-02, car-03, car-04"):
+        choose_vehicle(result, "car-09")
+    with pytest.raises(OperatorError, match="car-01 has failed in this run: its disk is full"):
+        choose_vehicle(result, "car-01")
+
+
+def test_folder_without_a_run_that_has_ended_is_refused(example: Example, tmp_path: Path) -> None:
+    with pytest.raises(OperatorError, match=r"holds no run .*scenario.yaml is missing"):
+        read_ended(tmp_path)
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    shutil.copy(example.run / "scenario.yaml", begun)
+    with pytest.raises(OperatorError, match=r"has not ended .*--resume"):
+        read_ended(begun)
+    with pytest.raises(OperatorError, match="holds a comparison; name one of its runs: begun"):
+        read_ended(tmp_path)
+    with pytest.raises(OperatorError, match=r"ends in \.onnx, got model"):
+        export_model(example.run, Path("model"), console=QUIET)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"blackfleet.format": "2"}, "of format 2, this version reads 1"),
+        ({"blackfleet.classes": "[]"}, "damaged metadata"),
+        ({"blackfleet.seed": "{"}, "damaged metadata"),
+    ],
+)
+def test_card_that_is_damaged_or_of_another_version_is_refused(
+    example: Example, change: dict[str, str], reason: str
+) -> None:
+    session = open_session(example.exported.model.read_bytes(), CPU, 1)
+    properties = session.get_modelmeta().custom_metadata_map
+    with pytest.raises(ModelError, match=reason):
+        ModelCard.read({**properties, **change})
+    with pytest.raises(ModelError, match="no metadata"):
+        ModelCard.read({})
+
+
+def test_likeliest_enlarges_as_torch_does() -> None:
+    random = np.random.default_rng(3)
+    logits_Khw = random.standard_normal((7, 12, 16)).astype(np.float32)
+    for size_HW in ((12, 16), (60, 80), (45, 71), (9, 10)):
+        expected = torch.nn.functional.interpolate(
+            torch.from_numpy(logits_Khw)[None], size=size_HW, mode="bilinear", align_corners=False
+        )[0].argmax(dim=0)
+        label_HW = likeliest(logits_Khw, size_HW)
+        assert label_HW.dtype == np.uint8
+        assert (label_HW != expected.numpy()).mean() <= 1e-3
+    assert math.prod(label_HW.shape) == 90
