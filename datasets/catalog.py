@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 from datasets.class_file import CLASS_FILE_ENDS, is_class_file, read_class_file
-from datasets.entry import DatasetEntry, OpensFrames, OpensGroundTruth, ReadsClasses
+from datasets.entry import (
+    DatasetEntry,
+    FindsSplits,
+    OpensFrames,
+    OpensGroundTruth,
+    OpensSplits,
+    ReadsClasses,
+)
 from datasets.frame import DatasetError, FrameSource
 from datasets.generated.entry import GENERATED
 from datasets.labels import LabelSpace
@@ -54,11 +61,17 @@ def find_dataset(name: str) -> DatasetEntry:
 
 @lru_cache
 def _named(entry: DatasetEntry, name: str) -> DatasetEntry:
-    for what, function, kind in (
+    functions: list[tuple[str, object, type]] = [
         ("open", entry.open, OpensFrames),
         ("ground_truth", entry.ground_truth, OpensGroundTruth),
         ("read_classes", entry.read_classes, ReadsClasses),
-    ):
+    ]
+    if entry.splits is not None:
+        functions += [
+            ("splits.find", entry.splits.find, FindsSplits),
+            ("splits.open", entry.splits.open, OpensSplits),
+        ]
+    for what, function, kind in functions:
         reason = function and misfit(function, kind)
         if reason:
             raise DATASET_DOOR.refuse(name, f"{what} {reason}")
@@ -68,13 +81,20 @@ def _named(entry: DatasetEntry, name: str) -> DatasetEntry:
     return replace(entry, name=name, label_space=classes)
 
 
-def open_dataset(name: str, root: Path, network_classes: LabelSpace | None = None) -> FrameSource:
+def open_dataset(
+    name: str,
+    root: Path,
+    network_classes: LabelSpace | None = None,
+    *,
+    splits: Sequence[str] | None = None,
+) -> FrameSource:
     """Open the data set called `name` in the folder `root`.
 
     Args:
         name: see `find_dataset`.
         root: folder of the data set.
         network_classes: those of the network that looks at frames without labels; others have their own.
+        splits: of a data set that has some: only the frames of these; None = as its entry opens it.
 
     Raises:
         SettingError: no data set has this name, or it has no classes of its own and none were given.
@@ -86,7 +106,11 @@ def open_dataset(name: str, root: Path, network_classes: LabelSpace | None = Non
     if classes is None:
         raise SettingError(f"data set {name} has no classes of its own; name those of the network")
     with _saying_how_to_get(entry, root):
-        source = entry.open(root, classes)
+        if splits is None:
+            source = entry.open(root, classes)
+        else:
+            assert entry.splits is not None, name
+            source = entry.splits.open(root, classes, splits)
     reason = misfit(source, FrameSource)
     if reason is None and source.label_space != classes:
         reason = "has other classes than it was given"

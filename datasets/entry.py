@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -24,13 +24,14 @@ class Renderer(Protocol):
         root: Path,
         settings: GeneratorSettings,
         *,
+        val_frames: int = 0,
         workers: int = 1,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         """Write every frame below `root` so that the entry's `open` reads them; go on with a part of them.
 
-        `workers` is the number of processes that render, `progress` is called with (frames done, frames in
-        all).
+        `val_frames` more of each city are those of a split `val`, of other drives. `workers` is the number of
+        processes that render, `progress` is called with (frames done, frames in all).
 
         Raises:
             SettingError, GeneratorFolderError: a setting is out of range, or `root` holds something else.
@@ -59,6 +60,34 @@ class OpensGroundTruth(Protocol):
         """See `DatasetEntry.ground_truth`."""
 
 
+class OpensSplits(Protocol):
+    """Opens some of the splits that a data set was published with."""
+
+    def __call__(self, root: Path, label_space: LabelSpace, splits: Sequence[str], /) -> FrameSource:
+        """The frames of `splits` alone, names of `Splits.names`; no frame of another one.
+
+        Raises:
+            DatasetMissing, DatasetError: see `DatasetEntry.open`.
+        """
+
+
+class FindsSplits(Protocol):
+    """Looks which splits a folder holds."""
+
+    def __call__(self, root: Path, /) -> Sequence[str]:
+        """Those of `Splits.names` that are there, in their order; none where the folder is no data set."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Splits:
+    """How a data set is divided by those who published it."""
+
+    names: tuple[str, ...]
+    """All that there may be; the first is to train on."""
+    find: FindsSplits
+    open: OpensSplits
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetEntry:
     """One data set: nothing else in the product knows it by name.
@@ -85,6 +114,8 @@ class DatasetEntry:
     None: the frames have no labels, and the classes are those of the network that looks at them."""
     ground_truth: OpensGroundTruth | None = None
     """Opens a folder's labels to score predictions against; None: those of the frames that `open` finds."""
+    splits: Splits | None = None
+    """The published splits; None: its frames come undivided."""
     render: Renderer | None = None
     """Draws the frames where there are none yet; None: they are recorded, and somebody has to bring them."""
 

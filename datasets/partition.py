@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -95,6 +96,23 @@ def partition_frames(
     )
     shares = METHODS[method](request)
     return {vehicle: _divide_parts(share, fractions) for vehicle, share in zip(vehicles, shares, strict=True)}
+
+
+def parse_parts(text: str) -> tuple[float, float, float]:
+    """Shares of train, validation and test frames of `70/10/20`.
+
+    Raises:
+        SettingError: it is not three positive percentages that sum to 100.
+    """
+    match = re.fullmatch(r"(\d{1,3}(?:\.\d+)?)/(\d{1,3}(?:\.\d+)?)/(\d{1,3}(?:\.\d+)?)", text)
+    percent = [float(number) for number in match.groups()] if match else []
+    if not percent or min(percent) <= 0 or abs(sum(percent) - 100) > 1e-6:
+        raise SettingError(
+            f"parts must be TRAIN/VAL/TEST in percent, each above 0, 100 in all, for instance "
+            f"70/10/20, got {text!r}"
+        )
+    train, val, test = (number / 100 for number in percent)
+    return train, val, test
 
 
 def describe_partition(source: FrameSource, partition: Mapping[str, FrameSplit]) -> dict[str, VehicleSummary]:

@@ -20,7 +20,9 @@ from edge_client.errors import VehicleError
 from protocol.messages import SPLITS
 
 _DEFAULT_CAPACITY_BYTES = 512 * 1024 * 1024
-_FULL_SIZE_SPLITS = frozenset({"test", "ood", "source"})
+_FULL_SIZE_SPLITS = frozenset({"test", "ood", "source", "fleet"})
+_RARE_SPLITS = ("source", "fleet")
+"""Those that only some fleets have, seen clearly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +94,11 @@ class FrameCache:
 
 
 class VehicleFrames:
-    """The frames of one vehicle, numbered from 0 through its splits train, val, test, ood, source.
+    """The frames of one vehicle, numbered from 0 through its splits train, val, test, ood, source, fleet.
 
     `ood` are other vehicles' test frames, `source` frames of the domain that encoder and network were
-    pretrained on: known to a simulated vehicle, empty on a real one. Source frames are seen clearly.
+    pretrained on, `fleet` the test split that the whole fleet is scored on: known to a simulated vehicle,
+    empty on a real one. Frames of `source` and `fleet` are seen clearly.
     """
 
     def __init__(
@@ -130,14 +133,18 @@ class VehicleFrames:
         self._full_size = {index for split in _FULL_SIZE_SPLITS for index in self.splits[split]}
 
     def counts(self) -> dict[str, int]:
-        """Frames per split; source frames only where there are some."""
-        return {split: len(part) for split, part in self.splits.items() if part or split != "source"}
+        """Frames per split; those of `source` and `fleet` only where there are some."""
+        return {split: len(part) for split, part in self.splits.items() if part or split not in _RARE_SPLITS}
 
     def digest(self, label_space: str) -> str:
         """Identifies these frames, by their keys in their splits, under the classes of `label_space`."""
         content = [
             label_space,
-            [(split, [self.keys[i] for i in part]) for split, part in self.splits.items()],
+            [
+                (split, [self.keys[i] for i in part])
+                for split, part in self.splits.items()
+                if part or split != "fleet"
+            ],
         ]
         return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
 
@@ -153,7 +160,8 @@ class VehicleFrames:
 
     def _resized(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         # The same frame may be one of the vehicle's own, which it sees through its condition.
-        sight = None if index in self.splits["source"] else self._sights.get(self.keys[index])
+        clear = any(index in self.splits[split] for split in _RARE_SPLITS)
+        sight = None if clear else self._sights.get(self.keys[index])
         return self._cache.resized(self.keys[index], sight)
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import msgspec
 
-from datasets.catalog import label_space, open_dataset
+from datasets.catalog import label_space
 from datasets.conditions import Condition
 from datasets.partition import partition_frames
+from datasets.test_split import open_frames, owned_frames
 from edge_client.conversation import Patience, Stopped
 from edge_client.encoder.bundle import EncoderBundle
 from edge_client.encoder.runtime import Encoder
@@ -77,11 +78,12 @@ class VehicleConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Folder of the whole network's programs, for federated averaging alone."""
     local_head: str | None = None
     """Folder of its local head, for learning from its own labels alone."""
-    predictions: str | None = None
-    """Folder for what it predicts on its own test frames where nobody else can: in federated averaging."""
+    predictions: dict[str, str] = {}
+    """Folders for what it predicts where nobody else can, in federated averaging: on its own test frames
+    (`test`), on the test split of the whole fleet (`fleet`)."""
     frames: dict[str, tuple[str, ...]] = {}
-    """Frame keys by split (train, val, test, ood, source); empty = the whole data set, split by contiguous
-    blocks."""
+    """Frame keys by split (train, val, test, ood, source, fleet); empty = the whole data set, split by
+    contiguous blocks."""
     sight: SightConfig | None = None
     """What it sees its own frames through; None = clear."""
     ood_sights: dict[str, SightConfig] = {}
@@ -101,6 +103,8 @@ class HostConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Classes of the network that looks at frames without labels (`datasets.catalog.label_space`); others
     bring their own."""
     data_root: str
+    test_split: str | None = None
+    """The data set's test split, of which `fleet` frames are (`datasets.test_split.open_frames`)."""
     vehicles: tuple[VehicleConfig, ...]
     threads: int = 1
     """ONNX Runtime threads of one inference."""
@@ -167,7 +171,9 @@ class Host:
             find_learner(name)
         self._config = config
         self._stop = stop
-        self._source = open_dataset(config.dataset, Path(config.data_root), label_space(config.label_space))
+        self._source = open_frames(
+            config.dataset, Path(config.data_root), config.test_split, label_space(config.label_space)
+        )
         if not config.frames_checked:
             keys = [
                 key for vehicle in config.vehicles for part in self._splits(vehicle).values() for key in part
@@ -275,7 +281,7 @@ class Host:
         return LocalModelTools(
             model=model,
             label_space=self._source.label_space,
-            predictions=Path(config.predictions) if config.predictions else None,
+            predictions={split: Path(folder) for split, folder in config.predictions.items()},
             threads=self._config.threads,
         )
 
@@ -319,7 +325,8 @@ class Host:
     def _splits(self, config: VehicleConfig) -> dict[str, tuple[str, ...]]:
         if config.frames:
             return dict(config.frames)
-        frames = partition_frames(self._source.refs, [config.id], method="uniform", seed=0)[config.id]
+        owned = owned_frames(self._source).refs
+        frames = partition_frames(owned, [config.id], method="uniform", seed=0)[config.id]
         return {"train": frames.train, "val": frames.val, "test": frames.test}
 
     def _run_one(self, vehicle: Vehicle, link: VehicleLink, presence: Presence) -> None:

@@ -6,7 +6,7 @@ Legend: B frames of a batch, C channels, H W rows and columns; θ all encoder pa
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,8 +68,8 @@ class LocalModelTools:
 
     model: LocalModel
     label_space: LabelSpace
-    predictions: Path | None
-    """Folder for what it predicts on its own test frames; None = they are not written."""
+    predictions: Mapping[str, Path]
+    """By split: folder for what it predicts there; of other splits nothing is written."""
     threads: int
     """Of torch."""
 

@@ -17,6 +17,7 @@ from datasets.catalog import LABELLED, LABELLED_CHOICES, classes_of, find_datase
 from datasets.class_file import CLASSES_NAME
 from datasets.conditions import Condition
 from datasets.labels import LabelSpace
+from datasets.partition import parse_parts
 from fleet.cores import usable_cores
 from fleet.errors import OperatorError
 from fleet.export.encoders import ENCODER_DOOR, ImageEncoder, architecture, fitting_size
@@ -33,6 +34,9 @@ _BY_VEHICLE = ("conditions", "encoders")
 """Settings whose keys are vehicles."""
 _OF_THE_BROKER = ("broker", "broker_port")
 
+RENDERED_TEST_SPLIT = "val"
+"""The test split that is drawn with a data set that isn't recorded."""
+
 
 class DatasetPart(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The frames."""
@@ -43,6 +47,13 @@ class DatasetPart(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
     """A row of `datasets.catalog.DATASETS` that has labels, or `package.module:name` of your own."""
     root: str | None = None
     """Folder of the data set; for `generated` where to write it (default: inside the run folder)."""
+    test_split: str | None = None
+    """What the whole fleet is scored on at the end, and nobody trains on: a split of the data set, `val` or
+    `test`, or the path of a folder in the same layout. Vehicles then divide the split `train` alone; None =
+    they divide all there is."""
+    parts: str = "70/10/20"
+    """What each vehicle does with its frames: percent that it trains on, that are for validation, and that it
+    is tested on; each part has at least one frame."""
     cities: tuple[str, ...] | None = None
     """Only frames of these cities go to vehicles (CamVid: sequences, such as 0006R0); None = all."""
     partition: str = "city"
@@ -64,6 +75,12 @@ class DatasetPart(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
             raise SettingError(f"dataset must be one of {LABELLED_CHOICES}, with labels; got {self.name!r}")
         if self.root is None and not self.is_rendered:
             raise SettingError(f"dataset {self.name} needs --data-root, the folder it lies in")
+        parse_parts(self.parts)
+        if self.is_rendered and self.names_split and self.test_split != RENDERED_TEST_SPLIT:
+            raise SettingError(
+                f"test_split of {self.name} must be {RENDERED_TEST_SPLIT}, which is drawn beside train, or "
+                f"the path of a folder, got {self.test_split!r}"
+            )
         if not 0 <= self.partition_seed < 2**63:
             raise SettingError(f"partition_seed must be at least 0 and below 2^63, got {self.partition_seed}")
         if self.frames_per_vehicle is not None and self.frames_per_vehicle < 3:
@@ -93,6 +110,12 @@ class DatasetPart(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
         """By which the cloud finds the classes: what the run keeps of them, where the folder has its own."""
         classes = find_dataset(self.name).label_space
         return classes.name if classes else CLASSES_NAME
+
+    @property
+    def names_split(self) -> bool:
+        """Whether `test_split` is a split of the data set itself, not a path."""
+        splits = find_dataset(self.name).splits
+        return splits is not None and self.test_split in splits.names
 
     @property
     def is_rendered(self) -> bool:
@@ -140,6 +163,9 @@ class EvaluationPart(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     ood_frames: int | None = None
     """Test frames of other vehicles, evenly spaced over them, that each vehicle is tested on at the end;
     None = 40, in a fleet of more than 25 vehicles 1,000 for all of them together."""
+    fleet_vehicles: int = 18
+    """With a test split: most vehicles whose encoder and network are scored on all of it, evenly spaced over
+    the fleet. Of an algorithm that ends with one model for all, one of each encoder is."""
     overlays: int = 4
     """Colour overlays of test frames drawn for each vehicle."""
     source_frames: int = 40
@@ -148,6 +174,7 @@ class EvaluationPart(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     def __post_init__(self) -> None:
         self._at_least(0, "ood_frames", "overlays", "source_frames")
+        self._at_least(1, "fleet_vehicles")
 
 
 class Scenario(RunSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -21,9 +21,10 @@ Step = Annotated[int, Meta(ge=0, le=2**53)]
 Side = Annotated[int, Meta(ge=1, le=2**16)]
 Seed = Annotated[int, Meta(ge=0)]
 Text = Annotated[str, Meta(max_length=1024)]
-Split = Annotated[str, Meta(pattern=r"^(train|val|test|ood|source)$")]
+Split = Annotated[str, Meta(pattern=r"^(train|val|test|ood|source|fleet)$")]
 
-SPLITS = ("train", "val", "test", "ood", "source")
+SPLITS = ("train", "val", "test", "ood", "source", "fleet")
+"""Of a vehicle's frames; `fleet`: the data set's test split, on which all are scored alike."""
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, kw_only=True, forbid_unknown_fields=True):

@@ -36,6 +36,9 @@ from protocol.plans.own import OwnSettings
 
 T = TypeVar("T", bound=msgspec.Struct)
 
+PREDICTED = {"test": "predictions", "fleet": "fleet_predictions"}
+"""By split whose final predictions are written: their folder in a run folder, a folder a vehicle in it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TurnPlan:
@@ -77,6 +80,8 @@ class Context:
     """Told of each first-order step on uploaded features."""
     source_frames: Mapping[str, int]
     """Number of frames of the source domain by vehicle, on which forgetting is measured."""
+    fleet_frames: Mapping[str, int] = field(default_factory=dict)
+    """Number of frames of the fleet's test split by vehicle whose model is scored on it."""
 
     def own_settings(self, kind: type[T]) -> T:
         """`own.algorithm` of the run's settings, as the struct of an algorithm that is not ours."""
@@ -108,19 +113,21 @@ def training_steps(config: CloudConfig, frames: int) -> int:
 
 @dataclass(kw_only=True)
 class Scores:
-    """Confusion matrices over test frames, by vehicle: at the start, local and out of domain; and over frames
-    of the source domain, at the end and at the start."""
+    """Confusion matrices over test frames, by vehicle: at the start, local and out of domain; over frames of
+    the source domain, at the end and at the start; and over the fleet's test split."""
 
     initial: dict[str, ConfusionMatrix] = field(default_factory=dict)
     local: dict[str, ConfusionMatrix] = field(default_factory=dict)
     ood: dict[str, ConfusionMatrix] = field(default_factory=dict)
     source: dict[str, ConfusionMatrix] = field(default_factory=dict)
     initial_source: dict[str, ConfusionMatrix] = field(default_factory=dict)
+    fleet: dict[str, ConfusionMatrix] = field(default_factory=dict)
 
     def of(self, kind: Kind, split: str) -> dict[str, ConfusionMatrix]:
         """Where the scores of a split belong at an evaluation of this kind."""
         if kind is Kind.FINAL:
-            return {"test": self.local, "ood": self.ood, "source": self.source}[split]
+            final = {"test": self.local, "ood": self.ood, "source": self.source, "fleet": self.fleet}
+            return final[split]
         return {"test": self.initial, "source": self.initial_source}[split]
 
     def to_dict(self) -> dict[str, Any]:
@@ -248,9 +255,15 @@ def upload_limits(config: CloudConfig, stage: Stage) -> dict[str, UploadLimit]:
 
 
 def evaluation_splits(context: Context, stage: Stage, vehicle: str) -> tuple[str, ...]:
-    """What a vehicle is evaluated on: test frames, at the end those of others, and any of the source."""
-    others = ("ood",) if stage.kind is Kind.FINAL else ()
-    return ("test", *others, *(("source",) if context.source_frames[vehicle] else ()))
+    """What a vehicle is evaluated on: test frames, at the end those of others, any of the source, and at the
+    end the fleet's test split."""
+    final = stage.kind is Kind.FINAL
+    return (
+        "test",
+        *(("ood",) if final else ()),
+        *(("source",) if context.source_frames[vehicle] else ()),
+        *(("fleet",) if final and context.fleet_frames.get(vehicle) else ()),
+    )
 
 
 def evaluation_plan(context: Context, stage: Stage, vehicle: str, batch_size: int) -> TurnPlan:
@@ -283,7 +296,8 @@ def evaluate_test_frames(
     uploads: Mapping[str, Features],
     predict: Callable[[NDArray[np.float32], tuple[int, int]], NDArray[np.uint8]],
 ) -> None:
-    """Score a vehicle's uploads of an evaluation stage and write the final local predictions.
+    """Score a vehicle's uploads of an evaluation stage and write the final predictions of its own test frames
+    and of the fleet's test split.
 
     `predict` maps (features_BCHW, (height, width)) to trainIds at that size.
     """
@@ -296,16 +310,33 @@ def evaluate_test_frames(
             height, width = label_HW.shape
             [prediction_HW] = predict(features.features_BCHW[position : position + 1], (height, width))
             matrix.add(label_HW, prediction_HW)
-            if final and split == "test":
-                folder = context.run_folder / "predictions" / vehicle
+            if final and split in PREDICTED:
+                folder = context.run_folder / PREDICTED[split] / vehicle
                 write_prediction(folder, key, prediction_HW, context.label_space)
-        scores.of(stage.kind, split)[vehicle] = matrix
-        context.events.event(
-            "evaluation",
-            stage=stage.number,
-            vehicle=vehicle,
-            split=split,
-            kind=stage.kind.value,
-            miou=matrix.mean_iou(),
-            frames=len(features.indices),
-        )
+        note_score(scores, context.events, stage, vehicle, split, matrix, frames=len(features.indices))
+
+
+def note_score(
+    scores: Scores,
+    events: Events,
+    stage: Stage,
+    vehicle: str,
+    split: str,
+    matrix: ConfusionMatrix,
+    *,
+    frames: int,
+) -> None:
+    """Keep and tell what an evaluation stage has found on a split of a vehicle, over so many `frames`."""
+    scores.of(stage.kind, split)[vehicle] = matrix
+    miou = matrix.mean_iou()
+    events.event(
+        "evaluation",
+        stage=stage.number,
+        vehicle=vehicle,
+        split=split,
+        kind=stage.kind.value,
+        miou=miou,
+        frames=frames,
+    )
+    if split == "fleet":
+        events.scalar(f"fleet_miou/{vehicle}", miou, stage.number)

@@ -16,8 +16,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from cloud_server.algorithms.base import Context, Scores, TrainingProgress, TurnPlan, evaluation_splits
-from cloud_server.config import CloudConfig
+from cloud_server.algorithms.base import (
+    Context,
+    Scores,
+    TrainingProgress,
+    TurnPlan,
+    evaluation_splits,
+    note_score,
+)
+from cloud_server.config import CloudConfig, RunSettings
 from cloud_server.desk.turns import Features
 from cloud_server.errors import CloudError, RequestError
 from cloud_server.schedule import Kind, Stage
@@ -172,16 +179,7 @@ class FedAvg:
                 )
                 self._context.events.scalar(f"val_miou/{vehicle}", miou, stage.number)
                 continue
-            self.scores.of(stage.kind, split)[vehicle] = matrix
-            log_event(
-                "evaluation",
-                stage=stage.number,
-                vehicle=vehicle,
-                split=split,
-                kind=stage.kind.value,
-                miou=miou,
-                frames=frames,
-            )
+            note_score(self.scores, self._context.events, stage, vehicle, split, matrix, frames=frames)
         if report.update is not None:
             self.progress.loss[vehicle] = report.update.loss
             self.progress.frames_seen += report.update.samples * self._config.first_order.passes
@@ -260,6 +258,11 @@ class FedAvg:
         if self._rounds_without_gain == self._federated.patience_rounds:
             log.info("converged in round %d: mean validation mIoU %.4f", stage.round, self._best_miou)
             self._context.events.event("converged", round=stage.round, best_val_miou=self._best_miou)
+
+
+def averages_statistics(settings: RunSettings) -> bool:
+    """Whether every vehicle has the very same network: none keeps BatchNorm statistics of its own."""
+    return settings.way(FederatedPlan).statistics != "local"
 
 
 def weighted_average(updates: Sequence[LocalUpdate]) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:

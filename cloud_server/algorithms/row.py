@@ -10,6 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import msgspec
 
 from cloud_server.algorithms.base import Algorithm, Context
+from cloud_server.config import RunSettings
 from cloud_server.desk.handlers.visit import Handlers
 from protocol.errors import SettingError
 from protocol.messages.up import LOCAL_HEAD, WHOLE_NETWORK
@@ -48,6 +49,16 @@ def no_handlers(algorithm: Any) -> Handlers:
     return {}
 
 
+def several_models(settings: RunSettings) -> bool:
+    """Each vehicle may end with a model of its own."""
+    return False
+
+
+def one_model(settings: RunSettings) -> bool:
+    """All vehicles of one encoder end with the same model."""
+    return True
+
+
 @dataclass(frozen=True, kw_only=True)
 class AlgorithmRow(Generic[A]):
     """One algorithm: how it is built, and its traits, which the cloud and the operator read."""
@@ -71,6 +82,10 @@ class AlgorithmRow(Generic[A]):
     can get more of them."""
     cloud_rests: bool = False
     """The cloud's network does next to nothing during a turn: every core may be a vehicle's."""
+
+    ends_with_one_model: Callable[[RunSettings], bool] = several_models
+    """Whether vehicles of one encoder all end with the same bits of encoder and network, so that one of them
+    speaks for all on a test split."""
 
     settings: type[msgspec.Struct] | None = None
     """What `own.algorithm` in the settings is checked by; None: it takes nothing there."""

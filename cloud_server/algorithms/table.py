@@ -8,9 +8,9 @@ from typing import Any
 from cloud_server.algorithms.base import Algorithm, Context
 from cloud_server.algorithms.blackfed import BlackFed
 from cloud_server.algorithms.blackfleet import BlackFleet
-from cloud_server.algorithms.fedavg import FedAvg
+from cloud_server.algorithms.fedavg import FedAvg, averages_statistics
 from cloud_server.algorithms.individual import individual
-from cloud_server.algorithms.row import AlgorithmRow, BuildsAlgorithm, Needs, no_handlers
+from cloud_server.algorithms.row import AlgorithmRow, BuildsAlgorithm, Needs, no_handlers, one_model
 from cloud_server.algorithms.split import split
 from cloud_server.desk.handlers.feedback import feedback_handlers
 from cloud_server.desk.handlers.gradients import gradient_handlers
@@ -53,6 +53,7 @@ _ROWS: tuple[AlgorithmRow[Any], ...] = (
         handlers=no_handlers,
         colour="#8a94a3",
         may_go_on=True,
+        ends_with_one_model=one_model,
     ),
     AlgorithmRow(
         name="split",
@@ -80,6 +81,7 @@ _ROWS: tuple[AlgorithmRow[Any], ...] = (
         needs=Needs(whole_network=True),
         in_one_piece=True,
         cloud_rests=True,
+        ends_with_one_model=averages_statistics,
     ),
     AlgorithmRow(
         name="centralized",
@@ -89,6 +91,7 @@ _ROWS: tuple[AlgorithmRow[Any], ...] = (
         colour="#9357c9",
         may_go_on=True,
         in_one_piece=True,
+        ends_with_one_model=one_model,
     ),
 )
 

@@ -92,6 +92,8 @@ class Desk:
         active = self.active.get(vehicle)
         if active is not None and active.has_answered(message):
             record.repeated_bytes += received.packet_bytes
+        elif self._registry.is_about_fleet_split(message):  # type: ignore[arg-type]  # as below
+            record.fleet_bytes["up"] += received.packet_bytes
         else:
             record.uplink[kind] += received.packet_bytes
         record.repeated_bytes += received.repeated_bytes
@@ -176,7 +178,7 @@ class Desk:
         answer = active.answers.get(request.step)
         if answer is not None:
             if not active.is_on_its_way(request.step, self._link.clock.now(), self._retry_s):
-                active.sendings[request.step] = self.send(request.vehicle, answer)
+                active.sendings[request.step] = self._send_answer(request, answer)
             return
         if isinstance(request, Recall):
             self.send(request.vehicle, Resend(**identity(request)))
@@ -194,7 +196,7 @@ class Desk:
             self.failure = CloudError(f"training diverged in turn {request.turn_id}: {error}")
             return None
         active.answers[request.step] = answer
-        return self.send(request.vehicle, answer)
+        return self._send_answer(request, answer)
 
     def _answer(self, request: Request, active: ActiveTurn) -> Answer:
         """Do what a request asks for, once.
@@ -217,7 +219,12 @@ class Desk:
         )
         return handler(request, visit)
 
-    def send(self, vehicle: str, message: Down) -> Sending | None:
+    def _send_answer(self, request: Request | Recall, answer: Answer) -> Sending | None:
+        return self.send(
+            request.vehicle, answer, about_fleet_split=self._registry.is_about_fleet_split(request)
+        )
+
+    def send(self, vehicle: str, message: Down, *, about_fleet_split: bool = False) -> Sending | None:
         """Put a message to a vehicle on its way, as its downlink; None: it can't be sent."""
         try:
             sending = self._link.send(vehicle, message)
@@ -228,7 +235,11 @@ class Desk:
             self._events.event("undelivered", vehicle=vehicle, reason=str(error))
             return None
         if vehicle in self._registry.vehicles:
-            self._registry.vehicles[vehicle].downlink[type(message).__name__.lower()] += sending.packet_bytes
+            record = self._registry.vehicles[vehicle]
+            if about_fleet_split:
+                record.fleet_bytes["down"] += sending.packet_bytes
+            else:
+                record.downlink[type(message).__name__.lower()] += sending.packet_bytes
         if isinstance(message, Turn):
             self.active[vehicle].granting = sending
         return sending

@@ -12,7 +12,18 @@ from cloud_server.desk.ledger import UploadCounts
 from cloud_server.errors import CloudError, RequestError
 from protocol.codec.bits import check_frame_bytes
 from protocol.errors import SettingError
-from protocol.messages import PROTOCOL_VERSION, SPLITS, Hello, Status
+from protocol.messages import (
+    PROTOCOL_VERSION,
+    SPLITS,
+    Hello,
+    LabelOffer,
+    Labels,
+    Recall,
+    Request,
+    SplitScores,
+    Status,
+    Upload,
+)
 from protocol.messages.up import LOCAL_HEAD, WHOLE_NETWORK
 from protocol.session.clock import REAL_CLOCK, Clock
 
@@ -58,6 +69,9 @@ class VehicleRecord:
     repeated_bytes: int = 0
     """PUBLISH bytes that came again, after a lost acknowledgement or a lost answer; not part of `uplink`."""
     rejects: int = 0
+    fleet_bytes: Counter[str] = field(default_factory=Counter)
+    """PUBLISH bytes, `up` and `down`, about frames of the fleet's test split; not part of `uplink` and
+    `downlink`, which are what a run costs that is not scored on one."""
     uploads: UploadCounts = field(default_factory=UploadCounts)
 
     @property
@@ -236,6 +250,17 @@ class Registry:
         frames = self.declaration(vehicle).frames
         first = sum(frames.get(earlier, 0) for earlier in SPLITS[: SPLITS.index(split)])
         return range(first, first + frames.get(split, 0))
+
+    def is_about_fleet_split(self, request: Request | Recall) -> bool:
+        """Whether a request brings scores, features or labels of the fleet's test split."""
+        if isinstance(request, Upload | SplitScores):
+            return request.split == "fleet"
+        if self.vehicles[request.vehicle].declared is None:
+            return False
+        fleet = self.frames(request.vehicle, "fleet")
+        if isinstance(request, LabelOffer):
+            return any(label.index in fleet for label in request.labels)
+        return isinstance(request, Labels) and any(label.index in fleet for label, _ in request.labels)
 
     def declaration(self, vehicle: str) -> Declaration:
         """What a vehicle said of itself when it joined."""

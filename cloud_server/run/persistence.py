@@ -78,6 +78,7 @@ class Committed:
             record.answers_per_frame = counters["answers_per_frame"]
             record.repeated_bytes += counters.get("repeated_bytes", 0)
             record.rejects += counters["rejects"]
+            record.fleet_bytes.update(counters.get("fleet_bytes", {}))
             record.uploads = msgspec.convert(counters["uploads"], UploadCounts)
 
 
@@ -161,6 +162,7 @@ class RunState:
                     "answers_per_frame": record.answers_per_frame,
                     "repeated_bytes": record.repeated_bytes,
                     "rejects": record.rejects,
+                    "fleet_bytes": _plain(record.fleet_bytes),
                     "uploads": msgspec.to_builtins(record.uploads),
                 }
                 for vehicle, record in registry.vehicles.items()

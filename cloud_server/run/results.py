@@ -31,7 +31,8 @@ def assemble(
     """The content of `result.json`: mIoU as fractions, bytes of whole PUBLISH packets, None = undefined.
 
     `confusion` counts pixels of all local test frames: row = ground truth, column = predicted class.
-    Means and `confusion` are of the vehicles that have not failed.
+    Means and `confusion` are of the vehicles that have not failed. `fleet_…`: over the whole test split, of
+    the vehicles whose models were scored on it.
     """
     vehicles, failed = {}, registry.failed
     for vehicle in config.vehicles:
@@ -42,6 +43,8 @@ def assemble(
             "local_miou": _miou(scores.local.get(vehicle)),
             "ood_miou": _miou(scores.ood.get(vehicle)),
             "initial_local_miou": _miou(scores.initial.get(vehicle)),
+            "fleet_miou": _miou(scores.fleet.get(vehicle)),
+            "fleet_classes": _class_iou(scores.fleet.get(vehicle)),
             "source_miou": _miou(scores.source.get(vehicle)),
             "initial_source_miou": _miou(scores.initial_source.get(vehicle)),
             "frames_train": frames.get("train", 0),
@@ -49,10 +52,13 @@ def assemble(
             "frames_test": frames.get("test", 0),
             "frames_ood": frames.get("ood", 0),
             "frames_source": frames.get("source", 0),
+            "frames_fleet": frames.get("fleet", 0),
             "uplink_bytes": sum(record.uplink.values()),
             "downlink_bytes": sum(record.downlink.values()),
             "uplink_bytes_by_type": dict(sorted(record.uplink.items())),
             "downlink_bytes_by_type": dict(sorted(record.downlink.items())),
+            "fleet_uplink_bytes": record.fleet_bytes["up"],
+            "fleet_downlink_bytes": record.fleet_bytes["down"],
             "repeated_bytes": record.repeated_bytes,
             "queries": record.queries,
             "answers_per_frame": record.answers_per_frame,
@@ -63,7 +69,6 @@ def assemble(
     for vehicle, matrix in scores.local.items():
         if vehicle not in failed:
             everything.merge(matrix)
-    per_class = dict(zip(label_space.train_names, everything.class_iou().tolist(), strict=True))
     lasting = {vehicle: entry for vehicle, entry in vehicles.items() if vehicle not in failed}
     return {
         "algorithm": config.algorithm,
@@ -76,19 +81,45 @@ def assemble(
         "mean_local_miou": _mean(lasting, "local_miou"),
         "mean_ood_miou": _mean(lasting, "ood_miou"),
         "initial_local_miou": _mean(lasting, "initial_local_miou"),
+        **_fleet_scores(lasting),
         "mean_source_miou": _mean(lasting, "source_miou"),
         "initial_source_miou": _mean(lasting, "initial_source_miou"),
-        "classes": {name: _finite(iou) for name, iou in per_class.items()},
+        "classes": _class_iou(everything),
         "confusion": everything.counts[:, :-1].tolist(),
         "frames_seen": progress.frames_seen,
         "uplink_bytes": sum(entry["uplink_bytes"] for entry in vehicles.values()),
         "downlink_bytes": sum(entry["downlink_bytes"] for entry in vehicles.values()),
+        "fleet_uplink_bytes": sum(entry["fleet_uplink_bytes"] for entry in vehicles.values()),
+        "fleet_downlink_bytes": sum(entry["fleet_downlink_bytes"] for entry in vehicles.values()),
         "wall_s": round(wall_s, 3),
     }
 
 
 def _miou(matrix: ConfusionMatrix | None) -> float | None:
     return None if matrix is None or matrix.pixels == 0 else _finite(matrix.mean_iou())
+
+
+def _class_iou(matrix: ConfusionMatrix | None) -> dict[str, float | None] | None:
+    if matrix is None:
+        return None
+    names, iou_K = matrix.label_space.train_names, matrix.class_iou().tolist()
+    return {name: _finite(iou) for name, iou in zip(names, iou_K, strict=True)}
+
+
+def _fleet_scores(vehicles: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Over the vehicles scored on the test split: mean, sample standard deviation, each class's mean."""
+    scored = [entry for entry in vehicles.values() if entry["fleet_miou"] is not None]
+    mious = [entry["fleet_miou"] for entry in scored]
+    classes = {
+        name: [entry["fleet_classes"][name] for entry in scored if entry["fleet_classes"][name] is not None]
+        for name in (scored[0]["fleet_classes"] if scored else ())
+    }
+    return {
+        "fleet_miou": float(np.mean(mious)) if mious else None,
+        "fleet_miou_std": (float(np.std(mious, ddof=1)) if len(mious) > 1 else 0.0) if mious else None,
+        "fleet_classes": {name: float(np.mean(ious)) if ious else None for name, ious in classes.items()},
+        "fleet_vehicles": len(mious),
+    }
 
 
 def _mean(vehicles: Mapping[str, Mapping[str, Any]], key: str) -> float | None:

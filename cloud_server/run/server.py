@@ -200,6 +200,9 @@ class Server:
                 source_frames={
                     vehicle: len(self._registry.frames(vehicle, "source")) for vehicle in config.vehicles
                 },
+                fleet_frames={
+                    vehicle: len(self._registry.frames(vehicle, "fleet")) for vehicle in config.vehicles
+                },
             ),
         )
 

@@ -100,7 +100,10 @@ class StageLoop:
             self._state.wall_s(),
         )
         write_json_atomic(self._run_folder / RESULT_NAME, result)
-        self._events.event("result", mean_local_miou=result["mean_local_miou"])
+        fleet_miou = result["fleet_miou"]
+        self._events.event("result", mean_local_miou=result["mean_local_miou"], fleet_miou=fleet_miou)
+        if fleet_miou is not None:
+            self._events.scalar("fleet_miou", fleet_miou, self._learning.stages[-1].number)
         return result
 
     def _commit(self, stage: Stage) -> None:

@@ -13,6 +13,7 @@ GENERATED = DatasetEntry(
     label_space=CITYSCAPES,
     open=cityscapes.CityscapesFrames,
     ground_truth=cityscapes.CityscapesGroundTruth,
+    splits=cityscapes.SPLITS,
     how_to_get="make driving frames with `blackfleet dataset generate {root}`",
     render=generate_dataset,
 )

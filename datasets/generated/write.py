@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,6 +22,7 @@ GENERATED_JSON = "generated.json"
 GENERATOR_VERSION = 1
 """Counts changes of the pictures; folders of another version are not continued."""
 _CHUNK = 8
+_VAL_FRAMES = "val_frames"
 
 Index = tuple[int, int, int]
 
@@ -35,6 +36,7 @@ def generate_dataset(
     settings: GeneratorSettings,
     *,
     split: str = "train",
+    val_frames: int = 0,
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
@@ -47,11 +49,12 @@ def generate_dataset(
         root: folder of the data set, made where it is missing.
         settings: what to generate.
         split: "train", "val" or "test", the folder that the frames go to.
+        val_frames: besides, so many frames of one more drive through each city go to "val".
         workers: number of processes that render.
         progress: called with (frames done, frames in all) after each frame.
 
     Raises:
-        SettingError: `workers` or `split` is out of range.
+        SettingError: `workers`, `split` or `val_frames` is out of range.
         GeneratorFolderError: `root` holds a data set of other settings, or files of something else.
         OSError: `root` is not writable or full.
     """
@@ -60,30 +63,44 @@ def generate_dataset(
         raise SettingError(f"workers must be at least 1, got {workers}")
     if split not in ("train", "val", "test"):
         raise SettingError(f"split must be train, val or test, got {split!r}")
+    if val_frames < 0 or (val_frames and split == "val"):
+        raise SettingError(f"val_frames must be at least 0, and 0 with split val, got {val_frames}")
     description = {
         "version": GENERATOR_VERSION,
         "split": split,
         **asdict(settings),
         "image_size": list(settings.image_size),
+        _VAL_FRAMES: val_frames,
     }
     _claim(root, description)
     for kind in (IMAGES, LABELS):
         for folder in ("train", "val"):  # readers of both splits find both, even if one is empty
             (root / kind / folder).mkdir(parents=True, exist_ok=True)
-    indices = [
-        (c, s, f)
-        for c in range(settings.cities)
-        for s in range(settings.sequences_per_city)
-        for f in range(settings.frames_per_sequence)
-    ]
-    missing = [index for index in indices if not _is_written(root, split, index)]
-    done = len(indices) - len(missing)
-    if progress and not missing:
+    drives = range(settings.sequences_per_city)
+    parts = [(split, settings, _indices(settings, drives))]
+    if val_frames:
+        last = settings.sequences_per_city
+        longer = replace(settings, sequences_per_city=last + 1, frames_per_sequence=val_frames)
+        parts.append(("val", longer, _indices(longer, range(last, last + 1))))
+    total = sum(len(indices) for _, _, indices in parts)
+    missing = [[i for i in indices if not _is_written(root, to, i)] for to, _, indices in parts]
+    done = total - sum(map(len, missing))
+    if progress and done == total:
         progress(done, done)
-    for _ in _write_all(partial(_write_one, root, split, settings), missing, workers):
-        done += 1
-        if progress:
-            progress(done, len(indices))
+    for (to, drawn, _), indices in zip(parts, missing, strict=True):
+        for _ in _write_all(partial(_write_one, root, to, drawn), indices, workers):
+            done += 1
+            if progress:
+                progress(done, total)
+
+
+def _indices(settings: GeneratorSettings, sequences: range) -> list[Index]:
+    return [
+        (city, sequence, frame)
+        for city in range(settings.cities)
+        for sequence in sequences
+        for frame in range(settings.frames_per_sequence)
+    ]
 
 
 def _claim(root: Path, description: dict[str, Any]) -> None:
@@ -104,6 +121,7 @@ def _claim(root: Path, description: dict[str, Any]) -> None:
         raise GeneratorFolderError(f"{path} is damaged ({exc}); remove {root} and generate again") from exc
     if not isinstance(found, dict):
         raise GeneratorFolderError(f"{path} is damaged (no object); remove {root} and generate again")
+    found.setdefault(_VAL_FRAMES, 0)  # of earlier versions, which drew none
     changed = [
         f"{key} {found.get(key)!r} instead of {value!r}"
         for key, value in description.items()

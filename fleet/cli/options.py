@@ -45,6 +45,18 @@ SCENARIO_OPTIONS = (
         "data_root", "dataset.root", Path, "Folder of the data set; where to write generated frames."
     ),
     ScenarioOption(
+        "test_split",
+        "dataset.test_split",
+        str,
+        "Score the whole fleet on this split, and divide train alone: val, test, or the path of a folder.",
+    ),
+    ScenarioOption(
+        "parts",
+        "dataset.parts",
+        str,
+        "What a vehicle does with its frames: TRAIN/VAL/TEST in percent.",
+    ),
+    ScenarioOption(
         "city",
         "dataset.cities",
         list[str],
@@ -89,6 +101,12 @@ SCENARIO_OPTIONS = (
         str,
         f"{'; '.join(f'{row.name}: {row.title}' for row in ALGORITHMS.values())}; or package.module:name "
         f"of your own.",
+    ),
+    ScenarioOption(
+        "fleet_vehicles",
+        "evaluation.fleet_vehicles",
+        int,
+        "With --test-split: most vehicles whose models are scored on it, evenly spaced over the fleet.",
     ),
     ScenarioOption("rounds", "rounds", int, "Rounds; in each, every vehicle has a turn."),
     ScenarioOption(
@@ -250,6 +268,8 @@ PRETRAIN_KEYS = frozenset(
     {
         "dataset.name",
         "dataset.root",
+        "dataset.test_split",
+        "dataset.parts",
         "dataset.cities",
         "dataset.generated_cities",
         "rounds",

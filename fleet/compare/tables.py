@@ -17,8 +17,9 @@ from fleet.show.screen import Column, FittedTable
 COMPARISON_NAME = "compare.json"
 _COLUMNS = ("algorithm", "local mIoU", "OOD mIoU", "up", "down", "frames seen", "queries", "time")
 
-_SCORES = ("algorithm", "local mIoU", "OOD mIoU", "final val mIoU", "reached by")
+_SCORES = ("algorithm", "local mIoU", "OOD mIoU", "fleet mIoU", "final val mIoU", "reached by")
 """Columns that no terminal is too narrow for."""
+_FLEET_COLUMN = "fleet mIoU"
 _SOURCE_COLUMNS = ("source before", "source after")
 _SOURCE_SCORES = ("initial_source_miou", "source_miou")
 
@@ -40,16 +41,19 @@ def markdown(content: Mapping[str, Any]) -> str:
     first = content["runs"][0]["result"]
     seeds = ", ".join(map(str, content["seeds"]))
     spread = ", mean ± standard deviation over them" if len(content["seeds"]) > 1 else ""
-    source = _has_source(content)
+    source, fleet = _has(content, "source_miou"), _has(content, "fleet_miou")
     lines = [
         "# Comparison",
         "",
         f"{first['dataset']}, {len(first['vehicles'])} vehicles, {first['rounds']} rounds, seeds: {seeds}. "
         f"mIoU on test frames{spread}: local = a vehicle's own, OOD = other vehicles'"
+        + (", fleet = the whole test split, mean over the vehicles scored on it" if fleet else "")
         + (", source = those of the domain that was pretrained on" if source else "")
         + ". Bytes, frames seen, queries and time are those of one run.",
         "",
-        *_markdown_rows(_columns(source), (_row(entry, source) for entry in content["summary"])),
+        *_markdown_rows(
+            _columns(fleet, source), (_row(entry, fleet, source) for entry in content["summary"])
+        ),
         *(f"\n{sentence}" for sentence in _failures(content)),
         "",
         f"## Up to the quality of {content['milestones']['reference']}",
@@ -76,12 +80,13 @@ def markdown(content: Mapping[str, Any]) -> str:
 
 def comparison_tables(content: Mapping[str, Any]) -> tuple[FittedTable, FittedTable]:
     """The tables that a comparison ends with: the summary, and the milestones."""
-    first, source = content["runs"][0]["result"], _has_source(content)
+    first = content["runs"][0]["result"]
+    source, fleet = _has(content, "source_miou"), _has(content, "fleet_miou")
     summary = _table(
         f"{first['dataset']}, {len(first['vehicles'])} vehicles, {first['rounds']} rounds, "
         f"seeds: {', '.join(map(str, content['seeds']))}; mIoU on test frames",
-        _columns(source),
-        (_row(entry, source) for entry in content["summary"]),
+        _columns(fleet, source),
+        (_row(entry, fleet, source) for entry in content["summary"]),
     )
     summary.caption = "\n".join(_failures(content))
     reference = content["milestones"]["reference"]
@@ -113,6 +118,7 @@ def _summary(algorithm: str, results: Sequence[Mapping[str, Any]]) -> dict[str, 
         "algorithm": algorithm,
         **_statistics("local_miou", [result["mean_local_miou"] for result in results]),
         **_statistics("ood_miou", [result["mean_ood_miou"] for result in results]),
+        **_statistics("fleet_miou", [result.get("fleet_miou") for result in results]),
         **_statistics("source_miou", [result.get("mean_source_miou") for result in results]),
         **_statistics("initial_source_miou", [result.get("initial_source_miou") for result in results]),
         **{
@@ -142,20 +148,23 @@ def _statistics(name: str, values: Sequence[float | None]) -> dict[str, float | 
     return {f"{name}_mean": float(np.mean(known)), f"{name}_std": sample_deviation(known)}
 
 
-def _has_source(content: Mapping[str, Any]) -> bool:
-    """Whether forgetting was measured: the runs began from a pretrained start."""
-    return any(entry.get("source_miou_mean") is not None for entry in content["summary"])
+def _has(content: Mapping[str, Any], score: str) -> bool:
+    """Whether `source_miou`, of runs from a pretrained start, or `fleet_miou`, of runs with a test split, was
+    measured."""
+    return any(entry.get(f"{score}_mean") is not None for entry in content["summary"])
 
 
-def _columns(source: bool) -> tuple[str, ...]:
-    return (*_COLUMNS[:3], *(_SOURCE_COLUMNS if source else ()), *_COLUMNS[3:])
+def _columns(fleet: bool, source: bool) -> tuple[str, ...]:
+    rare = ((_FLEET_COLUMN,) if fleet else ()) + (_SOURCE_COLUMNS if source else ())
+    return (*_COLUMNS[:3], *rare, *_COLUMNS[3:])
 
 
-def _row(entry: Mapping[str, Any], source: bool) -> list[str]:
+def _row(entry: Mapping[str, Any], fleet: bool, source: bool) -> list[str]:
     seconds = round(entry["wall_s"])
     return [
         entry["algorithm"],
         *_cells(entry),
+        *((_spread(entry["fleet_miou_mean"], entry["fleet_miou_std"]),) if fleet else ()),
         *(_spread(entry[f"{name}_mean"], entry[f"{name}_std"]) for name in _SOURCE_SCORES if source),
         format_bytes(entry["uplink_bytes"]),
         format_bytes(entry["downlink_bytes"]),

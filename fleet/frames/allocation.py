@@ -9,11 +9,12 @@ from typing import TypeVar
 
 from rich.console import Console
 
-from datasets.catalog import open_dataset
+from cloud_server.algorithms.table import algorithm_row
 from datasets.conditions import Condition
 from datasets.frame import DatasetError, FrameSource
-from datasets.partition import FrameSplit, partition_frames
+from datasets.partition import FrameSplit, parse_parts, partition_frames
 from datasets.subset import CitySubset
+from datasets.test_split import open_frames, owned_frames, test_keys
 from edge_client.host import SightConfig
 from fleet.frames.rendering import render_missing
 from fleet.scenario import Scenario
@@ -45,11 +46,14 @@ class Share:
     """What it sees its frames through; None = clear."""
     source: tuple[str, ...] = ()
     """Frames of the domain that it was pretrained on, which it is tested on, seen clearly."""
+    fleet: tuple[str, ...] = ()
+    """The test split of the whole fleet, seen clearly; none where this vehicle's model isn't scored on it."""
 
     def splits(self) -> dict[str, tuple[str, ...]]:
         """Frame keys by split, as a vehicle's settings hold them."""
         splits = {"train": self.train, "val": self.val, "test": self.test, "ood": self.ood}
-        return {**splits, "source": self.source} if self.source else splits
+        rare = {"source": self.source, "fleet": self.fleet}
+        return {**splits, **{split: keys for split, keys in rare.items() if keys}}
 
 
 def data_folder(scenario: Scenario, run_folder: Path) -> Path:
@@ -58,22 +62,31 @@ def data_folder(scenario: Scenario, run_folder: Path) -> Path:
 
 
 def open_data(scenario: Scenario, run_folder: Path, console: Console) -> FrameSource:
-    """Open the data set of a run; a generated one is rendered, or completed, first.
+    """Open the data set of a run, see `datasets.test_split.open_frames`; a generated one is rendered, or
+    completed, first.
 
     Raises:
         DatasetError, SettingError, OSError: it is missing, malformed or can't be written.
     """
     root = data_folder(scenario, run_folder)
     render_missing(scenario, root, console)
-    return open_dataset(scenario.dataset.name, root)
+    return open_frames(scenario.dataset.name, root, scenario.dataset.test_split)
 
 
 def source_test_frames(scenario: Scenario, start: StartSpec, source: FrameSource) -> tuple[str, ...]:
     """The frames on which forgetting is measured, looked up in the whole data set.
 
     Raises:
-        DatasetError: the data set lacks one of them, or has another one of the same name.
+        DatasetError: the data set lacks one of them, or has another one of the same name; or the start knows
+            the test split.
     """
+    tested = frozenset(test_keys(source))
+    known = next((key for key in (*start.val, *start.test) if key in tested), None)
+    if known is not None:
+        raise DatasetError(
+            f"the start was pretrained on the whole data set, frame {known} of the test split with it; "
+            f"pretrain with the same --test-split"
+        )
     refs = {ref.key: ref for ref in source.refs}
     digests = dict(zip(start.test, start.test_label_digests, strict=True))
     keys = evenly_spaced(start.test, scenario.evaluation.source_frames)
@@ -98,11 +111,12 @@ def allocate(
     Raises:
         SettingError, DatasetError: see `partition_frames` and `CitySubset`.
     """
-    cities = scenario.dataset.cities
+    cities, owned = scenario.dataset.cities, owned_frames(source)
     partition = partition_frames(
-        source if cities is None else CitySubset(source, cities),
+        owned if cities is None else CitySubset(owned, cities),
         scenario.vehicle_ids,
         method=scenario.dataset.partition,
+        fractions=parse_parts(scenario.dataset.parts),
         seed=scenario.dataset.partition_seed,
         alpha=scenario.dataset.alpha,
     )
@@ -110,6 +124,7 @@ def allocate(
     if most is not None:
         partition = {vehicle: _thin(frames, most) for vehicle, frames in partition.items()}
     ood = _foreign_frames(partition, scenario.evaluation.ood_frames)
+    scored, tested = scored_on_split(scenario), test_keys(source)
     return {
         vehicle: Share(
             train=frames.train,
@@ -119,9 +134,19 @@ def allocate(
             encoder=vehicle_encoder(scenario, vehicle),
             sight=vehicle_sight(scenario, vehicle),
             source=source_keys,
+            fleet=tested if vehicle in scored else (),
         )
         for vehicle, frames in partition.items()
     }
+
+
+def scored_on_split(scenario: Scenario) -> tuple[str, ...]:
+    """The vehicles whose encoder and network are scored on the test split, if there is one."""
+    vehicles = scenario.vehicle_ids
+    if algorithm_row(scenario.algorithm).ends_with_one_model(scenario):
+        by_encoder = {vehicle_encoder(scenario, vehicle): vehicle for vehicle in reversed(vehicles)}
+        vehicles = tuple(vehicle for vehicle in vehicles if vehicle in by_encoder.values())
+    return evenly_spaced(vehicles, scenario.evaluation.fleet_vehicles)
 
 
 def sights(shares: Mapping[str, Share]) -> dict[str, SightConfig]:

@@ -9,6 +9,7 @@ from rich.console import Console
 from datasets.check import CheckedFrames, check_frames
 from datasets.frame import FrameSource
 from datasets.partition import READ_LABELS
+from datasets.test_split import owned_frames, test_keys
 from fleet.errors import OperatorError
 from fleet.frames.allocation import Share
 from fleet.scenario import Scenario
@@ -24,7 +25,8 @@ def check_before_allotting(scenario: Scenario, source: FrameSource, console: Con
     """
     if scenario.dataset.partition in READ_LABELS:
         cities = scenario.dataset.cities
-        keys = frozenset(ref.key for ref in source.refs if cities is None or ref.city in cities)
+        refs = owned_frames(source).refs
+        keys = frozenset(ref.key for ref in refs if cities is None or ref.city in cities)
         _check(scenario, source, keys, console)
 
 
@@ -35,10 +37,17 @@ def check_shares(
 
     Raises:
         DatasetError: some are faulty; up to 10 are named.
-        OperatorError: vehicles are to learn from labels, and no train label has a pixel of any class.
+        OperatorError: vehicles are to learn from labels, and no train label has a pixel of any class; or no
+            label of the test split has.
     """
     keys = frozenset(key for share in shares.values() for part in share.splits().values() for key in part)
     void = _check(scenario, source, keys, console).void
+    tested = test_keys(source)
+    if tested and void.issuperset(tested):
+        raise OperatorError(
+            f"all labels of the test split {scenario.dataset.test_split} are void, so there is nothing to "
+            f"score (those of Cityscapes' own test split are not public); give another --test-split"
+        )
     remarks = []
     blank = {
         part: [vehicle for vehicle, share in shares.items() if void.issuperset(getattr(share, part))]

@@ -30,6 +30,7 @@ class _Frames(msgspec.Struct, frozen=True, kw_only=True):
     test: tuple[str, ...]
     ood: tuple[str, ...]
     source: tuple[str, ...] = ()
+    fleet: tuple[str, ...] = ()
 
 
 class _Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,6 +134,7 @@ def _recorded(scenario: Scenario, path: Path, source: FrameSource) -> dict[str, 
             encoder=vehicle_encoder(scenario, vehicle),
             sight=vehicle_sight(scenario, vehicle),
             source=frames.source,
+            fleet=frames.fleet,
         )
         for vehicle, frames in record.vehicles.items()
     }

@@ -11,11 +11,13 @@ from rich.status import Status
 from datasets.allotment import MIN_FRAMES
 from datasets.catalog import find_dataset
 from datasets.generated import GeneratorSettings
-from fleet.scenario import Scenario, parse_image_size
+from fleet.scenario import RENDERED_TEST_SPLIT, Scenario, parse_image_size
 
 _MOST_CITIES = 8
 """Cities of the embedded default; larger fleets share them."""
 _FRAMES_PER_CITY = 60
+_VAL_FRAMES_PER_CITY = 12
+"""Of one more drive through each city, where the test split of a run is `val`."""
 _ANNOUNCED_FROM = 500
 """Frames from which a line says what is going on, also without a terminal."""
 _ESTIMATE_AFTER_S = 5.0
@@ -49,12 +51,14 @@ def render_missing(scenario: Scenario, root: Path, console: Console) -> None:
         image_size=parse_image_size(scenario.image_size),
         seed=scenario.seed,
     )
+    val = {"val_frames": _VAL_FRAMES_PER_CITY} if scenario.dataset.test_split == RENDERED_TEST_SPLIT else {}
     what = (
         f"rendering driving frames into {root}: {settings.cities} cities, "
         f"{settings.frames_per_sequence} frames of each"
     )
     with console.status("rendering driving frames") as status:
-        render(root, settings, workers=scenario.core_count, progress=_Told(console, status, what).progress)
+        told = _Told(console, status, what)
+        render(root, settings, **val, workers=scenario.core_count, progress=told.progress)
 
 
 class _Told:

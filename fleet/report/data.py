@@ -73,10 +73,12 @@ class Summary:
     algorithm: str
     local_miou: Spread | None
     ood_miou: Spread | None
+    fleet_miou: Spread | None
+    """Of runs that have a test split: on all of it, mean over the vehicles scored on it."""
     untrained_miou: float | None
     initial_source_miou: float | None
     source_miou: Spread | None
-    """Of runs that began from a pretrained start, as the one above: on frames of its source."""
+    """Of runs that began from a pretrained start, like the one before: on frames of its source."""
     uplink_bytes: float | None
     downlink_bytes: float | None
     frames_seen: float | None
@@ -144,6 +146,7 @@ class ReportData:
             algorithm=algorithm,
             local_miou=spread_of(self.values(algorithm, lambda result: result["mean_local_miou"])),
             ood_miou=spread_of(self.values(algorithm, lambda result: result["mean_ood_miou"])),
+            fleet_miou=spread_of(self.values(algorithm, lambda result: result["fleet_miou"])),
             untrained_miou=self.mean(algorithm, lambda result: result["initial_local_miou"]),
             initial_source_miou=self.mean(algorithm, lambda result: result["initial_source_miou"]),
             source_miou=spread_of(self.values(algorithm, lambda result: result["mean_source_miou"])),

@@ -105,6 +105,7 @@ def _facts(data: ReportData) -> list[tuple[str, str]]:
         ("rounds", str(scenario.rounds)),
         ("epochs a turn", f"{learning.epochs}, batches of {learning.batch_size}"),
         ("partition", scenario.dataset.partition),
+        *([("test split", scenario.dataset.test_split)] if scenario.dataset.test_split else []),
         ("image size", scenario.image_size.replace("x", " × ")),
         ("encoder", ", ".join(dict.fromkeys([scenario.encoder.name, *scenario.encoders.values()]))),
         ("network", scenario.network.name),

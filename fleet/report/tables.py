@@ -26,16 +26,19 @@ class Table:
 
 def summary_table(rows: Sequence[Summary], seeds: int) -> Table:
     over = ", mean ± standard deviation over seeds" if seeds > 1 else ""
-    scores = [(row.local_miou, row.ood_miou) for row in rows]
+    fleet = any(row.fleet_miou for row in rows)
+    scores = [(row.local_miou, row.ood_miou, *((row.fleet_miou,) if fleet else ())) for row in rows]
     source = any(row.source_miou for row in rows)
     return Table(
         caption=f"mIoU on test frames, 0 to 1{over}: local = a vehicle's own frames, OOD = other vehicles'"
+        + (", fleet = the whole test split, mean over the vehicles scored on it" if fleet else "")
         + (", source = those of the domain that was pretrained on" if source else "")
         + ". Bytes, frames seen, queries and time are those of one run.",
         columns=(
             "algorithm",
             "local mIoU",
             "OOD mIoU",
+            *(("fleet mIoU",) if fleet else ()),
             "at the start" if source else "untrained",
             *(("source before", "source after") if source else ()),
             "up",
@@ -49,6 +52,7 @@ def summary_table(rows: Sequence[Summary], seeds: int) -> Table:
                 row.algorithm,
                 text.spread(row.local_miou),
                 text.spread(row.ood_miou),
+                *((text.spread(row.fleet_miou),) if fleet else ()),
                 text.score(row.untrained_miou),
                 *((text.score(row.initial_source_miou), text.spread(row.source_miou)) if source else ()),
                 text.byte_count(row.uplink_bytes),
@@ -61,7 +65,7 @@ def summary_table(rows: Sequence[Summary], seeds: int) -> Table:
         ],
         best=frozenset(
             (place, column + 1)
-            for column in (0, 1)
+            for column in range(3 if fleet else 2)
             for place in _greatest([entry[column] for entry in scores])
         ),
     )
@@ -75,18 +79,20 @@ def milestones_table(data: ReportData) -> Table | None:
 
 
 def vehicle_table(data: ReportData) -> Table:
-    """Local and OOD mIoU of every vehicle by algorithm."""
+    """Local and OOD mIoU of every vehicle by algorithm, and on the whole test split if there is one."""
+    fleet = any(run.result.get("fleet_miou") is not None for run in data.runs)
+    scores = {"local_miou": "local", "ood_miou": "OOD", **({"fleet_miou": "fleet"} if fleet else {})}
     rows = []
     for vehicle in data.vehicles:
         cells = [vehicle]
         for algorithm in data.algorithms:
-            for key in ("local_miou", "ood_miou"):
+            for key in scores:
                 values = data.values(algorithm, _vehicle_value(vehicle, key))
                 cells.append(text.score(float(np.mean(values)) if values else None))
         rows.append(tuple(cells))
     return Table(
         caption="mIoU of each vehicle" + (", means over seeds" if len(data.seeds) > 1 else ""),
-        columns=("vehicle", *(f"{name} {part}" for name in data.algorithms for part in ("local", "OOD"))),
+        columns=("vehicle", *(f"{name} {part}" for name in data.algorithms for part in scores.values())),
         rows=rows,
     )
 
@@ -171,10 +177,12 @@ def frames_table(data: ReportData) -> Table | None:
     if not data.partition:
         return None
     counts = [entry.get("frames") or {} for entry in data.partition.values()]
-    source = ("source",) if any("source" in count for count in counts) else ()
+    source = tuple(split for split in ("source", "fleet") if any(split in count for count in counts))
     return Table(
         caption="Frames of each vehicle; OOD frames are test frames of other vehicles"
-        + (", source frames of the domain that was pretrained on." if source else "."),
+        + (", source frames of the domain that was pretrained on" if "source" in source else "")
+        + (", fleet the test split of the whole fleet" if "fleet" in source else "")
+        + ".",
         columns=("vehicle", "sees", "encoder", "train", "val", "test", "OOD", *source),
         rows=[
             (

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cloud_server.algorithms.base import Scores, TrainingProgress
+from cloud_server.algorithms.base import PREDICTED, Scores, TrainingProgress, note_score
 from cloud_server.desk.declaration import Declaration
 from cloud_server.desk.registry import Registry
 from cloud_server.errors import CloudError
@@ -174,8 +174,7 @@ class _CentralLearning:
                 by_key[key] = ConfusionMatrix(self._label_space)
                 by_key[key].add(label_HW, prediction_HW)
                 if stage.kind is Kind.FINAL:
-                    folder = self._job.run_folder / "predictions" / vehicle
-                    write_prediction(folder, key, prediction_HW, self._label_space)
+                    self._write("test", vehicle, key, prediction_HW)
         for vehicle, share in self._shares.items():
             if stage.kind is Kind.FINAL:
                 self.scores.local[vehicle] = self._sum(by_key, share.test, stage, vehicle, "test")
@@ -183,6 +182,26 @@ class _CentralLearning:
             else:
                 self.scores.initial[vehicle] = self._sum(by_key, share.test, stage, vehicle, "test")
         self._evaluate_source(stage)
+        if stage.kind is Kind.FINAL:
+            self._evaluate_fleet(stage)
+
+    def _evaluate_fleet(self, stage: Stage) -> None:
+        """The test split, seen clearly, once for all: there is one model."""
+        for vehicle, share in self._shares.items():
+            if not share.fleet:
+                continue
+            matrix = ConfusionMatrix(self._label_space)
+            for key in share.fleet:
+                label_HW = self._cache.full_label(key)
+                prediction_HW = self._predict(key, label_HW, None)
+                matrix.add(label_HW, prediction_HW)
+                self._write("fleet", vehicle, key, prediction_HW)
+            frames = len(share.fleet)
+            note_score(self.scores, self._events, stage, vehicle, "fleet", matrix, frames=frames)
+
+    def _write(self, split: str, vehicle: str, key: str, prediction_HW: NDArray[np.uint8]) -> None:
+        folder = self._job.run_folder / PREDICTED[split] / vehicle
+        write_prediction(folder, key, prediction_HW, self._label_space)
 
     def _evaluate_source(self, stage: Stage) -> None:
         """Frames of the source, seen clearly: the same, with the same model, for every vehicle."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from cloud_server.algorithms.base import PREDICTED
 from cloud_server.algorithms.table import algorithm_row
 from cloud_server.config import network_seed, read_config
 from edge_client.encoder.bundle import EncoderBundle
@@ -119,7 +120,9 @@ def _write_settings(job: Job) -> list[Path]:
             state=str(run_folder / "vehicles" / vehicle),
             local_model=str(run_folder / FOLDER_NAME) if trains else None,
             local_head=heads.get(share.encoder),
-            predictions=str(run_folder / "predictions" / vehicle) if trains else None,
+            predictions={split: str(run_folder / name / vehicle) for split, name in PREDICTED.items()}
+            if trains
+            else {},
             frames=share.splits(),
             sight=share.sight,
             ood_sights={key: seen_through[key] for key in share.ood if key in seen_through},
@@ -132,6 +135,7 @@ def _write_settings(job: Job) -> list[Path]:
             fleet=scenario.fleet_id,
             dataset=scenario.dataset.name,
             data_root=str(data_folder(scenario, run_folder)),
+            test_split=scenario.dataset.test_split,
             vehicles=tuple(vehicles[first : first + scenario.per_host]),
             allowed_learners=named_learners(scenario),
             threads=scenario.encoder.threads,

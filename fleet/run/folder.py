@@ -26,13 +26,13 @@ LEFT_BY_RUNS = LEFT_BY_COMPARISONS | frozenset(
     {
         *("result.json", "partition.json", CLASSES_NAME, "log.jsonl", "cloud.json"),
         *("cloud", "vehicles", "hosts", "processes", "bundles", "local_heads", "local_model", "start"),
-        *("predictions", "overlays", "tensorboard"),
+        *("predictions", "fleet_predictions", "overlays", "tensorboard"),
         # of pretraining
         *("start.json", "encoder", "cloud_network.safetensors", "source_features.msgpack"),
     }
 )
 """What runs write, and comparisons. Generated frames in `data` are none of it: they say what they are."""
-_PATHS = ("encoder.weights", "dataset.root", "start", "network.weights")
+_PATHS = ("encoder.weights", "dataset.root", "dataset.test_split", "start", "network.weights")
 """Settings that are paths wherever the launcher was started."""
 _LOCK_NAME = ".lock"
 _OTHERS = 0o077
@@ -128,6 +128,8 @@ def settled(scenario: Scenario) -> Scenario:
 def with_absolute_paths(scenario: Scenario) -> Scenario:
     """The scenario, its relative paths seen from the current folder."""
     for key in _PATHS:
+        if key == "dataset.test_split" and scenario.dataset.names_split:
+            continue
         *sections, name = key.split(".")
         part: Any = scenario
         for section in sections:

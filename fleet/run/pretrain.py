@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cloud_server.storage.checkpoint import write_tensors
 from cloud_server.training.source_features import write_source_features
-from datasets.catalog import open_dataset
+from datasets.test_split import open_frames
 from edge_client.encoder.bundle import EncoderBundle
 from edge_client.encoder.runtime import Encoder
 from edge_client.frames import FrameCache
@@ -121,7 +121,7 @@ def write_start(
     bundle = export_encoder(encoder, scenario.encoder.name, folder / ENCODER_NAME, image_size=image_size)
     cloud = scenario.cloud_config()
     write_tensors(folder / NETWORK_NAME, dict(network_weights), {"network": cloud.network.name})
-    source = open_dataset(scenario.dataset.name, data_folder(scenario, folder))
+    source = open_frames(scenario.dataset.name, data_folder(scenario, folder), scenario.dataset.test_split)
     [share] = settle_shares(scenario, folder, source).values()
     cache = FrameCache(source, image_size)
     _write_features(folder / FEATURES_NAME, bundle, cache, share, bits=scenario.coding.bits)

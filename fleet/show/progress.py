@@ -198,6 +198,8 @@ def result_table(result: Mapping[str, Any]) -> FittedTable:
     has_source = result.get("mean_source_miou") is not None
     # Of a run that began from a pretrained start: on frames of its source, before and after.
     source = (Column("source\nstart", 2), Column("source\nend", 1)) if has_source else ()
+    # Of one that has a test split: on all of it.
+    whole = ("fleet_miou",) if result.get("fleet_miou") is not None else ()
     table = FittedTable(
         (
             Column("vehicle"),
@@ -205,6 +207,7 @@ def result_table(result: Mapping[str, Any]) -> FittedTable:
             Column("start", 3),
             Column("local"),
             Column("OOD"),
+            *(Column("fleet") for _ in whole),
             *source,
             Column("queries", 7),
             Column("up", 4),
@@ -217,9 +220,18 @@ def result_table(result: Mapping[str, Any]) -> FittedTable:
     )
     vehicles = result["vehicles"]
     failed = result.get("failed", {})
+    if whole:
+        spread = f" ± {result['fleet_miou_std']:.3f}" if result["fleet_vehicles"] > 1 else ""
+        models = "1 model" if result["fleet_vehicles"] == 1 else f"{result['fleet_vehicles']} models"
+        sent = format_bytes(result["fleet_uplink_bytes"] + result["fleet_downlink_bytes"])
+        table.caption = (
+            f"fleet: on the whole test split, {result['fleet_miou']:.3f}{spread} over {models}; "
+            f"this evaluation's {sent} are not part of up and down"
+        )
     if failed:
         reasons = "\n".join(f"{vehicle}: {reason}" for vehicle, reason in failed.items())
-        table.caption = f"without what has failed (the means are of the others):\n{reasons}"
+        failures = f"without what has failed (the means are of the others):\n{reasons}"
+        table.caption = "\n".join(str(text) for text in (table.caption, failures) if text)
     for vehicle, entry in list(vehicles.items())[:40]:
         table.add_row(
             vehicle,
@@ -227,6 +239,7 @@ def result_table(result: Mapping[str, Any]) -> FittedTable:
             _number(entry["initial_local_miou"]),
             _number(entry["local_miou"]),
             _number(entry["ood_miou"]),
+            *(_number(entry[key]) for key in whole),
             *(_number(entry[key]) for key in ("initial_source_miou", "source_miou") if source),
             str(entry["queries"]),
             format_bytes(entry["uplink_bytes"]),
@@ -241,6 +254,7 @@ def result_table(result: Mapping[str, Any]) -> FittedTable:
         _number(result["initial_local_miou"]),
         _number(result["mean_local_miou"]),
         _number(result["mean_ood_miou"]),
+        *(_number(result[key]) for key in whole),
         *(_number(result[key]) for key in ("initial_source_miou", "mean_source_miou") if source),
         str(sum(entry["queries"] for entry in vehicles.values())),
         format_bytes(result["uplink_bytes"]),

@@ -43,7 +43,8 @@ class Turn(Turned, frozen=True, array_like=True, kw_only=True, tag="turn"):
     scores: tuple[Split, ...] = ()
     """With `federated`: splits on which the fetched weights are scored, before training."""
     save_predictions: bool = False
-    """With `federated`: whether the vehicle writes what it predicts on its own test frames."""
+    """With `federated`: whether the vehicle writes what it predicts on its own test frames and on the test
+    split of the whole fleet."""
     uploads: tuple[Split, ...]
     """Splits whose features the vehicle uploads once, in this order, after learning."""
     coding: Coding = Coding()
