@@ -118,6 +118,12 @@ class DatasetPart(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
         return splits is not None and self.test_split in splits.names
 
     @property
+    def test_folder(self) -> Path | None:
+        """The folder of the test split, if it is one of its own."""
+        folder = None if self.test_split is None or self.names_split else Path(self.test_split)
+        return folder if folder is not None and folder.is_dir() else None
+
+    @property
     def is_rendered(self) -> bool:
         """Whether the frames are drawn where there are none."""
         return find_dataset(self.name).render is not None

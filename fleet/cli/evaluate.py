@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import track
 
+from cloud_server.algorithms.base import PREDICTED
 from datasets.frame import DatasetError
 from datasets.ground_truth import GroundTruth
 from datasets.natural import natural_key
@@ -21,6 +23,8 @@ from evaluation.official_python import find_official_python
 from evaluation.predictions import PredictionError, read_prediction_ids
 from evaluation.scores import ConfusionMatrix, ScoreTable, summarize
 from fleet.cli.evaluation_report import EvaluationReport, print_report
+from fleet.run.folder import SCENARIO_NAME
+from fleet.scenario import load_scenario
 from fleet.show.screen import screen
 from protocol.atomic import write_json_atomic
 
@@ -85,6 +89,45 @@ def evaluate_predictions(
         vehicles={v: summarize(m)["mean_iou"] for v, m in sorted(tally.vehicles.items())},
         official=comparison,
     )
+
+
+def evaluate_models(
+    run_folder: Path,
+    ground_truth: Path,
+    *,
+    dataset: str | None = None,
+    official: bool = False,
+    official_python: Path | None = None,
+    console: Console | None = None,
+) -> dict[str, EvaluationReport]:
+    """Score what each served model of a run has predicted on the run's test split, by vehicle.
+
+    `ground_truth` is the data set's root; where the run's test split is a folder of its own, the labels there
+    are taken. The other arguments and what is raised: see `evaluate_predictions`.
+    """
+    inside = run_folder / PREDICTED["fleet"]
+    if not inside.is_dir():
+        return {}
+    return {
+        folder.name: evaluate_predictions(
+            folder,
+            _test_split_folder(run_folder) or ground_truth,
+            dataset=dataset or _dataset_of_run(run_folder),
+            official=official,
+            official_python=official_python,
+            console=console,
+        )
+        for folder in sorted(inside.iterdir(), key=lambda folder: natural_key(folder.name))
+        if folder.is_dir()
+    }
+
+
+def _test_split_folder(run_folder: Path) -> Path | None:
+    """The folder that a run has its test split from, None where that is a part of its data set."""
+    path = run_folder / SCENARIO_NAME
+    if not path.is_file():
+        return None
+    return load_scenario(path, {}).dataset.test_folder
 
 
 class _Tally:
@@ -215,6 +258,15 @@ def run_evaluate(
         official_python=official_python,
         console=console,
     )
+    models = evaluate_models(
+        predictions,
+        ground_truth,
+        dataset=dataset,
+        official=official,
+        official_python=official_python,
+        console=console,
+    )
+    report = replace(report, models=models)
     print_report(report, console)
     path = output or predictions / EVALUATION_NAME
     if path.is_dir():
@@ -222,4 +274,5 @@ def run_evaluate(
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json_atomic(path, report.to_dict(), sync=False)
     console.print(f"written to {path}", soft_wrap=True, highlight=False)
-    return 0 if report.official is None or report.official.agrees else 1
+    compared = [one.official for one in (report, *report.models.values()) if one.official is not None]
+    return 0 if all(one.agrees for one in compared) else 1

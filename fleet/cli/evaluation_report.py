@@ -30,6 +30,8 @@ class EvaluationReport:
     vehicles: dict[str, float | None] = field(default_factory=dict)
     """For a run folder: mIoU of each vehicle's own test frames, None where undefined."""
     official: OfficialComparison | None = None
+    models: dict[str, EvaluationReport] = field(default_factory=dict)
+    """For a run folder with a test split: of the model that serves each vehicle scored on it."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of evaluation.json: strict JSON, None for undefined scores."""
@@ -43,6 +45,8 @@ class EvaluationReport:
             content["vehicles"] = self.vehicles
         if self.official is not None:
             content["official"] = self.official.to_dict()
+        if self.models:
+            content["models"] = {vehicle: model.to_dict() for vehicle, model in self.models.items()}
         return content
 
 
@@ -73,6 +77,8 @@ def print_report(report: EvaluationReport, console: Console) -> None:
         for vehicle, score in report.vehicles.items():
             table.add_row(vehicle, _percent(score))
         console.print(table)
+    if report.models:
+        _print_models(report.models, console)
     unpredicted = report.ground_truth_frames - report.frames
     console.print(f"{report.frames} {report.dataset} frames, {summary['pixels']:,} labelled pixels")
     if not summary["pixels"]:
@@ -90,6 +96,20 @@ def print_report(report: EvaluationReport, console: Console) -> None:
             style="green" if official.agrees else "bold red",
             soft_wrap=True,
         )
+
+
+def _print_models(models: Mapping[str, EvaluationReport], console: Console) -> None:
+    """On the test split of the whole fleet, model by model."""
+    checked = any(model.official is not None for model in models.values())
+    table = _scores_table("model", "fleet mIoU %", *(["official %", "difference"] if checked else []))
+    for vehicle, model in models.items():
+        official = model.official
+        cells = (
+            [_percent(official.scores["mean_iou"]), f"{official.largest_difference:.1e}"] if official else []
+        )
+        style = "" if official is None or official.agrees else "bold red"
+        table.add_row(vehicle, _percent(model.summary["mean_iou"]), *cells, style=style)
+    console.print(table)
 
 
 def _table(

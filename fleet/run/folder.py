@@ -128,7 +128,7 @@ def settled(scenario: Scenario) -> Scenario:
 def with_absolute_paths(scenario: Scenario) -> Scenario:
     """The scenario, its relative paths seen from the current folder."""
     for key in _PATHS:
-        if key == "dataset.test_split" and scenario.dataset.names_split:
+        if key == "dataset.test_split" and not scenario.dataset.test_folder:
             continue
         *sections, name = key.split(".")
         part: Any = scenario

@@ -17,6 +17,7 @@ from datasets.generated.look import make_look
 from datasets.generated.write import GeneratorFolderError
 from datasets.labels import CITYSCAPES, VOID
 from datasets.readers.cityscapes import CityscapesFrames
+from protocol.errors import SettingError
 
 SETTINGS = GeneratorSettings(cities=3, sequences_per_city=2, frames_per_sequence=12, image_size=(128, 96))
 TINY = GeneratorSettings(cities=2, sequences_per_city=1, frames_per_sequence=3, image_size=(64, 48), seed=3)
@@ -241,3 +242,21 @@ def test_camera_projects_as_a_pinhole() -> None:
     assert camera.project([(1.0, 1.5, 20.0)]) == [(110.0, 50.0)]
     assert camera.project([(0.0, 0.0, 15.0)]) == [(100.0, 80.0)]
     assert camera.project([(50.0, 0.0, 15.0)]) == []
+
+
+def test_split_val_is_drawn_of_other_drives_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    settings = GeneratorSettings(cities=2, frames_per_sequence=2, image_size=(48, 32))
+    generate_dataset(tmp_path, settings, val_frames=1)
+    train, val = (CityscapesFrames(tmp_path, splits=[split]).refs for split in ("train", "val"))
+    assert [(ref.city, ref.sequence) for ref in val] == [(ref.city, "000001") for ref in train[::2]]
+    before = val[1].image_path.read_bytes()
+    val[1].image_path.unlink()
+    told: list[tuple[int, int]] = []
+    generate_dataset(
+        tmp_path, settings, val_frames=1, progress=lambda done, total: told.append((done, total))
+    )
+    assert told == [(6, 6)] and val[1].image_path.read_bytes() == before
+    with pytest.raises(GeneratorFolderError, match="val_frames 1 instead of 0"):
+        generate_dataset(tmp_path, settings)
+    with pytest.raises(SettingError, match="val_frames must be at least 0, and 0 with split val"):
+        generate_dataset(tmp_path, settings, split="val", val_frames=1)
