@@ -14,8 +14,8 @@ import msgspec
 
 from datasets.catalog import label_space
 from datasets.conditions import Condition
+from datasets.divided import open_frames, owned_frames
 from datasets.partition import partition_frames
-from datasets.test_split import open_frames, owned_frames
 from edge_client.conversation import Patience, Stopped
 from edge_client.encoder.bundle import EncoderBundle
 from edge_client.encoder.runtime import Encoder
@@ -104,7 +104,7 @@ class HostConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True)
     bring their own."""
     data_root: str
     test_split: str | None = None
-    """The data set's test split, of which `fleet` frames are (`datasets.test_split.open_frames`)."""
+    """The data set's test split, of which `fleet` frames are (`datasets.divided.open_frames`)."""
     vehicles: tuple[VehicleConfig, ...]
     threads: int = 1
     """ONNX Runtime threads of one inference."""

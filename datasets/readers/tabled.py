@@ -12,12 +12,13 @@ place, `<city>_<sequence>_<name>`; a name that begins with its folders' names do
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from datasets.entry import DatasetEntry
+from datasets.entry import DatasetEntry, Splits
 from datasets.frame import DatasetError, FrameRef, frame_key
 from datasets.labels import UNKNOWN_ID, LabelSpace
 from datasets.readers.class_table import read_class_table
@@ -36,8 +37,8 @@ _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 class TabledFrames(FrameFolder):
     """The frames of a folder in this layout, of all parts that it is divided into."""
 
-    def __init__(self, root: Path, label_space: LabelSpace) -> None:
-        """Find the frames; by name they are in temporal order.
+    def __init__(self, root: Path, label_space: LabelSpace, splits: Sequence[str] | None = None) -> None:
+        """Find the frames, those of `splits` alone where they are named; by name they are in temporal order.
 
         Raises:
             DatasetMissing: `root` has no table.
@@ -50,7 +51,7 @@ class TabledFrames(FrameFolder):
         """Where labels are colours: which stands for which trainId."""
         faults: list[str] = []
         refs: dict[str, FrameRef] = {}
-        for part in _parts(root, faults):
+        for part in _parts(root, faults) if splits is None else [root / split for split in splits]:
             images = _files(part / _IMAGES, _IMAGE_SUFFIXES, faults)
             labels = _files(part / _LABELS, _LABEL_SUFFIXES, faults)
             for place, (image_path, label_path) in pair_files(images, labels, faults).items():
@@ -62,7 +63,7 @@ class TabledFrames(FrameFolder):
                 else:
                     refs[ref.key] = ref
         if not refs and not faults:
-            faults.append("no frames")
+            faults.append("no frames" + (f" in the splits {', '.join(splits)}" if splits else ""))
         raise_faults(f"frames in {root}", faults)
         super().__init__(root, label_space, refs.values())
 
@@ -114,6 +115,11 @@ def _parts(root: Path, faults: list[str]) -> list[Path]:
     return parts
 
 
+def find_splits(root: Path) -> tuple[str, ...]:
+    """The splits that the folder is divided into; none where its frames lie together."""
+    return tuple(s for s in SPLITS if any((root / s / name).is_dir() for name in (_IMAGES, _LABELS)))
+
+
 def _files(folder: Path, suffixes: frozenset[str], faults: list[str]) -> dict[str, Path]:
     """The files of these kinds by their place in the folder, without suffix."""
     if not folder.is_dir():
@@ -149,6 +155,7 @@ ENTRY = DatasetEntry(
     label_space=None,
     read_classes=read_classes,
     open=TabledFrames,
+    splits=Splits(names=SPLITS, find=find_splits, open=TabledFrames),
     how_to_get="lay out images and labels and write the table as docs/running.md shows, or make driving "
     "frames with `blackfleet dataset generate DIR` and open them as cityscapes",
 )

@@ -11,10 +11,10 @@ from rich.console import Console
 
 from cloud_server.algorithms.table import algorithm_row
 from datasets.conditions import Condition
+from datasets.divided import open_frames, owned_frames, split_keys
 from datasets.frame import DatasetError, FrameSource
 from datasets.partition import FrameSplit, parse_parts, partition_frames
 from datasets.subset import CitySubset
-from datasets.test_split import open_frames, owned_frames, test_keys
 from edge_client.host import SightConfig
 from fleet.frames.rendering import render_missing
 from fleet.scenario import Scenario
@@ -62,7 +62,7 @@ def data_folder(scenario: Scenario, run_folder: Path) -> Path:
 
 
 def open_data(scenario: Scenario, run_folder: Path, console: Console) -> FrameSource:
-    """Open the data set of a run, see `datasets.test_split.open_frames`; a generated one is rendered, or
+    """Open the data set of a run, see `datasets.divided.open_frames`; a generated one is rendered, or
     completed, first.
 
     Raises:
@@ -80,7 +80,7 @@ def source_test_frames(scenario: Scenario, start: StartSpec, source: FrameSource
         DatasetError: the data set lacks one of them, or has another one of the same name; or the start knows
             the test split.
     """
-    tested = frozenset(test_keys(source))
+    tested = frozenset(split_keys(source))
     known = next((key for key in (*start.val, *start.test) if key in tested), None)
     if known is not None:
         raise DatasetError(
@@ -124,7 +124,7 @@ def allocate(
     if most is not None:
         partition = {vehicle: _thin(frames, most) for vehicle, frames in partition.items()}
     ood = _foreign_frames(partition, scenario.evaluation.ood_frames)
-    scored, tested = scored_on_split(scenario), test_keys(source)
+    scored, tested = scored_on_split(scenario), split_keys(source)
     return {
         vehicle: Share(
             train=frames.train,

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from rich.console import Console
 
 from datasets.check import CheckedFrames, check_frames
+from datasets.divided import owned_frames, split_keys
 from datasets.frame import FrameSource
 from datasets.partition import READ_LABELS
-from datasets.test_split import owned_frames, test_keys
 from fleet.errors import OperatorError
 from fleet.frames.allocation import Share
 from fleet.scenario import Scenario
@@ -42,7 +42,7 @@ def check_shares(
     """
     keys = frozenset(key for share in shares.values() for part in share.splits().values() for key in part)
     void = _check(scenario, source, keys, console).void
-    tested = test_keys(source)
+    tested = split_keys(source)
     if tested and void.issuperset(tested):
         raise OperatorError(
             f"all labels of the test split {scenario.dataset.test_split} are void, so there is nothing to "

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cloud_server.storage.checkpoint import write_tensors
 from cloud_server.training.source_features import write_source_features
-from datasets.test_split import open_frames
+from datasets.divided import open_frames
 from edge_client.encoder.bundle import EncoderBundle
 from edge_client.encoder.runtime import Encoder
 from edge_client.frames import FrameCache

@@ -18,6 +18,7 @@ from cloud_server.__main__ import _config, _parse
 from datasets.catalog import classes_of, find_dataset, label_space, open_dataset
 from datasets.check import check_frames
 from datasets.class_file import read_class_file, write_class_file
+from datasets.divided import open_frames, owned_frames, split_keys
 from datasets.frame import DatasetError
 from datasets.labels import CITYSCAPES, VOID
 from datasets.readers.class_table import read_class_table
@@ -79,6 +80,14 @@ def test_divided_folder_is_read_whole(tmp_path: Path) -> None:
     for split in ("train", "val"):
         write_frame(tmp_path / split, f"north/{split}1")
     assert [ref.key for ref in open_dataset("folder", tmp_path).refs] == ["north_train1", "north_val1"]
+    divided = open_frames("folder", tmp_path, "val")
+    assert [ref.key for ref in owned_frames(divided).refs] == ["north_train1"]
+    assert split_keys(divided) == ("north_val1",)
+    (tmp_path / "other").mkdir()
+    write_table(tmp_path / "other", classes=[ROAD, CAR])
+    write_frame(tmp_path / "other", "north/other1", np.full((3, 4), 3, np.uint8))
+    with pytest.raises(DatasetError, match="test split has the classes road, car, the frames to train on"):
+        open_frames("folder", tmp_path, str(tmp_path / "other"))
     write_frame(tmp_path / "test", "north/val1")
     with pytest.raises(DatasetError, match=r"two frames of one name: .*val/images.* and .*test/images"):
         open_dataset("folder", tmp_path)

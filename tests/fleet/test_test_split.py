@@ -18,7 +18,7 @@ from start_fixtures import QUIET, changed, run
 
 from cloud_server.config import ZerothOrderConfig
 from datasets.catalog import open_dataset
-from datasets.test_split import open_frames
+from datasets.divided import open_frames
 from fleet.cli.evaluate import evaluate_models, run_evaluate
 from fleet.errors import OperatorError
 from fleet.frames.allocation import allocate, scored_on_split

@@ -23,8 +23,13 @@ class DividedFrames:
         """`owned` are the frames that vehicles divide.
 
         Raises:
-            DatasetError: a frame is in both, by its key.
+            DatasetError: a frame is in both, by its key, or the parts have different classes.
         """
+        if owned.label_space != test.label_space:
+            raise DatasetError(
+                f"the test split has the classes {', '.join(test.label_space.train_names)}, the frames to "
+                f"train on have {', '.join(owned.label_space.train_names)}; both must have the same"
+            )
         self.owned = owned
         self.test = test
         self._test_keys = frozenset(ref.key for ref in test.refs)
@@ -99,7 +104,7 @@ def owned_frames(source: FrameSource) -> FrameSource:
     return source.owned if isinstance(source, DividedFrames) else source
 
 
-def test_keys(source: FrameSource) -> tuple[str, ...]:
+def split_keys(source: FrameSource) -> tuple[str, ...]:
     """The keys of the test split in key order; none where `open_frames` was given none."""
     return tuple(ref.key for ref in source.test.refs) if isinstance(source, DividedFrames) else ()
 
