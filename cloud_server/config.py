@@ -19,6 +19,7 @@ from protocol.errors import SettingError
 from protocol.noise import derive_seed
 from protocol.plans import ESTIMATORS, Ways
 from protocol.plans.adaptation import Adaptation
+from protocol.plans.augmentation import Augmentation
 from protocol.plans.checks import EstimatorPlan, Plan, Section, Way
 from protocol.plans.coding import Coding
 from protocol.plans.first_order import FirstOrder
@@ -133,6 +134,7 @@ class RunSettings(Ways, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Messages are sent in parts of at most this size; brokers have limits of their own."""
     coding: Coding = Coding()
     adaptation: Adaptation = Adaptation()
+    augmentation: Augmentation = Augmentation()
     network: NetworkConfig = NetworkConfig()
     first_order: FirstOrder = FirstOrder()
     uploads: UploadConfig = UploadConfig()

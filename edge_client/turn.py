@@ -22,6 +22,7 @@ from edge_client.errors import TurnRefused
 from edge_client.frames import VehicleFrames
 from edge_client.local.cross_entropy import downsample_label
 from edge_client.local.head import LocalHead
+from edge_client.train_views import TrainViews
 from protocol.codec import labels as label_codec
 from protocol.codec.bits import encode_within
 from protocol.codec.quantiser import UncodableError
@@ -96,6 +97,8 @@ class TurnTools:
         self.frames = frames
         self.local_model = local_model
         self.local_head = local_head
+        self.views = TrainViews(frames, turn, encoder.spec.image_size)
+        """Train frames as the turn's augmentation shows them."""
         self._labels = labels
         self._conversation = conversation
         self._steps = itertools.count()
@@ -139,15 +142,20 @@ class TurnTools:
         return self.code(self.encoder.forward(theta, image_BHWC))
 
     def linearise(
-        self, theta: NDArray[np.float32], batch: Sequence[int], subspace: Subspace | None = None
+        self,
+        theta: NDArray[np.float32],
+        batch: Sequence[int],
+        subspace: Subspace | None = None,
+        draw: int | None = None,
     ) -> Linearisation:
-        """Features of some of the vehicle's frames under θ, with the way back to θ, or into a subspace.
+        """Features of some of the vehicle's frames, as `draw` shows them, under θ, with the way back to θ, or into
+        a subspace.
 
         Raises:
             TurnRefused: the bundle has none.
         """
         try:
-            return self.encoder.linearise(theta, self.frames.images(batch), subspace)
+            return self.encoder.linearise(theta, self.views.images(batch, draw), subspace)
         except BundleError as error:
             raise TurnRefused(
                 f"this way of learning needs the way back through an encoder: {error}"
@@ -170,16 +178,19 @@ class TurnTools:
     def upload(self, split: str, theta: NDArray[np.float32]) -> None:
         """Send the features of the frames that the turn wants of a split, a batch a message, once.
 
+        Train frames are seen by a draw of their own, after those of the turn's epochs.
+
         Raises:
             TurnRefused: see `own_frames` and `encode`.
         """
         indices = self.own_frames(split, self.turn.upload_frames.get(split))
+        draw = self.views.draw(self.turn.epochs) if split == "train" else None
 
         def uploads() -> Iterator[Request]:
             for first in range(0, len(indices), self.turn.batch_size):
                 batch = indices[first : first + self.turn.batch_size]
-                features = self.encode(theta, self.frames.images(batch))
-                yield Upload(**self.header(), split=split, frames=batch, features=features)
+                features = self.encode(theta, self.views.images(batch, draw))
+                yield Upload(**self.header(), split=split, frames=batch, features=features, draw=draw)
 
         self.send_labels(indices)
         self.ask(uploads())

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, TypedDict
 import msgspec
 from msgspec import Meta
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 EPOCHS_LIMIT = 10_000
 """Of one turn."""
 
@@ -20,6 +20,8 @@ Index = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Step = Annotated[int, Meta(ge=0, le=2**53)]
 Side = Annotated[int, Meta(ge=1, le=2**16)]
 Seed = Annotated[int, Meta(ge=0)]
+Draw = Annotated[int, Meta(ge=0, le=EPOCHS_LIMIT)]
+"""Of the turn's augmentation."""
 Text = Annotated[str, Meta(max_length=1024)]
 Split = Annotated[str, Meta(pattern=r"^(train|val|test|ood|source|fleet)$")]
 

@@ -25,6 +25,7 @@ from cloud_server.events import Events
 from cloud_server.schedule import Kind, Stage
 from cloud_server.storage.label_store import LabelStore
 from cloud_server.training.trainer import Trainer
+from datasets.augment import seen_labels
 from datasets.labels import LabelSpace
 from evaluation.predictions import write_prediction
 from evaluation.scores import ConfusionMatrix
@@ -86,6 +87,10 @@ class Context:
     def own_settings(self, kind: type[T]) -> T:
         """`own.algorithm` of the run's settings, as the struct of an algorithm that is not ours."""
         return own_settings(self.config, kind)
+
+    def labels_of(self, vehicle: str, features: Features) -> NDArray[np.uint8]:
+        """The label_BHW of frames whose features a vehicle has sent, as it has seen them."""
+        return seen_labels(self.labels.batch(vehicle, features.indices), features.views)
 
     def targets(self, vehicle: str, indices: tuple[int, ...]) -> NDArray[np.uint8] | None:
         """The label_BHW that feedback about a vehicle's train frames is of; None where it is the entropy."""

@@ -74,7 +74,7 @@ class BlackFed(OneNetwork):
         if first.epochs == 0:
             return
         log = self._context.events
-        self._replay.keep(vehicle, train.indices, train.features_BCHW)
+        self._replay.keep(vehicle, train)
         bounds = batch_bounds(len(train.indices), first.batch_size)
         replayed_frames = 0
 
@@ -96,7 +96,7 @@ class BlackFed(OneNetwork):
 
         losses = self._trainer.train_epochs(
             train.features_BCHW,
-            self._context.labels.batch(vehicle, train.indices),
+            self._context.labels_of(vehicle, train),
             epochs=first.epochs,
             batch_size=first.batch_size,
             seed=derive_seed(self._config.seed, "first-order", stage.number),

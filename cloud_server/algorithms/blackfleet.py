@@ -140,7 +140,7 @@ class BlackFleet(OneNetwork):
         for vehicle in stage.vehicles:
             self._context.check_stop()
             train = self._arrived[vehicle]["train"]
-            label_nHW = self._context.labels.batch(vehicle, train.indices)
+            label_nHW = self._context.labels_of(vehicle, train)
             self._loss_maps.keep(vehicle, train, label_nHW, self._trainer)
 
     def _estimate_statistics(self, stage: Stage, vehicle: str) -> None:
@@ -180,7 +180,7 @@ class BlackFleet(OneNetwork):
             return
         for vehicle in stage.vehicles:
             train = self._arrived[vehicle]["train"]
-            self._replay.keep(vehicle, train.indices, train.features_BCHW)
+            self._replay.keep(vehicle, train)
         self._trainer.span_schedule(self._config.rounds * steps)
         means: list[float] = []
         done = replayed_frames = 0
@@ -207,7 +207,7 @@ class BlackFleet(OneNetwork):
         pieces: dict[tuple[int, ...], list[_Group]] = {}
         for vehicle in stage.vehicles:
             train = self._arrived[vehicle]["train"]
-            label_nHW = self._context.labels.batch(vehicle, train.indices)
+            label_nHW = self._context.labels_of(vehicle, train)
             frames = [(vehicle, index) for index in train.indices]
             piece = _Group(train.features_BCHW, label_nHW, frames)
             pieces.setdefault(train.features_BCHW.shape[1:], []).append(piece)

@@ -5,7 +5,7 @@ Legend: n frames, B frames of a batch, C channels, H W feature rows and columns,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -16,6 +16,7 @@ from cloud_server.desk.registry import shape_text
 from cloud_server.desk.turns import Features
 from cloud_server.errors import CloudError, RequestError
 from cloud_server.training.trainer import DivergedError, Trainer
+from datasets.augment import View
 from protocol.codec.quantiser import UncodableError
 from protocol.codec.tensor import EncodedTensor, encode
 from protocol.errors import SettingError
@@ -59,6 +60,8 @@ class KeptLossMaps:
                 map_Byx = trainer.loss_map(train.features_BCHW[chosen], label_nHW[chosen], cells_yx)
             except SettingError as error:
                 raise CloudError(f"local_loss.weight_map_stride {self._map_stride}: {error}") from error
+            if train.views:
+                map_Byx = _of_whole_frames(map_Byx, train.views[chosen])
             try:
                 batches[train.indices[chosen]] = encode(map_Byx[:, None], _BITS)
             except UncodableError as error:
@@ -116,3 +119,9 @@ class KeptLossMaps:
                 f"got {self._map_stride}"
             )
         return height // self._map_stride, width // self._map_stride
+
+
+def _of_whole_frames(map_Byx: NDArray[np.float32], views: Sequence[View]) -> NDArray[np.float32]:
+    """Maps of what was seen as maps of the frames; what was not seen gets its frame's mean loss."""
+    maps = zip(map_Byx, views, strict=True)
+    return np.stack([view.whole_map(map_yx, unseen=float(map_yx.mean())) for map_yx, view in maps])

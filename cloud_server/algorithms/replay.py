@@ -7,16 +7,17 @@ Legend: B frames, C channels, H W feature rows and columns.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from cloud_server.algorithms.base import Context
+from cloud_server.desk.turns import Features
 from cloud_server.storage.checkpoint import flatten_state, unflatten_state
 from cloud_server.training.feature_cache import Content, FeatureCache
+from datasets.augment import seen_labels
 from protocol.noise import derive_seed
 
 _NAME = "replay"
@@ -36,10 +37,10 @@ class Replay:
         self._caches: dict[str, FeatureCache] = {}
         self._committed: dict[str, Content] = {}
 
-    def keep(self, vehicle: str, indices: Sequence[int], features_BCHW: NDArray[np.float32]) -> None:
+    def keep(self, vehicle: str, train: Features) -> None:
         """Take in what a vehicle has uploaded of its train frames."""
         if self._first.replay_steps:
-            self._cache(vehicle).add(vehicle, indices, features_BCHW)
+            self._cache(vehicle).add(vehicle, train.indices, train.features_BCHW, train.views)
 
     def follow_up(self, vehicle: str, frames: int, *moment: int | str) -> int:
         """Take the steps that follow one on `frames` frames; return how many frames they were on.
@@ -54,9 +55,11 @@ class Replay:
         for repetition in range(self._first.replay_steps):
             self._context.check_stop()
             seed = derive_seed(self._seed, "replay", *moment, repetition)
-            drawn, features_BCHW = self._cache(vehicle).sample(frames, seed)
+            cache = self._cache(vehicle)
+            drawn, features_BCHW = cache.sample(frames, seed)
             labels = self._context.labels
             label_BHW = np.stack([labels.full(owner, index)[1] for owner, index in drawn])
+            label_BHW = seen_labels(label_BHW, [cache.view(frame) for frame in drawn])
             self._context.trainer.train_step(features_BCHW, label_BHW)
             used += len(drawn)
         return used

@@ -80,6 +80,9 @@ class AlgorithmRow(Generic[A]):
     may_go_on: bool = False
     """Where rates are constant, a run begins with the very steps of one of fewer rounds: a run that is done
     can get more of them."""
+    heeds_views: bool = False
+    """Labels of uploaded train frames are looked up by `Context.labels_of`, which knows how augmentation has
+    shown them; or none are looked up."""
     cloud_rests: bool = False
     """The cloud's network does next to nothing during a turn: every core may be a vehicle's."""
 

@@ -26,6 +26,7 @@ _ROWS: tuple[AlgorithmRow[Any], ...] = (
         build=BlackFleet,
         handlers=loss_map_handlers,
         colour="#0c8599",
+        heeds_views=True,
         may_go_on=True,
         needs=Needs(local_head=True),
         cloud_rests=True,
@@ -36,6 +37,7 @@ _ROWS: tuple[AlgorithmRow[Any], ...] = (
         build=partial(BlackFed, personal=False),
         handlers=feedback_handlers,
         colour="#74b3f0",
+        heeds_views=True,
         may_go_on=True,
     ),
     AlgorithmRow(
@@ -44,6 +46,7 @@ _ROWS: tuple[AlgorithmRow[Any], ...] = (
         build=partial(BlackFed, personal=True),
         handlers=feedback_handlers,
         colour="#2b6fe0",
+        heeds_views=True,
         may_go_on=True,
     ),
     AlgorithmRow(
@@ -52,6 +55,7 @@ _ROWS: tuple[AlgorithmRow[Any], ...] = (
         build=partial(BlackFed, personal=False, frozen_encoders=True),
         handlers=no_handlers,
         colour="#8a94a3",
+        heeds_views=True,
         may_go_on=True,
         ends_with_one_model=one_model,
     ),
@@ -61,6 +65,7 @@ _ROWS: tuple[AlgorithmRow[Any], ...] = (
         build=split,
         handlers=gradient_handlers,
         colour="#2f9e55",
+        heeds_views=True,
         may_go_on=True,
     ),
     AlgorithmRow(
@@ -69,6 +74,7 @@ _ROWS: tuple[AlgorithmRow[Any], ...] = (
         build=individual,
         handlers=gradient_handlers,
         colour="#d04a7a",
+        heeds_views=True,
         may_go_on=True,
     ),
     AlgorithmRow(
@@ -77,6 +83,7 @@ _ROWS: tuple[AlgorithmRow[Any], ...] = (
         build=FedAvg,
         handlers=weight_handlers,
         colour="#e8701a",
+        heeds_views=True,
         may_go_on=True,
         needs=Needs(whole_network=True),
         in_one_piece=True,
@@ -89,6 +96,7 @@ _ROWS: tuple[AlgorithmRow[Any], ...] = (
         build=None,
         handlers=no_handlers,
         colour="#9357c9",
+        heeds_views=True,
         may_go_on=True,
         in_one_piece=True,
         ends_with_one_model=one_model,

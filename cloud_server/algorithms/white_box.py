@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from cloud_server.algorithms.base import (
     Context,
@@ -106,22 +105,22 @@ class WhiteBox:
         self._networks.begin(vehicle)
         self._replay.begin(vehicle)
 
-    def train_step(
-        self, vehicle: str, indices: tuple[int, ...], features_BCHW: NDArray[np.float32]
-    ) -> StepResult:
+    def train_step(self, vehicle: str, batch: Features) -> StepResult:
+        indices, features_BCHW = batch.indices, batch.features_BCHW
         self._networks.learn(vehicle)
         rate_share = self._trainer.rate_share
         if self._config.network.learns:
             loss, gradient_BCHW = self._trainer.train_step_with_gradient(
-                features_BCHW, self._context.labels.batch(vehicle, indices)
+                features_BCHW, self._context.labels_of(vehicle, batch)
             )
         else:
-            targets_BHW = self._context.targets(vehicle, indices)
+            follows_labels = self._config.adaptation.objective == "labels"
+            targets_BHW = self._context.labels_of(vehicle, batch) if follows_labels else None
             loss, gradient_BCHW = self._trainer.evaluate_gradient(features_BCHW, targets_BHW)
             self._trainer.advance_schedule()
         losses = self._losses[vehicle]
         losses.append((loss, len(indices)))
-        self._replay.keep(vehicle, indices, features_BCHW)
+        self._replay.keep(vehicle, batch)
         moment = (self._stage_number, vehicle, len(losses))
         self._replayed_frames[vehicle] += self._replay.follow_up(vehicle, len(indices), *moment)
         steps = 1 + self._config.first_order.replay_steps

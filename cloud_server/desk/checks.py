@@ -15,6 +15,7 @@ from cloud_server.desk.registry import Registry, shape_text
 from cloud_server.desk.turns import ActiveTurn
 from cloud_server.errors import RequestError
 from cloud_server.storage.label_store import LabelStore
+from datasets.augment import View, draw_view, view_seed
 from evaluation.predictions import PredictionError, prediction_name
 from protocol.batches import batch_bounds
 from protocol.codec.tensor import EncodedTensor, decode
@@ -53,6 +54,24 @@ class RequestChecks:
             self._labels.get(request.vehicle, request.frames)
         shape = self._registry.feature_shape(request.vehicle)
         return decode(request.features, expected_shape=(len(request.frames), *shape))
+
+    def views(
+        self, turn: Turn, indices: tuple[int, ...], draw: int | None, split: str = "train"
+    ) -> tuple[View, ...]:
+        """What a vehicle has seen of frames of `split` by a draw of the turn's augmentation; none where they
+        were seen as they are.
+
+        Raises:
+            RequestError: there is no such draw.
+        """
+        if draw is None:
+            return ()
+        augmentation, size = turn.augmentation, self._registry.image_size
+        if augmentation is None or split != "train" or size is None:
+            raise RequestError(f"{split} frames are seen as they are in this turn, not by draw {draw}")
+        if draw > turn.epochs:
+            raise RequestError(f"this turn's draws go from 0 to {turn.epochs}, got {draw}")
+        return tuple(draw_view(augmentation, size, view_seed(turn.seed, draw, index)) for index in indices)
 
     def check_frames(self, vehicle: str, indices: tuple[int, ...], split: str) -> None:
         """Some frames of `split`, each once.

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cloud_server.errors import RequestError
+from datasets.augment import WHOLE, View
 from protocol.messages import Ack, Answer, Recall, Request, Turn
 from protocol.session.outgoing import Sending
 
@@ -27,6 +30,8 @@ class Features:
     indices: tuple[int, ...]
     """Frame numbers on the vehicle."""
     features_BCHW: NDArray[np.float32]
+    views: tuple[View, ...] = ()
+    """What was seen of each frame; none: all of it, as it is."""
 
 
 @dataclass(kw_only=True)
@@ -41,7 +46,7 @@ class ActiveTurn:
     granting: Sending | None = None
     """How far the grant is on its way."""
     _missed_grant: bool = False
-    uploads: dict[int, tuple[str, tuple[int, ...], NDArray[np.float32]]] = field(default_factory=dict)
+    uploads: dict[int, tuple[str, Features]] = field(default_factory=dict)
     """By step, so that the order of arrival makes no difference."""
     uploaded: defaultdict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
     """Frames by split."""
@@ -151,33 +156,36 @@ class ActiveTurn:
         grant = (self.turn.grant, self.turn.turn_id)
         return not self.abandoned and (request.grant, request.turn_id) == grant
 
-    def add_upload(
-        self, step: int, split: str, indices: tuple[int, ...], features_BCHW: NDArray[np.float32]
-    ) -> None:
+    def add_upload(self, step: int, split: str, features: Features) -> None:
         """Keep features of frames of a split.
 
         Raises:
             RequestError: some of them are here already; nothing is kept.
         """
-        again = self.uploaded[split].intersection(indices)
+        again = self.uploaded[split].intersection(features.indices)
         if again:
             raise RequestError(f"{split} frame {min(again)} is uploaded twice")
-        self.uploaded[split].update(indices)
-        self.uploads[step] = (split, indices, features_BCHW)
+        self.uploaded[split].update(features.indices)
+        self.uploads[step] = (split, features)
 
     def features(self) -> dict[str, Features]:
         """Everything uploaded, by split; independent of the order of arrival."""
-        by_split: dict[str, list[tuple[tuple[int, ...], NDArray[np.float32]]]] = {}
+        by_split: dict[str, list[Features]] = {}
         for step in sorted(self.uploads):
-            split, indices, features_BCHW = self.uploads[step]
-            by_split.setdefault(split, []).append((indices, features_BCHW))
-        return {
-            split: Features(
-                indices=tuple(index for indices, _ in pieces for index in indices),
-                features_BCHW=np.concatenate([features_BCHW for _, features_BCHW in pieces]),
-            )
-            for split, pieces in by_split.items()
-        }
+            split, features = self.uploads[step]
+            by_split.setdefault(split, []).append(features)
+        return {split: _joined(pieces) for split, pieces in by_split.items()}
+
+
+def _joined(pieces: Sequence[Features]) -> Features:
+    """Piece after piece; a frame of a piece without views was seen whole."""
+    varied = any(piece.views for piece in pieces)
+    views = (piece.views or (WHOLE,) * len(piece.indices) for piece in pieces if varied)
+    return Features(
+        indices=tuple(chain.from_iterable(piece.indices for piece in pieces)),
+        features_BCHW=np.concatenate([piece.features_BCHW for piece in pieces]),
+        views=tuple(chain.from_iterable(views)),
+    )
 
 
 def new_grant() -> str:

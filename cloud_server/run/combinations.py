@@ -48,6 +48,7 @@ def check_combination(config: CloudConfig) -> None:
                 f"a network that does not learn (network.learns is false) takes no steps: {name} must be 0, "
                 f"got {steps:g}"
             )
+    _check_augmentation(row, config)
     if entropy and row.needs.local_head:
         raise SettingError(
             f"{row.name}'s vehicles learn with a local head, which needs labels: "
@@ -64,6 +65,23 @@ def settled_adaptation(config: CloudConfig, declared: Declaration) -> Adaptation
     """With the subspace that a vehicle's encoder learns in: as set, or else as the encoder says."""
     whole = algorithm_row(config.algorithm).needs.whole_network
     return config.adaptation.of_encoder("all" if whole else declared.subspace)
+
+
+def _check_augmentation(row: AlgorithmRow[Any], config: CloudConfig) -> None:
+    """Whether labels can be varied as their frames are."""
+    if not config.augmentation.is_on:
+        return
+    if not row.heeds_views:
+        raise SettingError(
+            f"{row.name} does not say that it looks up labels as augmentation has shown their frames "
+            f"(AlgorithmRow.heeds_views): augmentation must be off"
+        )
+    varies_labels = config.augmentation.flip or config.augmentation.crop > 0
+    if varies_labels and config.uploads.train_labels != "input":
+        raise SettingError(
+            "augmentation.flip and augmentation.crop vary labels in the cloud, too, which needs them at the "
+            f"encoder's size: uploads.train_labels must be input, got {config.uploads.train_labels}"
+        )
 
 
 def _check_own_settings(row: AlgorithmRow[Any], config: CloudConfig) -> None:

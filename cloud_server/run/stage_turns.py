@@ -177,6 +177,7 @@ class StageTurns:
                 if split in plan.uploads and limit.most < len(self._registry.frames(vehicle, split))
             },
             train_label_size=self._train_label_sizes.get(vehicle),
+            augmentation=self._config.augmentation if self._config.augmentation.is_on else None,
             **plan.told(),
         )
         self._desk.active[vehicle] = ActiveTurn(turn=turn, granted_at=self._clock.now())

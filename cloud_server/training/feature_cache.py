@@ -10,10 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from datasets.augment import WHOLE, View
 from protocol.noise import derive_seed, permutation
 
 Frame = tuple[str, int]
@@ -25,6 +27,8 @@ class _Entry:
     rank: int
     """Drawn from the seed, one for each frame: the lowest stay."""
     features_CHW: NDArray[np.float32]
+    view: View
+    """What the vehicle saw of the frame."""
 
 
 Content = Mapping[Frame, _Entry]
@@ -61,17 +65,25 @@ class FeatureCache:
         """How many frames are here."""
         return len(self._entries)
 
-    def add(self, vehicle: str, indices: Sequence[int], features_BCHW: NDArray[np.float32]) -> None:
+    def add(
+        self,
+        vehicle: str,
+        indices: Sequence[int],
+        features_BCHW: NDArray[np.float32],
+        views: Sequence[View] = (),
+    ) -> None:
         """Keep copies of the features of these frames, as far as there is room for them.
 
         Args:
             indices: B frame numbers on the vehicle.
             features_BCHW: float32, of any C, H, W.
+            views: what was seen of each frame; none: all of it.
         """
-        for index, features_CHW in zip(indices, features_BCHW, strict=True):
+        seen = views or (WHOLE,) * len(indices)
+        for index, features_CHW, view in zip(indices, features_BCHW, seen, strict=True):
             known = self._entries.get((vehicle, index))
             rank = known.rank if known else derive_seed(self._seed, "rank", vehicle, index)
-            self._entries[vehicle, index] = _Entry(rank, features_CHW.copy())
+            self._entries[vehicle, index] = _Entry(rank, features_CHW.copy(), view)
         excess = len(self._entries) - self._capacity
         if excess > 0:
             for frame in heapq.nlargest(excess, self._entries, key=self._place):
@@ -96,6 +108,10 @@ class FeatureCache:
         frames = tuple(frame for frame in drawn if self._entries[frame].features_CHW.shape == shape)[:count]
         return frames, np.stack([self._entries[frame].features_CHW for frame in frames])
 
+    def view(self, frame: Frame) -> View:
+        """What was seen of a frame that is here."""
+        return self._entries[frame].view
+
     def content(self) -> Content:
         """Return what is here now, for `restore`; no features are copied."""
         return dict(self._entries)
@@ -107,13 +123,17 @@ class FeatureCache:
 
     def state_dict(self) -> list[dict[str, Any]]:
         """Return all that later draws depend on, for `checkpoint.flatten_state`: an entry for each shape of
-        features, with n `frames` by rank and their `features`, float32[n, C, H, W]."""
+        features, with n `frames` by rank, their `views` and their `features`, float32[n, C, H, W]."""
         groups: dict[tuple[int, ...], list[Frame]] = {}
         for frame in sorted(self._entries, key=self._place):
             groups.setdefault(self._entries[frame].features_CHW.shape, []).append(frame)
         return [
             {
                 "frames": [list(frame) for frame in frames],
+                "views": [
+                    None if (view := self._entries[frame].view) == WHOLE else msgspec.to_builtins(view)
+                    for frame in frames
+                ],
                 "features": torch.from_numpy(np.stack([self._entries[f].features_CHW for f in frames])),
             }
             for frames in groups.values()
@@ -124,10 +144,11 @@ class FeatureCache:
         self._entries.clear()
         self._order = None
         for group in state:
-            for (vehicle, index), features_CHW in zip(
-                group["frames"], group["features"].numpy(), strict=True
+            for (vehicle, index), view, features_CHW in zip(
+                group["frames"], group["views"], group["features"].numpy(), strict=True
             ):
-                self.add(vehicle, [index], features_CHW[np.newaxis])
+                views = [WHOLE if view is None else msgspec.convert(view, View)]
+                self.add(vehicle, [index], features_CHW[np.newaxis], views)
 
     def _place(self, frame: Frame) -> tuple[int, Frame]:
         return self._entries[frame].rank, frame

@@ -61,8 +61,9 @@ def follow_loss_maps(
     tools.send_train_labels()
     losses: list[float] = []
     for epoch in range(tools.turn.epochs):
+        draw = tools.views.draw(epoch)
         for number, batch in enumerate(tools.batches(epoch)):
-            linearised = tools.linearise(learning.theta, batch, learning.subspace)
+            linearised = tools.linearise(learning.theta, batch, learning.subspace, draw)
             seed = derive_seed(tools.turn.seed, "zeroth-order", epoch, number)
             perturbations = estimator.propose(linearised.features_BCHW, seed)
             query = SeededQuery(
@@ -73,6 +74,7 @@ def follow_loss_maps(
                 scale=pack_scale(perturbations.scale_C),
                 two_sided=estimator.two_sided,
                 map_size=map_size,
+                draw=draw,
             )
             maps_BMyx = ask_for_loss_maps(tools, query, map_size)
             gradient = linearised.pull_back(estimator.estimate(maps_BMyx))

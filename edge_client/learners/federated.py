@@ -125,8 +125,9 @@ def _send_scores(tools: TurnTools, local: LocalModelTools, network: LocalNetwork
 
 def _batches(tools: TurnTools, epoch: int) -> Iterator[Batch]:
     """The epoch's batches of images and labels, in an order of its own."""
-    order = tools.shuffled(epoch)
+    order, draw = tools.shuffled(epoch), tools.views.draw(epoch)
     for start, stop in batch_bounds(len(order), tools.turn.batch_size):
         tools.attend()
         batch = order[start:stop]
-        yield tools.frames.images(batch), np.stack([tools.frames.label(index) for index in batch])
+        label_BHW = np.stack([tools.views.label(index, draw) for index in batch])
+        yield tools.views.images(batch, draw), label_BHW

@@ -133,21 +133,23 @@ class _Training:
         total = 0.0
         for start, stop in batch_bounds(len(order), self._tools.turn.batch_size):
             self._tools.attend()
-            total += self._step(order[start:stop], where=f"epoch {epoch}") * (stop - start)
+            total += self._step(order[start:stop], epoch) * (stop - start)
         return total / len(order)
 
-    def _step(self, batch: list[int], *, where: str) -> float:
+    def _step(self, batch: list[int], epoch: int) -> float:
         """One step of encoder and head from the same gradient; returns the loss before it."""
         _, height, width = self._head.spec.logit_shape
-        label_Bhw = np.stack(
-            [downsample_label(self._tools.frames.label(index), (height, width)) for index in batch]
-        )
-        encoded = self._tools.linearise(self._encoder.theta, batch, self._encoder.subspace)
+        views, where = self._tools.views, f"epoch {epoch}"
+        draw = views.draw(epoch)
+        label_Bhw = np.stack([downsample_label(views.label(index, draw), (height, width)) for index in batch])
+        encoded = self._tools.linearise(self._encoder.theta, batch, self._encoder.subspace, draw)
         judged = self._head.linearise(self._parameters, encoded.features_BCHW)
         weight_Bhw = None
         if self._weights is not None:
             ones_yx = np.ones_like(next(iter(self._weights.values())))
-            weight_Byx = np.stack([self._weights.get(index, ones_yx) for index in batch])
+            weight_Byx = np.stack(
+                [views.map(index, draw, self._weights.get(index, ones_yx)) for index in batch]
+            )
             weight_Bhw = spread(weight_Byx, (height, width))
         loss, gradient_BKhw = cross_entropy(judged.logits_BKhw, label_Bhw, weight_Bhw)
         if not math.isfinite(loss):

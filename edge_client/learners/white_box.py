@@ -41,12 +41,13 @@ def learn_from_gradients(tools: TurnTools, state: VehicleState) -> tuple[Vehicle
     tools.send_train_labels()
     losses: list[float] = []
     for epoch in range(tools.turn.epochs):
-        order = tools.shuffled(epoch)
+        order, draw = tools.shuffled(epoch), tools.views.draw(epoch)
         for start, stop in batch_bounds(len(order), tools.turn.batch_size):
             batch = tuple(order[start:stop])
-            linearised = tools.linearise(learning.theta, batch, learning.subspace)
+            linearised = tools.linearise(learning.theta, batch, learning.subspace, draw)
             features = tools.code(linearised.features_BCHW)
-            [answer] = tools.ask([TrainStep(**tools.header(), frames=batch, features=features)])
+            step = TrainStep(**tools.header(), frames=batch, features=features, draw=draw)
+            [answer] = tools.ask([step])
             assert isinstance(answer, Gradient)
             gradient_BCHW = _checked_gradient(answer, linearised.features_BCHW.shape)
             optimizer.rate = plan.rate * answer.rate_share

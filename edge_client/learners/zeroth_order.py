@@ -55,7 +55,8 @@ def follow_losses(
             seed = derive_seed(tools.turn.seed, "zeroth-order", epoch, number)
             points = estimator.propose(learning.phi, seed)
             thetas = map(learning.subspace.theta_of, points)
-            batch_losses = _single_losses(tools.ask(_queries(tools, thetas, batch)))
+            queries = _queries(tools, thetas, batch, tools.views.draw(epoch))
+            batch_losses = _single_losses(tools.ask(queries))
             learning.step(estimator.estimate(batch_losses), where=f"epoch {epoch}, batch {number}")
             losses.extend(batch_losses)
     mean_loss = float(np.mean(losses)) if losses else None
@@ -63,11 +64,12 @@ def follow_losses(
 
 
 def _queries(
-    tools: TurnTools, thetas: Iterable[NDArray[np.float32]], batch: tuple[int, ...]
+    tools: TurnTools, thetas: Iterable[NDArray[np.float32]], batch: tuple[int, ...], draw: int | None
 ) -> Iterator[Request]:
-    image_BHWC = tools.frames.images(batch)
+    """All of them about the same view of the frames."""
+    image_BHWC = tools.views.images(batch, draw)
     for theta in thetas:
-        yield Query(**tools.header(), frames=batch, features=tools.encode(theta, image_BHWC))
+        yield Query(**tools.header(), frames=batch, features=tools.encode(theta, image_BHWC), draw=draw)
 
 
 def _single_losses(answers: Sequence[Answer]) -> list[float]:

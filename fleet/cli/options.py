@@ -242,6 +242,24 @@ SCENARIO_OPTIONS = (
         "With --start: probability that the cloud follows a training step with one on source features.",
     ),
     ScenarioOption(
+        "augment_flip",
+        "augmentation.flip",
+        bool,
+        "Mirror every other train frame, drawn anew in each pass; labels alike.",
+    ),
+    ScenarioOption(
+        "augment_crop",
+        "augmentation.crop",
+        float,
+        "Enlarge a random box of each train frame: smallest share of a side, from 0.1; 0 = whole frames.",
+    ),
+    ScenarioOption(
+        "augment_jitter",
+        "augmentation.jitter",
+        float,
+        "Vary brightness, contrast and saturation of train frames by up to this share.",
+    ),
+    ScenarioOption(
         "client_fraction",
         "federated.client_fraction",
         float,
@@ -278,6 +296,9 @@ PRETRAIN_KEYS = frozenset(
         "network.name",
         "coding.bits",
         "first_order.epochs",
+        "augmentation.flip",
+        "augmentation.crop",
+        "augmentation.jitter",
         "seed",
     }
 )

@@ -27,6 +27,7 @@ from cloud_server.schedule import Kind, Stage, all_together
 from cloud_server.storage.checkpoint import flatten_state, unflatten_state
 from cloud_server.storage.recorders import Board, RunLog
 from cloud_server.training.trainer import DivergedError
+from datasets.augment import draw_view, view_seed
 from edge_client.frames import FrameCache, Sight
 from evaluation.predictions import write_prediction
 from evaluation.scores import ConfusionMatrix
@@ -85,8 +86,13 @@ class _CentralLearning:
         self._label_space = job.source.label_space
         self._cache = FrameCache(job.source, job.scenario.frame_size)
         self._sights = {key: sight.sight() for key, sight in sights(job.shares).items()}
-        self._train_keys = [key for share in self._shares.values() for key in share.train]
-        self._bounds = batch_bounds(len(self._train_keys), self._config.first_order.batch_size)
+        self._train_frames = [
+            (vehicle, index, key)
+            for vehicle, share in self._shares.items()
+            for index, key in enumerate(share.train)
+        ]
+        """Each with its vehicle and its number there."""
+        self._bounds = batch_bounds(len(self._train_frames), self._config.first_order.batch_size)
         self._trainer = joint_trainer(
             job, steps=len(self._bounds) * self._config.first_order.passes * self._config.rounds
         )
@@ -126,17 +132,20 @@ class _CentralLearning:
 
     def _train(self, stage: Stage) -> None:
         """Passes over the union of all train frames, in an order drawn anew for each; those that stand for
-        replay follow the others."""
-        passes, n = self._config.first_order.passes, len(self._train_keys)
+        replay follow the others. Augmentation draws what a frame's vehicle would have drawn in its turn."""
+        passes, n = self._config.first_order.passes, len(self._train_frames)
+        seeds = {v: derive_seed(self._config.seed, "turn", stage.number, v) for v in self._shares}
         total = passes * len(self._bounds)
         losses = []
         for epoch in range(passes):
             order_n = permutation(derive_seed(self._config.seed, "centralized", stage.number, epoch), n)
             summed = 0.0
             for step, (start, stop) in enumerate(self._bounds):
-                keys = [self._train_keys[index] for index in order_n[start:stop]]
-                loss = self._trainer.train_step(*self._batch(keys))
-                summed += loss * len(keys)
+                frames = [self._train_frames[position] for position in order_n[start:stop]]
+                loss = self._trainer.train_step(
+                    *self._batch([(key, view_seed(seeds[v], epoch, index)) for v, index, key in frames])
+                )
+                summed += loss * len(frames)
                 done = epoch * len(self._bounds) + step + 1
                 if done % max(1, total // 10) == 0:
                     for vehicle in self._shares:
@@ -245,11 +254,18 @@ class _CentralLearning:
 
     # Frames and network
 
-    def _batch(self, keys: Iterable[str]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """image_BCHW and label_BHW at the encoder's input size."""
-        pairs = [self._cache.resized(key, self._sights.get(key)) for key in keys]
+    def _batch(self, frames: Iterable[tuple[str, int]]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """image_BCHW and label_BHW at the encoder's input size, of keys with the seeds of their views."""
+        pairs = [self._seen(key, seed) for key, seed in frames]
         image_BHWC = np.stack([image_HWC for image_HWC, _ in pairs])
         return image_BHWC.transpose(0, 3, 1, 2), np.stack([label_HW for _, label_HW in pairs])
+
+    def _seen(self, key: str, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        image_HWC, label_HW = self._cache.resized(key, self._sights.get(key))
+        if not self._config.augmentation.is_on:
+            return image_HWC, label_HW
+        view = draw_view(self._config.augmentation, self._cache.image_size, seed)
+        return view.image(image_HWC), view.label(label_HW)
 
     def _predict(self, key: str, label_HW: NDArray[np.uint8], sight: Sight | None) -> NDArray[np.uint8]:
         """prediction_HW of a frame as it is seen, uint8 trainIds at the size of its label."""

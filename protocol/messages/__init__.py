@@ -33,6 +33,7 @@ from protocol.messages.up import Hello, LabelOffer, Labels, OfferedLabel, Recall
 from protocol.plans import Learner
 from protocol.plans.activation import MOST_SEEDS, ActivationPlan, LossMaps, SeededQuery
 from protocol.plans.adaptation import Adaptation
+from protocol.plans.augmentation import Augmentation
 from protocol.plans.coding import Coding
 from protocol.plans.federated import FederatedPlan, FetchWeights, SplitScores, Update, Weights
 from protocol.plans.first_order import FirstOrder
@@ -69,6 +70,7 @@ __all__ = [
     "Adaptation",
     "Answer",
     "Ask",
+    "Augmentation",
     "Coding",
     "Down",
     "EncodedTensor",

@@ -10,6 +10,7 @@ from msgspec import Meta
 from protocol.base import EPOCHS_LIMIT, Index, Seed, Side, Split, Turned
 from protocol.plans import Learner
 from protocol.plans.adaptation import Adaptation
+from protocol.plans.augmentation import Augmentation
 from protocol.plans.coding import Coding
 from protocol.plans.first_order import FirstOrder
 
@@ -54,6 +55,9 @@ class Turn(Turned, frozen=True, array_like=True, kw_only=True, tag="turn"):
     train_label_size: tuple[Side, Side] | None = None
     """Rows and columns that labels of train frames are to be reduced to, by the pixel nearest to each cell's
     centre; None = they are of the size of the encoder's input."""
+    augmentation: Augmentation | None = None
+    """How train frames are varied while learning and for their upload; None = they are seen as they are. A
+    request names its draw: the pass over the frames, and for uploads `epochs`."""
 
     @property
     def follows_labels(self) -> bool:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from protocol.base import Id, Index, Message, Request, Split, Text, Token, Turned
+from protocol.base import Draw, Id, Index, Message, Request, Split, Text, Token, Turned
 from protocol.codec.tensor import EncodedTensor
 from protocol.plans.adaptation import SubspaceName
 
@@ -72,6 +72,8 @@ class Upload(Request, frozen=True, array_like=True, kw_only=True, tag="upload"):
     split: Split
     frames: tuple[Index, ...]
     features: EncodedTensor
+    draw: Draw | None = None
+    """By which draw of the augmentation the frames were seen; None = as they are."""
 
 
 class Recall(Turned, frozen=True, array_like=True, kw_only=True, tag="recall"):

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from protocol.base import Answer, Index, Request, Seed
+from protocol.base import Answer, Draw, Index, Request, Seed
 from protocol.codec.tensor import BITS, EncodedTensor
 from protocol.errors import SettingError
 from protocol.plans.checks import EstimatorPlan
@@ -70,6 +70,8 @@ class SeededQuery(Request, frozen=True, array_like=True, kw_only=True, tag="seed
     """Ask for ℓ(z + scale·ξ) − ℓ(z − scale·ξ), else for ℓ(z + scale·ξ) − ℓ(z)."""
     map_size: tuple[int, int]
     """Rows and columns of the maps."""
+    draw: Draw | None = None
+    """By which draw of the augmentation the frames were seen; None = as they are."""
 
 
 class LossMaps(Answer, frozen=True, array_like=True, kw_only=True, tag="maps"):

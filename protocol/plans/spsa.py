@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from protocol.base import Answer, Index, Request
+from protocol.base import Answer, Draw, Index, Request
 from protocol.codec.tensor import EncodedTensor
 from protocol.plans.checks import EstimatorPlan
 
@@ -39,6 +39,8 @@ class Query(Request, frozen=True, array_like=True, kw_only=True, tag="query"):
 
     frames: tuple[Index, ...]
     features: EncodedTensor
+    draw: Draw | None = None
+    """By which draw of the augmentation the frames were seen; None = as they are."""
 
 
 class Feedback(Answer, frozen=True, array_like=True, kw_only=True, tag="feedback"):

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from protocol.base import Answer, Index, Request
+from protocol.base import Answer, Draw, Index, Request
 from protocol.codec.tensor import BITS, EncodedTensor
 from protocol.plans.checks import Plan
 
@@ -37,6 +37,8 @@ class TrainStep(Request, frozen=True, array_like=True, kw_only=True, tag="train"
 
     frames: tuple[Index, ...]
     features: EncodedTensor
+    draw: Draw | None = None
+    """By which draw of the augmentation the frames were seen; None = as they are."""
 
 
 class Gradient(Answer, frozen=True, array_like=True, kw_only=True, tag="gradient"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from cloud_server.desk.handlers.visit import Handlers, Visit, identity
+from cloud_server.desk.turns import Features
 from cloud_server.errors import RequestError
 from protocol.messages import Ack, LabelOffer, Labels, LabelWant, TurnDone, TurnFailed, Upload
 
@@ -41,11 +42,13 @@ def take_upload(request: Upload, visit: Visit) -> Ack:
     turn = visit.active.turn
     if request.split not in turn.uploads:
         raise RequestError(f"split {request.split!r} is not asked for in this turn")
+    views = visit.checks.views(turn, request.frames, request.draw, request.split)
     features_BCHW = visit.checks.features(request, request.split)
     unasked = set(request.frames).difference(visit.checks.asked_frames(turn, request.split))
     if unasked:
         raise RequestError(f"{request.split} frame {min(unasked)} is not asked for in this turn")
-    visit.active.add_upload(request.step, request.split, request.frames, features_BCHW)
+    uploaded = Features(indices=request.frames, features_BCHW=features_BCHW, views=views)
+    visit.active.add_upload(request.step, request.split, uploaded)
     return Ack(**identity(request))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from cloud_server.desk.handlers.visit import Handlers, Visit, identity, refusal
 from cloud_server.desk.seeded_queries import checked_scale, coded_loss_maps
 from cloud_server.training.trainer import Trainer
+from datasets.augment import View, seen_labels
 from protocol.messages import ActivationPlan, Feedback, LossMaps, OwnPlan, Query, SeededQuery, SpsaPlan
 
 OWN_MAP_BITS = 8
@@ -32,6 +33,12 @@ class Judge:
     """Holds that network."""
     label_BHW: NDArray[np.uint8] | None
     """uint8; None: the loss is the entropy of the network's own predictions."""
+
+    def of_views(self, views: tuple[View, ...]) -> Judge:
+        """The same about views of the frames."""
+        if self.label_BHW is None:
+            return self
+        return replace(self, label_BHW=seen_labels(self.label_BHW, views))
 
     def loss(self, features_BCHW: NDArray[np.float32]) -> float:
         """Mean over the frames."""
@@ -69,8 +76,9 @@ def _answer_query(algorithm: GivesFeedback, request: Query, visit: Visit) -> Fee
     if not isinstance(visit.active.turn.learner, SpsaPlan | OwnPlan):
         raise refusal(Query)
     visit.check_answers(request.frames, 1)
+    views = visit.checks.views(visit.active.turn, request.frames, request.draw)
     with algorithm.feedback(request.vehicle, request.frames) as judge:
-        loss = judge.loss(features_BCHW)
+        loss = judge.of_views(views).loss(features_BCHW)
     visit.active.count_answers(request.frames, 1)
     return Feedback(**identity(request), losses=(loss,))
 
@@ -85,8 +93,9 @@ def _answer_seeded_query(algorithm: GivesFeedback, request: SeededQuery, visit: 
     scale_C = checked_scale(request, plan, features_BCHW.shape)
     answers = 1 + len(request.seeds)
     visit.check_answers(request.frames, answers)
+    views = visit.checks.views(visit.active.turn, request.frames, request.draw)
     with algorithm.feedback(request.vehicle, request.frames) as judge:
-        loss_maps = partial(judge.loss_maps, map_size=request.map_size)
+        loss_maps = partial(judge.of_views(views).loss_maps, map_size=request.map_size)
         maps = coded_loss_maps(request, features_BCHW, scale_C, loss_maps, map_bits)
     visit.active.count_answers(request.frames, answers)
     visit.active.answered_largely(request.step)

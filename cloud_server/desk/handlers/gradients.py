@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloud_server.desk.handlers.visit import Handlers, Visit, identity, refusal
+from cloud_server.desk.turns import Features
 from cloud_server.errors import RequestError
 from protocol.codec.tensor import encode
 from protocol.messages import Gradient, TrainStep, WhiteBoxPlan
@@ -33,9 +34,7 @@ class StepResult:
 class TakesTrainSteps(Protocol):
     """An algorithm whose vehicles learn from gradients."""
 
-    def train_step(
-        self, vehicle: str, indices: tuple[int, ...], features_BCHW: NDArray[np.float32]
-    ) -> StepResult:
+    def train_step(self, vehicle: str, batch: Features) -> StepResult:
         """Learn from a batch; called once for each of the turn's training steps, in their order.
 
         Raises:
@@ -58,7 +57,9 @@ def _answer(algorithm: TakesTrainSteps, request: TrainStep, visit: Visit) -> Gra
         raise refusal(TrainStep)
     if active.train_steps >= visit.checks.train_steps(active.turn):
         raise RequestError(f"turn {request.turn_id} has had all its {active.train_steps} training steps")
-    result = algorithm.train_step(request.vehicle, request.frames, features_BCHW)
+    views = visit.checks.views(active.turn, request.frames, request.draw)
+    batch = Features(indices=request.frames, features_BCHW=features_BCHW, views=views)
+    result = algorithm.train_step(request.vehicle, batch)
     active.train_steps += 1
     active.answered_largely(request.step)
     return Gradient(
