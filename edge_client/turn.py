@@ -148,7 +148,7 @@ class TurnTools:
         subspace: Subspace | None = None,
         draw: int | None = None,
     ) -> Linearisation:
-        """Features of some of the vehicle's frames, as `draw` shows them, under θ, with the way back to θ, or into
+        """Features of frames of the vehicle, as `draw` shows them, under θ, with the way back to θ or into
         a subspace.
 
         Raises:
