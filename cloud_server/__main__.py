@@ -12,9 +12,10 @@ from pathlib import Path
 import msgspec
 
 from cloud_server.algorithms.table import FLEET_ALGORITHMS
-from cloud_server.config import CloudConfig, read_config
+from cloud_server.config import DEVICES, PRECISIONS, CloudConfig, read_config
 from cloud_server.errors import CloudError, Stopped
 from cloud_server.run.service import serve
+from cloud_server.training.compute import check_device
 from cloud_server.unknown_keys import explain
 from datasets.catalog import LABEL_SPACES
 from datasets.class_file import is_class_file
@@ -47,6 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.broker is None:
             raise CloudError("--broker missing; give the broker's URL, for instance mqtt://127.0.0.1:1883")
         config = _config(options)
+        check_device(config.device)
         with NetworkLoop() as loop:
             serve(
                 config,
@@ -110,6 +112,14 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--frame-bytes", type=int, help="most bytes of a frame's features; --bits is then the most bits"
     )
     parser.add_argument("--threads", type=int, help="torch threads")
+    parser.add_argument(
+        "--device", choices=DEVICES, help=f"what to compute on (default {defaults['device']})"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help=f"of convolutions and products (default {defaults['precision']})",
+    )
     parser.add_argument("--resume", action="store_true", help="go on with the run in RUN_DIR")
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     return parser.parse_args(arguments)
@@ -136,6 +146,8 @@ def _config(options: argparse.Namespace) -> CloudConfig:
         "algorithm": options.algorithm,
         "rounds": options.rounds,
         "seed": options.seed,
+        "device": options.device,
+        "precision": options.precision,
         **_classes(options.label_space),
         "training_threads": options.threads,
         "inference_threads": options.threads,

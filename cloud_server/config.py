@@ -31,6 +31,9 @@ from protocol.text_files import decode_json
 
 _Way = TypeVar("_Way", bound=Way)
 
+DEVICES = ("auto", "cpu", "cuda")
+PRECISIONS = ("float32", "bfloat16", "float16")
+
 
 class NetworkConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The cloud's part of the segmentation network."""
@@ -40,7 +43,8 @@ class NetworkConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     name: str = "compact"
     """A row of `cloud_server.networks.build.NETWORKS`, or `package.module:name` of your own."""
     weights: str | None = None
-    """Folder of pretrained weights for networks that take them; None = random from the seed."""
+    """Pretrained weights for networks that take them: a folder (SegFormer) or a file (`lite0-unet`); None =
+    random from the seed, or those that come with the network."""
     learns: bool = True
     """False: it stays as it starts; it answers, and vehicles adapt to it."""
     start: str | None = None
@@ -130,6 +134,12 @@ class RunSettings(Ways, frozen=True, kw_only=True, forbid_unknown_fields=True):
     seed: int = 0
     feedback_network: str = "latest"
     """blackfed-v2 only. Which weights answer a vehicle's queries: `latest`, or its own `best`."""
+    device: str = "auto"
+    """What the cloud computes on: `cpu`, `cuda`, or `auto` = CUDA where torch has it and it works. A run may
+    go on on another one."""
+    precision: str = "float32"
+    """Of the convolutions and products in the cloud's network: `float32`, `bfloat16`, or, with CUDA,
+    `float16`. Weights, moments, statistics and losses are float32."""
     payload_limit_bytes: int = DEFAULT_PAYLOAD_LIMIT_BYTES
     """Messages are sent in parts of at most this size; brokers have limits of their own."""
     coding: Coding = Coding()
@@ -147,6 +157,10 @@ class RunSettings(Ways, frozen=True, kw_only=True, forbid_unknown_fields=True):
         if not 0 <= self.seed < 2**63:
             raise SettingError(f"seed must be at least 0 and below 2^63, got {self.seed}")
         self._one_of(("latest", "best"), "feedback_network")
+        self._one_of(DEVICES, "device")
+        self._one_of(PRECISIONS, "precision")
+        if self.precision == "float16" and self.device == "cpu":
+            raise SettingError("precision float16 is for device cuda; on a CPU take bfloat16 or float32")
         zeroth, asked = self.zeroth_order, self.answers_per_frame
         if self.way(OwnSettings).estimator and not is_foreign(zeroth.estimator):
             raise SettingError(

@@ -19,6 +19,7 @@ BlackfleetError                 the root
 │   ├── BundleError             edge_client.encoder.bundle
 │   ├── HeadError               edge_client.local.head
 │   ├── CloudError              cloud_server.errors
+│   │   └── OutOfMemory         the network needs more memory than the device has
 │   ├── CheckpointError         cloud_server.storage.checkpoint
 │   ├── LabelError              cloud_server.storage.label_store
 │   └── OperatorError           fleet.errors

@@ -10,6 +10,7 @@ from cloud_server.desk.registry import Registry
 from cloud_server.errors import CloudError
 from cloud_server.networks.stems import build_shared_network
 from cloud_server.storage.checkpoint import read_tensors
+from cloud_server.training.compute import find_compute
 from cloud_server.training.source_features import load_source_replay
 from cloud_server.training.trainer import Trainer, TrainerConfig
 from protocol.errors import MENDABLE
@@ -52,6 +53,7 @@ def build_trainer(config: CloudConfig, registry: Registry, run_folder: Path, *, 
             source_replay=load_source_replay(
                 config, run_folder, num_classes=num_classes, feature_shapes=feature_shapes
             ),
+            compute=find_compute(config.device, config.precision),
         )
         if config.network.start is not None:
             trainer.load_weights(read_tensors(run_folder / config.network.start)[0])

@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from cloud_server.errors import CloudError
 from cloud_server.training.batch_statistics import collect_statistics
+from cloud_server.training.compute import FORMAT, ON_CPU, Array, Compute, as_tensor, within_memory
 from cloud_server.training.losses import (
     downsample_labels,
     entropy,
@@ -31,11 +32,6 @@ from cloud_server.training.losses import (
 )
 from protocol.batches import batch_bounds
 from protocol.noise import permutation
-
-Array = NDArray[Any] | Tensor
-
-# Convolutions on a CPU run faster with the channels innermost.
-FORMAT = torch.channels_last
 
 _MAP_FRAMES = 8
 """Frames that go through the network together for loss maps, always as many. How a convolution rounds
@@ -65,10 +61,21 @@ class Inference:
     Where a loss is wanted without labels, it is the entropy of the predictions.
     """
 
-    def __init__(self, network: nn.Module, *, loss: str, threads: int) -> None:
-        """`loss`: a name in `cloud_server.training.losses.LOSSES`."""
+    def __init__(
+        self, network: nn.Module, *, loss: str, threads: int, compute: Compute = ON_CPU
+    ) -> None:
+        """Move the network to where it is computed.
+
+        Args:
+            loss: a name in `cloud_server.training.losses.LOSSES`.
+
+        Raises:
+            OutOfMemory: there is no room for it.
+        """
         self._loss = find_loss(loss)
-        self._network = network.eval()
+        self._compute = compute
+        with within_memory(compute.device):
+            self._network = network.eval().to(compute.device)
         for parameter in self._network.parameters():
             if parameter.dim() == 4:
                 parameter.data = parameter.data.contiguous(memory_format=FORMAT)
@@ -78,15 +85,13 @@ class Inference:
     def evaluate_loss(self, features_BCHW: Array, label_BHW: Array | None) -> float:
         """Return the loss of the batch."""
         with self._inference():
-            return self._evaluate_loss(features_tensor(features_BCHW), label_BHW).item()
+            return self._evaluate_loss(self._compute.features(features_BCHW), label_BHW).item()
 
     def evaluate_losses(self, features_BCHW: Array, label_BHW: Array) -> NDArray[np.float32]:
         """Return the loss of each frame, float32[B]."""
         with self._inference():
-            losses_B: NDArray[np.float32] = per_frame(
-                self._loss, *self._evaluate(features_BCHW, label_BHW)
-            ).numpy()
-            return losses_B
+            losses_B = per_frame(self._loss, *self._evaluate(features_BCHW, label_BHW))
+            return np.asarray(losses_B.cpu(), np.float32)
 
     def loss_map(
         self, features_BCHW: Array, label_BHW: Array | None, cells_yx: tuple[int, int]
@@ -124,17 +129,17 @@ class Inference:
         with self._inference():
             for start in range(0, len(label_nhw), chunk_frames):
                 chosen = slice(start, start + chunk_frames)
-                logits_BKhw = self._network(features_tensor(features_nCHW[chosen]))
+                logits_BKhw = self._logits(self._compute.features(features_nCHW[chosen]))
                 logits_BKhw = functional.interpolate(
                     logits_BKhw, size=size_hw, mode="bilinear", align_corners=False
                 )
-                label_nhw[chosen] = logits_BKhw.argmax(dim=1).to(torch.uint8).numpy()
+                label_nhw[chosen] = logits_BKhw.argmax(dim=1).to(torch.uint8).cpu().numpy()
         return label_nhw
 
     def logit_size(self, feature_shape: tuple[int, int, int]) -> tuple[int, int]:
         """Rows and columns of the logits of features of C, H, W."""
         with self._inference():
-            height, width = self._network(features_tensor(torch.zeros(1, *feature_shape))).shape[-2:]
+            height, width = self._logits(self._compute.features(torch.zeros(1, *feature_shape))).shape[-2:]
             return height, width
 
     def estimate_statistics(self, features_nCHW: Array, *, batch_size: int, seed: int) -> dict[str, Tensor]:
@@ -143,15 +148,16 @@ class Inference:
         Batches are alike, because their order is drawn from `seed`.
         """
         order_n = torch.from_numpy(permutation(seed, len(features_nCHW)))
-        features_nCHW = features_tensor(features_nCHW)
-        with self._lock, threads(self._inference_threads):
-            return collect_statistics(
+        features_nCHW = as_tensor(features_nCHW)
+        with self._working(self._inference_threads), self._compute.autocast():
+            statistics = collect_statistics(
                 self._network,
                 (
-                    features_nCHW[order_n[start:stop]].contiguous(memory_format=FORMAT)
+                    self._compute.features(features_nCHW[order_n[start:stop]])
                     for start, stop in batch_bounds(len(order_n), batch_size)
                 ),
             )
+        return {name: value.cpu() for name, value in statistics.items()}
 
     def _map_slice(
         self, frames: tuple[tuple[int, Tensor], ...], label_BHW: Array | None, cells_yx: tuple[int, int]
@@ -159,27 +165,35 @@ class Inference:
         """The maps of at most `_MAP_FRAMES` frames: of each the number of its label, and features_CHW."""
         numbers, features = zip(*frames, strict=True)
         filling = [torch.zeros_like(features[0])] * (_MAP_FRAMES - len(features))
-        logits_BKhw = self._network(features_tensor(torch.stack([*features, *filling])))[: len(features)]
+        batch_BCHW = self._compute.features(torch.stack([*features, *filling]))
+        logits_BKhw = self._logits(batch_BCHW)[: len(features)]
         if label_BHW is None:
             map_Byx = entropy_map(logits_BKhw, cells_yx)
         else:
-            label_Bhw = downsample_labels(as_tensor(label_BHW)[list(numbers)], logits_BKhw.shape[-2:])
+            label_BHW = self._compute.tensor(as_tensor(label_BHW)[list(numbers)])
+            label_Bhw = downsample_labels(label_BHW, logits_BKhw.shape[-2:])
             map_Byx = loss_map(logits_BKhw, label_Bhw, cells_yx)
-        return np.asarray(map_Byx, np.float32)
+        return np.asarray(map_Byx.cpu(), np.float32)
 
     def _evaluate_loss(self, features_BCHW: Tensor, label_BHW: Array | None) -> Tensor:
         if label_BHW is None:
-            return entropy(self._network(features_BCHW))
+            return entropy(self._logits(features_BCHW))
         return self._loss(*self._evaluate(features_BCHW, label_BHW))
 
     def _evaluate(self, features_BCHW: Array, label_BHW: Array) -> tuple[Tensor, Tensor]:
-        logits_BKhw = self._network(features_tensor(features_BCHW))
-        return logits_BKhw, downsample_labels(as_tensor(label_BHW), logits_BKhw.shape[-2:])
+        logits_BKhw = self._logits(self._compute.features(features_BCHW))
+        return logits_BKhw, downsample_labels(self._compute.tensor(label_BHW), logits_BKhw.shape[-2:])
+
+    def _logits(self, features_BCHW: Tensor) -> Tensor:
+        """Of features on the device, float32."""
+        with self._compute.autocast():
+            logits_BKhw: Tensor = self._network(features_BCHW)
+        return logits_BKhw.float()
 
     def weights(self) -> dict[str, Tensor]:
         """Return a copy of the network's parameters and buffers."""
         with self._lock:
-            return {name: value.clone() for name, value in self._network.state_dict().items()}
+            return {name: on_host(value) for name, value in self._network.state_dict().items()}
 
     def network(self) -> nn.Module:
         """Return a copy of the network, in evaluation mode, on the CPU."""
@@ -214,19 +228,18 @@ class Inference:
 
     @contextmanager
     def _inference(self) -> Iterator[None]:
-        with self._lock, threads(self._inference_threads), torch.inference_mode():
+        with self._working(self._inference_threads), torch.inference_mode():
+            yield
+
+    @contextmanager
+    def _working(self, count: int) -> Iterator[None]:
+        with self._lock, threads(count), within_memory(self._compute.device):
             yield
 
 
-def features_tensor(features_BCHW: Array) -> Tensor:
-    """float32, channels innermost in memory."""
-    return as_tensor(features_BCHW).to(torch.float32).contiguous(memory_format=FORMAT)
-
-
-def as_tensor(array: Array) -> Tensor:
-    """The same numbers, where possible in the same memory."""
-    # Torch can't share the memory of a read-only array without a warning.
-    return array if isinstance(array, Tensor) else torch.from_numpy(np.require(array, requirements="W"))
+def on_host(tensor: Tensor) -> Tensor:
+    """A copy of it in the host's memory."""
+    return tensor.detach().cpu() if tensor.is_cuda else tensor.clone()
 
 
 def check_same(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:

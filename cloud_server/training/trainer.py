@@ -17,15 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cloud_server.errors import CloudError
-from cloud_server.training.inference import (
-    FORMAT,
-    Array,
-    Inference,
-    as_tensor,
-    check_same,
-    features_tensor,
-    threads,
-)
+from cloud_server.training.compute import FORMAT, ON_CPU, Array, Compute, as_tensor
+from cloud_server.training.inference import Inference, check_same, on_host
 from cloud_server.training.losses import downsample_labels, find_loss
 from cloud_server.training.source_features import SourceReplay
 from protocol.batches import batch_bounds
@@ -39,7 +32,7 @@ Visited = Callable[[int, NDArray[np.int64]], None]
 """(epoch, positions of the frames that a step was just taken on)."""
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
-_TORCH_SEED_LIMIT = 1 << 63
+_LOSS_SCALE = "loss_scale"
 
 
 class DivergedError(BlackfleetError):
@@ -106,15 +99,22 @@ class Trainer(Inference):
     """
 
     def __init__(
-        self, network: nn.Module, config: TrainerConfig, *, source_replay: SourceReplay | None = None
+        self,
+        network: nn.Module,
+        config: TrainerConfig,
+        *,
+        source_replay: SourceReplay | None = None,
+        compute: Compute = ON_CPU,
     ) -> None:
         """`source_replay`: what may follow each step; not counted as a step of the schedule."""
         self.config = config
         self._source_replay = source_replay
-        super().__init__(network, loss=config.loss, threads=config.inference_threads)
+        super().__init__(network, loss=config.loss, threads=config.inference_threads, compute=compute)
         groups = _parameter_groups(self._network, config)
         self._rates = [group["lr"] for group in groups]
         self._optimizer = torch.optim.AdamW(groups, fused=True)
+        # float16 has so small a range that gradients must be scaled into it.
+        self._scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.dtype is torch.float16)
         self._steps = 0
         self._total_steps = config.total_steps
 
@@ -142,7 +142,7 @@ class Trainer(Inference):
             DivergedError: the loss is not finite.
         """
         with self._training():
-            return self._train_step(features_tensor(features_BCHW), as_tensor(label_BHW))
+            return self._train_step(features_BCHW, label_BHW)[0]
 
     def train_step_with_gradient(
         self, features_BCHW: Array, label_BHW: Array
@@ -154,10 +154,10 @@ class Trainer(Inference):
             DivergedError: the loss or the gradient is not finite.
         """
         with self._training():
-            leaf_BCHW = features_tensor(features_BCHW).detach().requires_grad_()
-            loss = self._train_step(leaf_BCHW, as_tensor(label_BHW))
+            leaf_BCHW = self._compute.features(features_BCHW).detach().requires_grad_()
+            loss, scale = self._train_step(leaf_BCHW, label_BHW)
             assert leaf_BCHW.grad is not None
-            return loss, self._finite(leaf_BCHW.grad)
+            return loss, self._finite(leaf_BCHW.grad / scale)
 
     def train_epochs(
         self,
@@ -187,7 +187,7 @@ class Trainer(Inference):
         if epochs < 1 or batch_size < 1:
             raise ValueError(f"epochs and batch size must be 1 or more, got {epochs} and {batch_size}")
         with self._training():
-            features_nCHW, label_nHW = features_tensor(features_nCHW), as_tensor(label_nHW)
+            features_nCHW, label_nHW = as_tensor(features_nCHW), as_tensor(label_nHW)
             bounds = batch_bounds(n, batch_size)
             means = []
             for epoch in range(epochs):
@@ -195,7 +195,7 @@ class Trainer(Inference):
                 total = 0.0
                 for step, (start, stop) in enumerate(bounds):
                     chosen_B = order_n[start:stop]
-                    loss = self._train_step(features_nCHW[chosen_B], label_nHW[chosen_B])
+                    loss, _ = self._train_step(features_nCHW[chosen_B], label_nHW[chosen_B])
                     total += loss * (stop - start)
                     if visited is not None:
                         visited(epoch, chosen_B.numpy())
@@ -204,33 +204,43 @@ class Trainer(Inference):
                 means.append(total / n)
             return means
 
-    def _train_step(self, features_BCHW: Tensor, label_BHW: Tensor) -> float:
-        value = self._step(features_BCHW, label_BHW, "step")
+    def _train_step(self, features_BCHW: Array, label_BHW: Array) -> tuple[float, float]:
+        value, scale = self._step(features_BCHW, label_BHW, "step")
         replay = self._source_replay and self._source_replay.after(self._steps)
         if replay:
-            self._step(as_tensor(replay[0]), as_tensor(replay[1]), "source-step")
+            self._step(*replay, "source-step")
         self._steps += 1
-        return value
+        return value, scale
 
-    def _step(self, features_BCHW: Tensor, label_BHW: Tensor, name: str) -> float:
+    def _step(self, features_BCHW: Array, label_BHW: Array, name: str) -> tuple[float, float]:
+        """The loss before the step, and what its gradients are scaled by."""
         for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * self.rate_share
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(self.config.seed, name, self._steps) % _TORCH_SEED_LIMIT)
-            logits_BKhw = self._network(features_BCHW.contiguous(memory_format=FORMAT))
-        loss = self._loss(logits_BKhw, downsample_labels(label_BHW, logits_BKhw.shape[-2:]))
-        value = loss.item()
-        if not math.isfinite(value):
-            raise DivergedError(f"training loss became {value} in step {self._steps}: lower the rate")
-        self._optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        self._optimizer.step()
-        return value
+        features_BCHW = self._compute.features(features_BCHW)
+        label_BHW = self._compute.tensor(label_BHW)
+        while True:
+            with self._compute.seeded(derive_seed(self.config.seed, name, self._steps)):
+                logits_BKhw = self._logits(features_BCHW)
+            loss = self._loss(logits_BKhw, downsample_labels(label_BHW, logits_BKhw.shape[-2:]))
+            value = loss.item()
+            if not math.isfinite(value):
+                raise DivergedError(f"training loss became {value} in step {self._steps}: lower the rate")
+            self._optimizer.zero_grad()
+            scale = self._scaler.get_scale()
+            torch.autograd.backward(self._scaler.scale(loss))
+            self._scaler.step(self._optimizer)
+            self._scaler.update()
+            if self._scaler.get_scale() >= scale:
+                return value, scale
+            # A gradient overflowed, and no step was taken: once more with the lower scale.
+            if scale <= 1:
+                raise DivergedError(f"a gradient is not finite in step {self._steps}: lower the rate")
+            features_BCHW.grad = None
 
     def _finite(self, gradient_BCHW: Tensor) -> NDArray[np.float32]:
         if not torch.isfinite(gradient_BCHW).all():
             raise DivergedError(f"the features' gradient is not finite in step {self._steps}: lower the rate")
-        return np.ascontiguousarray(gradient_BCHW.numpy())
+        return np.ascontiguousarray(gradient_BCHW.cpu().numpy())
 
     def evaluate_gradient(
         self, features_BCHW: Array, label_BHW: Array | None
@@ -240,12 +250,14 @@ class Trainer(Inference):
         Raises:
             DivergedError: the loss or the gradient is not finite.
         """
-        with self._lock, threads(self.config.training_threads):
-            leaf_BCHW = features_tensor(features_BCHW).detach().requires_grad_()
+        with self._working(self.config.training_threads):
+            leaf_BCHW = self._compute.features(features_BCHW).detach().requires_grad_()
             loss = self._evaluate_loss(leaf_BCHW, label_BHW)
             if not math.isfinite(loss.item()):
                 raise DivergedError(f"the loss became {loss.item()} in step {self._steps}: lower the rate")
-            return loss.item(), self._finite(torch.autograd.grad(loss, leaf_BCHW)[0])
+            scale = self._scaler.get_scale()
+            [gradient_BCHW] = torch.autograd.grad(self._scaler.scale(loss), leaf_BCHW)
+            return loss.item(), self._finite(gradient_BCHW / scale)
 
     def advance_schedule(self) -> None:
         """Let the rate schedule go on by a step that this network does not take."""
@@ -266,7 +278,7 @@ class Trainer(Inference):
             for parameter_name, parameter in self._network.named_parameters():
                 state = self._optimizer.state.get(parameter, {})
                 for name in state.keys() & moments.keys():
-                    moments[name][parameter_name] = state[name].clone()
+                    moments[name][parameter_name] = on_host(state[name])
                 if state and int(state["step"]) != self._steps:
                     rarer_steps[parameter_name] = int(state["step"])
             return {
@@ -274,6 +286,7 @@ class Trainer(Inference):
                 "optimizer": moments,
                 "steps": self._steps,
                 "rarer_steps": rarer_steps,
+                **({_LOSS_SCALE: self._scaler.state_dict()} if self._scaler.is_enabled() else {}),
             }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -295,11 +308,15 @@ class Trainer(Inference):
                 check_same(moments[name], stepped, f"optimiser's {name}")
             self.load_weights(state["network"])
             self._steps = int(state["steps"])
+            if self._scaler.is_enabled():
+                self._scaler.load_state_dict(state[_LOSS_SCALE])
             self._optimizer.state.clear()
             for parameter_name, parameter in stepped.items():
                 # The fused step walks memory: the moments must lie in memory as their parameter does.
                 self._optimizer.state[parameter] = {
-                    "step": torch.tensor(float(rarer_steps.get(parameter_name, self._steps))),
+                    "step": self._compute.tensor(
+                        torch.tensor(float(rarer_steps.get(parameter_name, self._steps)))
+                    ),
                     **{
                         name: torch.empty_like(parameter, requires_grad=False).copy_(
                             moments[name][parameter_name]
@@ -312,7 +329,7 @@ class Trainer(Inference):
 
     @contextmanager
     def _training(self) -> Iterator[None]:
-        with self._lock, threads(self.config.training_threads):
+        with self._working(self.config.training_threads):
             before = self._network.training
             self._network.train()
             try:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from cloud_server.algorithms.table import ALGORITHMS
+from cloud_server.config import DEVICES, PRECISIONS
 from cloud_server.networks.build import NETWORK_DOOR
 from datasets.catalog import LABELLED_CHOICES
 from datasets.conditions import CONDITIONS
@@ -129,6 +130,18 @@ SCENARIO_OPTIONS = (
         "encoder_mode", "encoder.mode", str, "How changed weights run: bind, rebuild, or auto: the faster."
     ),
     ScenarioOption("network", "network.name", str, f"The cloud's network: one of {NETWORK_DOOR.choices}."),
+    ScenarioOption(
+        "network_weights",
+        "network.weights",
+        Path,
+        "Pretrained weights of --network: a folder (segformer-…) or a file of a state dict (lite0-unet).",
+    ),
+    ScenarioOption(
+        "device", "device", str, f"What the cloud computes on: {', '.join(DEVICES)}; auto: CUDA if it works."
+    ),
+    ScenarioOption(
+        "precision", "precision", str, f"Of the cloud's convolutions and products: {', '.join(PRECISIONS)}."
+    ),
     ScenarioOption("bits", "coding.bits", int, "Bits of a feature element: 32, 8, 6, 4, 3 or 2."),
     ScenarioOption(
         "frame_bytes",
@@ -294,6 +307,9 @@ PRETRAIN_KEYS = frozenset(
         "image_size",
         "encoder.name",
         "network.name",
+        "network.weights",
+        "device",
+        "precision",
         "coding.bits",
         "first_order.epochs",
         "augmentation.flip",

@@ -9,6 +9,7 @@ from cloud_server.algorithms.table import algorithm_row
 from cloud_server.networks.build import NETWORK_DOOR, build_network
 from cloud_server.networks.spec import NetworkSpec
 from cloud_server.run.combinations import check_combination
+from cloud_server.training.compute import check_device
 from cloud_server.training.losses import LOSSES
 from datasets.partition import METHODS
 from edge_client.encoder.subspaces import check_subspace
@@ -36,6 +37,7 @@ def check_runnable(scenario: Scenario) -> None:
         OperatorError, SettingError: the message names the value and what was expected.
     """
     check_combination(scenario.cloud_config())
+    check_device(scenario.device)
     NETWORK_DOOR.find(scenario.network.name)
     _check_learners(scenario)
     _check_name("first_order.loss", scenario.first_order.loss, LOSSES)

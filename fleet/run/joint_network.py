@@ -15,6 +15,7 @@ from torch.func import functional_call
 from cloud_server.config import network_seed
 from cloud_server.networks.build import build_network
 from cloud_server.storage.checkpoint import CheckpointError, load_checkpoint, unflatten_state
+from cloud_server.training.compute import find_compute
 from cloud_server.training.trainer import PartConfig, Trainer, TrainerConfig
 from fleet.errors import OperatorError
 from fleet.export.coordinates import Coordinates
@@ -99,6 +100,7 @@ def joint_trainer(job: Job, *, steps: int) -> Trainer:
             seed=derive_seed(config.seed, "training"),
             parts=(PartConfig(prefix=learns, rate=rate, weight_decay=0.0),),
         ),
+        compute=find_compute(config.device, config.precision),
     )
 
 

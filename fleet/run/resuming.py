@@ -1,4 +1,4 @@
-"""What a run may be resumed with: its own settings, more rounds where they are well defined, any broker."""
+"""What a run may be resumed with: its own settings, more rounds where they are well defined, any broker, any device."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from fleet.scenario import Scenario
 
 BROKER_KEYS = frozenset({"broker", "broker_port"})
 """Where the broker is does not belong to what a run computes."""
+_DEVICE = "device"
 _KEPT_WHERE_NOT_GIVEN = ("fleet", "cores")
 """Settings that a run gets when it begins."""
 _ROUNDS = "rounds"
 
 
 def resumed_scenario(scenario: Scenario, run_folder: Path) -> Scenario:
-    """The run's own scenario with the broker of this one, and its rounds where they are more.
+    """The run's own scenario with broker and device of this one, and its rounds where they are more.
 
     Raises:
         OperatorError: the folder holds no run, or one of other settings; the message names each of them.
@@ -31,7 +32,7 @@ def resumed_scenario(scenario: Scenario, run_folder: Path) -> Scenario:
     for key in _KEPT_WHERE_NOT_GIVEN:
         if getattr(asked, key) is None:
             asked = msgspec.structs.replace(asked, **{key: getattr(kept, key)})
-    changes = differences(kept, asked, free=BROKER_KEYS | {_ROUNDS})
+    changes = differences(kept, asked, free=BROKER_KEYS | {_ROUNDS, _DEVICE})
     if changes:
         raise OperatorError(
             f"{run_folder} goes on with the settings it began with: {'; '.join(changes)}; leave that out, or "
@@ -42,7 +43,11 @@ def resumed_scenario(scenario: Scenario, run_folder: Path) -> Scenario:
     except CloudError as error:
         raise OperatorError(f"{run_folder} can't go on with that: {error}") from error
     return msgspec.structs.replace(
-        kept, rounds=asked.rounds, broker=scenario.broker, broker_port=scenario.broker_port
+        kept,
+        rounds=asked.rounds,
+        device=asked.device,
+        broker=scenario.broker,
+        broker_port=scenario.broker_port,
     )
 
 
