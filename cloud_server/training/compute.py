@@ -29,6 +29,7 @@ Array = NDArray[Any] | Tensor
 FORMAT = torch.channels_last
 
 _TORCH_SEED_LIMIT = 1 << 63
+_CPU = torch.device("cpu")
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 
@@ -36,7 +37,7 @@ _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 class Compute:
     """A device, and the type that convolutions and products are done in."""
 
-    device: torch.device = torch.device("cpu")
+    device: torch.device = _CPU
     dtype: torch.dtype = torch.float32
     """Weights, moments, statistics and losses are float32 whatever this is (torch's autocast)."""
 
@@ -95,7 +96,7 @@ def find_compute(device: str, precision: str) -> Compute:
             f"{device} and {precision}"
         )
     check_device(device)
-    found = torch.device("cpu")
+    found = _CPU
     if device != "cpu" and torch.cuda.is_available():
         found = _cuda(asked=device == "cuda") or found
     if precision == "float16" and found.type == "cpu":

@@ -11,7 +11,6 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import torch
@@ -61,9 +60,7 @@ class Inference:
     Where a loss is wanted without labels, it is the entropy of the predictions.
     """
 
-    def __init__(
-        self, network: nn.Module, *, loss: str, threads: int, compute: Compute = ON_CPU
-    ) -> None:
+    def __init__(self, network: nn.Module, *, loss: str, threads: int, compute: Compute = ON_CPU) -> None:
         """Move the network to where it is computed.
 
         Args:

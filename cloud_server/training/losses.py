@@ -24,9 +24,7 @@ def cross_entropy(logits_BKhw: Tensor, label_Bhw: Tensor) -> Tensor:
     """Return the mean of −log p(label) over the batch's pixels that are not void, a scalar."""
     label_Bhw = label_Bhw.long()
     if logits_BKhw.is_cuda:  # its own sum adds in whatever order threads arrive
-        total = functional.cross_entropy(
-            logits_BKhw, label_Bhw, ignore_index=VOID, reduction="none"
-        ).sum()
+        total = functional.cross_entropy(logits_BKhw, label_Bhw, ignore_index=VOID, reduction="none").sum()
     else:
         total = functional.cross_entropy(logits_BKhw, label_Bhw, ignore_index=VOID, reduction="sum")
     return total / (label_Bhw != VOID).sum().clamp(min=1)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cloud_server.errors import CloudError
-from cloud_server.training.compute import FORMAT, ON_CPU, Array, Compute, as_tensor
+from cloud_server.training.compute import ON_CPU, Array, Compute, as_tensor
 from cloud_server.training.inference import Inference, check_same, on_host
 from cloud_server.training.losses import downsample_labels, find_loss
 from cloud_server.training.source_features import SourceReplay

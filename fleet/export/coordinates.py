@@ -45,6 +45,7 @@ class Coordinates(nn.Module):
         found = {}
         pieces = torch.split(self.phi, self._counts)
         for (name, start, how, is_weight), piece in zip(self._parts, pieces, strict=True):
+            start = start.to(self.phi.device)
             if how == "free":
                 found[name] = start + piece.view_as(start)
             else:

@@ -1,4 +1,4 @@
-"""What a run may be resumed with: its own settings, more rounds where they are well defined, any broker, any device."""
+"""What a run may be resumed with: its own settings, more rounds where well defined, another broker or device."""
 
 from __future__ import annotations
 

@@ -77,7 +77,9 @@ def test_close_to_float32_on_the_cpu(compute: Compute) -> None:
     loss, gradient = other.train_step_with_gradient(features_BCHW, label_BHW)
     assert loss == pytest.approx(expected, rel=0.02)
     assert gradient.dtype == np.float32
-    cosine = (gradient * expected_gradient).sum() / np.linalg.norm(gradient) / np.linalg.norm(expected_gradient)
+    cosine = (
+        (gradient * expected_gradient).sum() / np.linalg.norm(gradient) / np.linalg.norm(expected_gradient)
+    )
     assert cosine > 0.98
     assert np.linalg.norm(gradient) == pytest.approx(np.linalg.norm(expected_gradient), rel=0.05)
 
@@ -142,5 +144,7 @@ def test_cuda_that_is_not_there_is_refused() -> None:
 
 def test_unknown_names_are_refused() -> None:
     for device, precision in (("tpu", "float32"), ("cpu", "float8")):
-        with pytest.raises(SettingError, match=r"device must be one of auto, cpu, cuda, precision one of float32"):
+        with pytest.raises(
+            SettingError, match=r"device must be one of auto, cpu, cuda, precision one of float32"
+        ):
             find_compute(device, precision)
