@@ -1,4 +1,4 @@
-"""What a run may be resumed with: its own settings, more rounds where well defined, another broker or device."""
+"""What a run may be resumed with: its own settings, another broker or device, more rounds if well defined."""
 
 from __future__ import annotations
 
