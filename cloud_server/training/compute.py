@@ -124,7 +124,7 @@ def _cuda(*, asked: bool) -> torch.device | None:
 
 
 def _why_no_cuda() -> str:
-    if not torch.backends.cuda.is_built():
+    if torch.version.cuda is None:
         return f"torch {torch.__version__} is built without CUDA"
     return f"torch {torch.__version__} finds no CUDA device or driver"
 

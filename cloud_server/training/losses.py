@@ -5,7 +5,7 @@ Legend: B frames, K classes, h w rows and columns of logits, H W of a label, y x
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -132,7 +132,7 @@ def _resample(values: Tensor, dim: int, cells: int) -> Tensor:
     raise SettingError(f"a loss map of {cells} cells doesn't fit logits of {length} pixels along one side")
 
 
-def downsample_labels(label_BHW: Tensor, size_hw: tuple[int, int]) -> Tensor:
+def downsample_labels(label_BHW: Tensor, size_hw: Sequence[int]) -> Tensor:
     """Return the label at the pixel nearest to each cell's centre, [B, h, w] of the same type."""
     rows_h = _centres(label_BHW.shape[-2], size_hw[0], label_BHW.device)
     columns_w = _centres(label_BHW.shape[-1], size_hw[1], label_BHW.device)
