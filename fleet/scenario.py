@@ -145,7 +145,8 @@ class EncoderPart(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class LocalHeadPart(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The head by which vehicles learn from their own labels (`blackfleet`)."""
+    """The head by which vehicles learn from their own labels (`blackfleet`), or that stands for the cloud's
+    network on them (the estimator `surrogate`)."""
 
     section = "local_head"
 
@@ -153,6 +154,9 @@ class LocalHeadPart(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Channels inside."""
     depth: int = 2
     """Residual blocks, of dilation 2, 4, 8, …"""
+    pretrained: bool = True
+    """Of `surrogate`, with a `start`: it begins with the head that was pretrained there, whose width and
+    depth count; else with random weights."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.width <= 1024:

@@ -3,6 +3,7 @@
     encoder/                    the encoder bundle with the trained weights
     cloud_network.safetensors   the cloud network's weights and BatchNorm statistics
     source_features.msgpack     labelled features of train frames, for the cloud to rehearse
+    surrogate/                  a small head trained on those, to stand for the network on vehicles
     start.json                  what it is, and the sha256 of each file; written last
 
 A run keeps a copy in its own folder.
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from cloud_server.storage.checkpoint import CheckpointError, read_tensors
 from edge_client.encoder.bundle import BundleError, EncoderBundle
+from edge_client.local.head import SPEC_NAME as HEAD_SPEC_NAME
 from fleet.errors import OperatorError
 from protocol.atomic import new_folder_beside, sync_folder, write_bytes_atomic
 
@@ -31,6 +33,7 @@ SPEC_NAME = "start.json"
 ENCODER_NAME = "encoder"
 NETWORK_NAME = "cloud_network.safetensors"
 FEATURES_NAME = "source_features.msgpack"
+HEAD_NAME = "surrogate"
 
 
 class StartSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -104,6 +107,12 @@ class Start:
         """Of the bundle that every vehicle starts with."""
         return self.folder / ENCODER_NAME
 
+    @property
+    def head_folder(self) -> Path | None:
+        """Of the head that stands for the network; None: it was pretrained before there were any."""
+        has_one = f"{HEAD_NAME}/{HEAD_SPEC_NAME}" in self.spec.sha256
+        return self.folder / HEAD_NAME if has_one else None
+
     def begin(self, encoder: nn.Module, network: nn.Module) -> None:
         """Copy the trained weights, and the network's BatchNorm statistics, into these modules.
 
@@ -159,7 +168,11 @@ def write_spec(folder: Path, **fields: Any) -> Start:
 
     `fields` are those of `StartSpec` but for `format_version` and `sha256`.
     """
-    names = [f"{ENCODER_NAME}/{path.name}" for path in sorted((folder / ENCODER_NAME).iterdir())]
+    names = [
+        f"{part}/{path.name}"
+        for part in (ENCODER_NAME, HEAD_NAME)
+        for path in sorted((folder / part).iterdir())
+    ]
     names += [NETWORK_NAME, FEATURES_NAME]
     spec = StartSpec(
         format_version=1,

@@ -14,17 +14,36 @@ from protocol.noise import signs
 _FLOAT32 = np.dtype("<f4")
 
 
+def directions(seed: int, shape_BCHW: tuple[int, ...], block: int = 1) -> npt.NDArray[np.int8]:
+    """ξ int8[B, C, H, W] of ±1, drawn from `seed`: constant on squares of `block` × `block` cells, from the
+    first row and column on; those at the far edges are cut where they don't fit.
+
+    Raises:
+        ValueError: a seed out of [0, 2⁶⁴).
+    """
+    frames, channels, height, width = shape_BCHW
+    if block == 1:
+        return signs(seed, (frames, channels, height, width))
+    xi_BCyx = signs(seed, (frames, channels, -(-height // block), -(-width // block)))
+    return xi_BCyx.repeat(block, axis=2).repeat(block, axis=3)[:, :, :height, :width]
+
+
 def perturb(
-    features_BCHW: npt.NDArray[np.float32], scale_C: npt.NDArray[np.float32], seed: int, *, sign: int = 1
+    features_BCHW: npt.NDArray[np.float32],
+    scale_C: npt.NDArray[np.float32],
+    seed: int,
+    *,
+    sign: int = 1,
+    block: int = 1,
 ) -> npt.NDArray[np.float32]:
-    """z + sign · scale · ξ, float32[B, C, H, W], ξ = ±1 drawn from `seed`; `sign` is 1 or −1.
+    """z + sign · scale · ξ, float32[B, C, H, W], ξ as of `directions`; `sign` is 1 or −1.
 
     One rounded float32 addition an element: the same bits on every machine.
 
     Raises:
         ValueError: a seed out of [0, 2⁶⁴).
     """
-    xi_BCHW = signs(seed, features_BCHW.shape)
+    xi_BCHW = directions(seed, features_BCHW.shape, block)
     moved_BCHW: npt.NDArray[np.float32] = features_BCHW + np.float32(sign) * scale_C[:, None, None] * xi_BCHW
     return moved_BCHW
 

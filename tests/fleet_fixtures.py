@@ -18,8 +18,8 @@ import msgspec
 import numpy as np
 import torch
 
-from cloud_server.algorithms.table import algorithm_row
 from cloud_server.config import CloudConfig, PatienceConfig, ZerothOrderConfig
+from cloud_server.run.equipment import learns_by_surrogate, run_needs
 from cloud_server.storage.checkpoint import load_checkpoint, read_tensors
 from datasets.catalog import open_dataset
 from datasets.labels import CAMVID
@@ -30,7 +30,7 @@ from edge_client.host import HostConfig, VehicleConfig
 from edge_client.state import StateStore
 from edge_client.vehicle import bundle_digest
 from fleet.export.bundle import export_bundle
-from fleet.export.head_export import export_head
+from fleet.export.head_export import export_head, head_for, write_head
 from protocol.messages import Turn
 from protocol.plans.first_order import FirstOrder
 from protocol.plans.spsa import SpsaPlan
@@ -53,6 +53,8 @@ class World:
     data_root: Path
     bundle: Path
     local_head: Path
+    surrogate: Path
+    """Folder of a head whose normalisation is fixed."""
 
 
 def build_world(root: Path) -> World:
@@ -68,7 +70,16 @@ def build_world(root: Path) -> World:
             cv2.imwrite(str(root / "data" / "trainannot" / name), label_HW)
     bundle = export_bundle("stride8-c4", root / "bundle", image_size=IMAGE_SIZE, seed=0)
     export_head(bundle.spec, root / "head", label_space_name="camvid", width=8, depth=1, seed=0)
-    return World(data_root=root / "data", bundle=root / "bundle", local_head=root / "head")
+    head = head_for(bundle.spec, CAMVID, width=8, depth=1, seed=0, fixed=True)
+    random_features = random.standard_normal((4, *bundle.spec.feature_shape)).astype(np.float32)
+    head.settle(torch.from_numpy(random_features))
+    write_head(head, bundle.spec, root / "surrogate", CAMVID)
+    return World(
+        data_root=root / "data",
+        bundle=root / "bundle",
+        local_head=root / "head",
+        surrogate=root / "surrogate",
+    )
 
 
 def _scene(random: np.random.Generator, tint: int) -> tuple[np.ndarray, np.ndarray]:
@@ -129,7 +140,9 @@ class TinyFleet:
 
     def host(self, *cars: str, give_up_s: float = 30.0) -> HostConfig:
         """Settings of a vehicle process with these vehicles; without any, with all."""
-        needs = algorithm_row(self.config.algorithm).needs
+        surrogate = learns_by_surrogate(self.config)
+        head = self.world.surrogate if surrogate else self.world.local_head
+        needs = run_needs(self.config)
         return HostConfig(
             fleet=FLEET,
             dataset="camvid",
@@ -139,7 +152,7 @@ class TinyFleet:
                     id=car,
                     bundle=str(self.world.bundle),
                     state=str(self.state_folder(car)),
-                    local_head=str(self.world.local_head) if needs.local_head else None,
+                    local_head=str(head) if needs.local_head else None,
                     frames=self.frames[car],
                 )
                 for car in cars or CARS

@@ -75,6 +75,8 @@ class AlgorithmRow(Generic[A]):
     colour: str
     """In charts: `#rrggbb`."""
     needs: Needs = Needs()
+    follows_estimator: bool = False
+    """Its vehicles learn by `zeroth_order.estimator`, and need what that needs."""
     in_one_piece: bool = False
     """It trains encoder and network as one, on labels alone: neither can stay as it is."""
     may_go_on: bool = False

@@ -38,6 +38,7 @@ _ROWS: tuple[AlgorithmRow[Any], ...] = (
         handlers=feedback_handlers,
         colour="#74b3f0",
         heeds_views=True,
+        follows_estimator=True,
         may_go_on=True,
     ),
     AlgorithmRow(
@@ -47,6 +48,7 @@ _ROWS: tuple[AlgorithmRow[Any], ...] = (
         handlers=feedback_handlers,
         colour="#2b6fe0",
         heeds_views=True,
+        follows_estimator=True,
         may_go_on=True,
     ),
     AlgorithmRow(

@@ -16,7 +16,7 @@ from cloud_server.errors import RequestError
 from protocol.codec.quantiser import UncodableError
 from protocol.codec.tensor import EncodedTensor, encode
 from protocol.errors import SettingError
-from protocol.messages import ActivationPlan, OwnPlan, SeededQuery
+from protocol.messages import LossMapPlan, OwnPlan, SeededQuery
 from protocol.perturbation import perturb, unpack_scale
 
 LossMapsOf = Callable[[Iterable[NDArray[np.float32]]], NDArray[np.float32]]
@@ -25,7 +25,7 @@ float32[M·B, y, x]; SettingError where the map's size does not fit the network.
 
 
 def checked_scale(
-    query: SeededQuery, plan: ActivationPlan | OwnPlan, shape_BCHW: tuple[int, ...]
+    query: SeededQuery, plan: LossMapPlan | OwnPlan, shape_BCHW: tuple[int, ...]
 ) -> NDArray[np.float32]:
     """How far each channel is moved, float32[C], of a query that asks for no more than the turn's plan.
 
@@ -46,6 +46,10 @@ def checked_scale(
         raise RequestError(f"this turn's queries have {plan.seeds} seeds, got {len(query.seeds)}")
     if query.two_sided != plan.two_sided:
         raise RequestError(f"this turn's queries are {'two' if plan.two_sided else 'one'}-sided")
+    if query.block != plan.block:
+        raise RequestError(
+            f"this turn's queries move squares of {plan.block} features a side, got {query.block}"
+        )
     expected = (height // plan.map_stride, width // plan.map_stride)
     if query.map_size != expected:
         raise RequestError(
@@ -87,9 +91,9 @@ def evaluate_loss_maps(
     def copies() -> Iterator[NDArray[np.float32]]:
         yield features_BCHW
         for seed in query.seeds:
-            yield perturb(features_BCHW, scale_C, seed)
+            yield perturb(features_BCHW, scale_C, seed, block=query.block)
             if query.two_sided:
-                yield perturb(features_BCHW, scale_C, seed, sign=-1)
+                yield perturb(features_BCHW, scale_C, seed, sign=-1, block=query.block)
 
     maps_MByx = loss_maps(copies()).reshape(-1, len(features_BCHW), *query.map_size)
     clean_1Byx, perturbed_MByx = maps_MByx[:1], maps_MByx[1:]

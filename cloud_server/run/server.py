@@ -12,7 +12,6 @@ from pathlib import Path
 from cloud_server.algorithms.base import Algorithm, Context
 from cloud_server.algorithms.table import (
     algorithm_handlers,
-    algorithm_row,
     build_algorithm,
     check_fleet_algorithm,
 )
@@ -25,6 +24,7 @@ from cloud_server.errors import CloudError, Stopped
 from cloud_server.events import Events
 from cloud_server.run.claim import FleetClaim
 from cloud_server.run.combinations import check_combination
+from cloud_server.run.equipment import run_needs
 from cloud_server.run.persistence import RunState
 from cloud_server.run.shared_trainer import build_trainer
 from cloud_server.run.stage_turns import StageTurns
@@ -83,7 +83,7 @@ class Server:
             label_space=self._label_space.name,
             feature_shapes=config.feature_shapes,
             frame_bytes=config.coding.frame_bytes,
-            equipment=algorithm_row(config.algorithm).needs.equipment,
+            equipment=run_needs(config).equipment,
             clock=link.clock,
         )
         self._state = RunState(run_folder / "cloud", config, resume=resume, clock=link.clock)

@@ -34,6 +34,8 @@ class Perturbations:
     """One for each direction ξ = ±1."""
     scale_C: NDArray[np.float32]
     """How far each channel is moved along ξ."""
+    block: int = 1
+    """Features along each side of the squares on which ξ is constant."""
 
 
 class FeatureEstimator(Protocol):

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from edge_client.estimators import Perturbations
 from protocol.errors import SettingError
-from protocol.noise import derive_seed, signs
+from protocol.noise import derive_seed
+from protocol.perturbation import directions
 
 
 class Activation:
@@ -25,12 +26,16 @@ class Activation:
     up to O(s²); a narrower one leaves out what a feature does to the loss further away, and the noise from
     there. The variance falls as 1/K.
 
+    With blocks ξ is constant on squares of b × b features, which share the mean of their gradients: b² times
+    fewer unknowns, and a window that is as far from every edge of its square as it is from a single feature.
+
     Args:
         scale: s, in standard deviations of a channel.
         seeds: K.
         two_sided: whether a difference is between +ξ and −ξ, or between +ξ and the clean features.
         map_stride: feature cells that a cell of the map covers along each side.
         box_width: side of the window in cells of the map, odd.
+        block: b, features that a direction is constant on along each side.
 
     Raises:
         ValueError: a value out of its range.
@@ -46,10 +51,16 @@ class Activation:
         two_sided: bool = False,
         map_stride: int = 1,
         box_width: int = 5,
+        block: int = 1,
     ) -> None:
         if not (math.isfinite(scale) and scale > 0):
             raise SettingError(f"perturbation scale must be positive, got {scale}")
-        for name, value in (("number of seeds", seeds), ("map stride", map_stride), ("box width", box_width)):
+        for name, value in (
+            ("number of seeds", seeds),
+            ("map stride", map_stride),
+            ("box width", box_width),
+            ("block", block),
+        ):
             if value < 1:
                 raise SettingError(f"{name} must be at least 1, got {value}")
         if box_width % 2 == 0:
@@ -59,6 +70,7 @@ class Activation:
         self.two_sided = two_sided
         self.map_stride = map_stride
         self.box_width = box_width
+        self.block = block
         self._shape_BCHW: tuple[int, ...] = ()
         self._proposed: Perturbations | None = None
 
@@ -82,6 +94,7 @@ class Activation:
         self._proposed = Perturbations(
             seeds=tuple(derive_seed(seed, number) for number in range(self.seeds)),
             scale_C=(self.scale * sigma_C).astype(np.float32),
+            block=self.block,
         )
         return self._proposed
 
@@ -99,26 +112,45 @@ class Activation:
         if maps_BMyx.shape != expected or not np.isfinite(maps_BMyx).all():
             raise ValueError(f"expected finite loss maps {expected}, got {maps_BMyx.shape}")
         # A map's mean is its frame's loss: this is what each cell adds to the mean over frames.
-        credit_BKyx = box_sum(maps_BMyx[:, 1:], self.box_width) / (frames * math.prod(expected[2:]))
-        credit_BKHW = credit_BKyx.repeat(self.map_stride, axis=2).repeat(self.map_stride, axis=3)
+        credit_BKHW = self._window_sums(maps_BMyx[:, 1:]) / (frames * math.prod(expected[2:]))
         total_BCHW = np.zeros(self._shape_BCHW, np.float64)
         for number, seed in enumerate(self._proposed.seeds):
-            total_BCHW += credit_BKHW[:, number, None] * signs(seed, self._shape_BCHW)
+            total_BCHW += credit_BKHW[:, number, None] * directions(seed, self._shape_BCHW, self.block)
         moved_C = self.seeds * (2 if self.two_sided else 1) * self._proposed.scale_C.astype(np.float64)
         inverse_C = np.divide(1.0, moved_C, out=np.zeros_like(moved_C), where=moved_C > 0)
         gradient_BCHW: NDArray[np.float32] = (total_BCHW * inverse_C[:, None, None]).astype(np.float32)
         return gradient_BCHW
+
+    def _window_sums(self, maps_BKyx: NDArray[np.floating]) -> NDArray[np.float64]:
+        """For each feature (B, K, H, W) the sum over its window, divided by the features of its block."""
+        total = maps_BKyx.astype(np.float64)
+        for axis, length in ((2, self._shape_BCHW[2]), (3, self._shape_BCHW[3])):
+            first = np.arange(length) // self.block * self.block
+            stop = np.minimum(first + self.block, length)
+            reach = self.box_width // 2
+            total = _range_sums(
+                total, axis, first // self.map_stride - reach, -(-stop // self.map_stride) + reach
+            )
+            total /= (stop - first).reshape(-1, *(1,) * (3 - axis))
+        return total
 
 
 def box_sum(maps_BKyx: NDArray[np.floating], width: int) -> NDArray[np.float64]:
     """Each cell replaced by the sum over the `width` × `width` window around it, cut at the borders."""
     total = maps_BKyx.astype(np.float64)
     for axis in (2, 3):
-        length = total.shape[axis]
-        edges = np.zeros((*total.shape[:axis], 1, *total.shape[axis + 1 :]))
-        running = np.concatenate([edges, np.cumsum(total, axis=axis)], axis=axis)
-        centre = np.arange(length)
-        last = np.minimum(centre + width // 2 + 1, length)
-        first = np.maximum(centre - width // 2, 0)
-        total = running.take(last, axis=axis) - running.take(first, axis=axis)
+        centre = np.arange(total.shape[axis])
+        total = _range_sums(total, axis, centre - width // 2, centre + width // 2 + 1)
+    return total
+
+
+def _range_sums(
+    values: NDArray[np.float64], axis: int, first: NDArray[np.int64], stop: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Along an axis the sums over ranges, cut at its ends."""
+    length = values.shape[axis]
+    edges = np.zeros((*values.shape[:axis], 1, *values.shape[axis + 1 :]))
+    running = np.concatenate([edges, np.cumsum(values, axis=axis)], axis=axis)
+    total: NDArray[np.float64] = running.take(np.minimum(stop, length), axis=axis)
+    total -= running.take(np.maximum(first, 0), axis=axis)
     return total

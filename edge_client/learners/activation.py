@@ -6,16 +6,20 @@ parameters, float32 (n,); φ those that learn.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_client.errors import TurnRefused
-from edge_client.estimators import FeatureEstimator
+from edge_client.estimators import FeatureEstimator, Perturbations
 from edge_client.estimators.activation import Activation
 from edge_client.learners.loss_maps import ask_for_loss_maps
 from edge_client.learners.subspaces import begin_learning
 from edge_client.optimizers import Adam, Optimizer
 from edge_client.state import VehicleState
 from edge_client.turn import TurnTools
+from protocol.codec.tensor import EncodedTensor
 from protocol.errors import SettingError
 from protocol.messages import ActivationPlan, SeededQuery
 from protocol.noise import derive_seed
@@ -40,6 +44,7 @@ def learn_from_loss_maps(tools: TurnTools, state: VehicleState) -> tuple[Vehicle
             two_sided=plan.two_sided,
             map_stride=plan.map_stride,
             box_width=plan.box_width,
+            block=plan.block,
         )
         estimator.map_size(tools.encoder.spec.feature_shape)
         optimizer = Adam(plan.rate)
@@ -56,7 +61,6 @@ def follow_loss_maps(
     Raises:
         TurnRefused: the bundle has no VJP, the cloud's loss maps stay unusable, or the encoder diverged.
     """
-    map_size = estimator.map_size(tools.encoder.spec.feature_shape)
     learning = begin_learning(tools, state, optimizer)
     tools.send_train_labels()
     losses: list[float] = []
@@ -65,20 +69,49 @@ def follow_loss_maps(
         for number, batch in enumerate(tools.batches(epoch)):
             linearised = tools.linearise(learning.theta, batch, learning.subspace, draw)
             seed = derive_seed(tools.turn.seed, "zeroth-order", epoch, number)
-            perturbations = estimator.propose(linearised.features_BCHW, seed)
-            query = SeededQuery(
-                **tools.header(),
-                frames=batch,
-                features=tools.code(linearised.features_BCHW),
-                seeds=perturbations.seeds,
-                scale=pack_scale(perturbations.scale_C),
-                two_sided=estimator.two_sided,
-                map_size=map_size,
-                draw=draw,
-            )
-            maps_BMyx = ask_for_loss_maps(tools, query, map_size)
-            gradient = linearised.pull_back(estimator.estimate(maps_BMyx))
+            asked = ask_at_perturbed_features(tools, batch, linearised.features_BCHW, estimator, seed, draw)
+            gradient = linearised.pull_back(estimator.estimate(asked.maps_BMyx))
             learning.step(gradient, where=f"epoch {epoch}, batch {number}")
-            losses.append(float(maps_BMyx[:, 0].mean(dtype=np.float64)))
+            losses.append(float(asked.maps_BMyx[:, 0].mean(dtype=np.float64)))
     mean_loss = float(np.mean(losses)) if losses else None
     return learning.state(), mean_loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A seeded query and its answer."""
+
+    coded: EncodedTensor
+    """The features as they were sent."""
+    perturbations: Perturbations
+    maps_BMyx: NDArray[np.float32]
+    """float32 (B, 1 + K, y, x): the loss map at them, then each seed's difference."""
+
+
+def ask_at_perturbed_features(
+    tools: TurnTools,
+    batch: tuple[int, ...],
+    features_BCHW: NDArray[np.float32],
+    estimator: FeatureEstimator,
+    seed: int,
+) -> Asked:
+    """Ask for loss maps of a batch at its features, and where the estimator moves them.
+
+    Raises:
+        TurnRefused: the features can't be sent, or the cloud's loss maps stay unusable.
+    """
+    map_size = estimator.map_size(features_BCHW.shape)
+    perturbations = estimator.propose(features_BCHW, seed)
+    coded = tools.code(features_BCHW)
+    query = SeededQuery(
+        **tools.header(),
+        frames=batch,
+        features=coded,
+        seeds=perturbations.seeds,
+        scale=pack_scale(perturbations.scale_C),
+        two_sided=estimator.two_sided,
+        map_size=map_size,
+        block=perturbations.block,
+    )
+    maps_BMyx = ask_for_loss_maps(tools, query, map_size)
+    return Asked(coded=coded, perturbations=perturbations, maps_BMyx=maps_BMyx)

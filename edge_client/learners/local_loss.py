@@ -20,7 +20,7 @@ from edge_client.local.cross_entropy import cross_entropy, downsample_label
 from edge_client.local.head import LocalHead
 from edge_client.local.loss_weights import cell_weights, known_shares, spread
 from edge_client.optimizers import Adam
-from edge_client.state import VehicleState
+from edge_client.state import VehicleState, part_of
 from edge_client.turn import TurnTools
 from protocol.batches import batch_bounds
 from protocol.errors import SettingError
@@ -107,7 +107,7 @@ class _Training:
                 self._take_up(state.optimizer)
         except (SettingError, StateError) as error:
             raise TurnRefused(f"local learning can't start: {error}") from error
-        encoder_state = VehicleState(theta=state.theta, optimizer=_part(state.optimizer, _ENCODER))
+        encoder_state = VehicleState(theta=state.theta, optimizer=part_of(state.optimizer, _ENCODER))
         self._encoder = begin_learning(tools, encoder_state, encoder_adam, rate_name="local-loss rate")
 
     def _take_up(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
@@ -115,7 +115,7 @@ class _Training:
         if parameters is None or parameters.shape != self._head.initial.shape:
             raise StateError("the vehicle's state is of another way of learning, or of another local head")
         self._parameters = parameters.astype(np.float32)
-        self._head_adam.load_state_arrays(_part(arrays, _HEAD))
+        self._head_adam.load_state_arrays(part_of(arrays, _HEAD))
 
     def state(self) -> VehicleState:
         """Everything that the next turn starts from."""
@@ -162,8 +162,3 @@ class _Training:
         self._encoder.step(gradient, where=where)
         self._parameters = self._head_adam.step(self._parameters, head_gradient)
         return loss
-
-
-def _part(arrays: Mapping[str, NDArray[np.generic]], prefix: str) -> dict[str, NDArray[np.generic]]:
-    """The arrays whose names begin with `prefix`, by the rest of their names."""
-    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

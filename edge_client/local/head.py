@@ -44,6 +44,8 @@ class HeadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     logit_shape: tuple[Positive, Positive, Positive]
     """(K, h, w) of one frame's logits."""
     label_space: str
+    normalisation: Literal["batch", "fixed"] = "batch"
+    """By the statistics of each batch, or, in a surrogate, by constants."""
     parameter_count: Positive
     """n."""
     sha256: dict[str, Digest]
@@ -75,7 +77,8 @@ class HeadFolder:
         except OSError as error:
             raise HeadError(
                 f"can't read the local head {error.filename}: {error.strerror}; "
-                "`blackfleet launch --algorithm blackfleet` writes this folder, copy it to where it is needed"
+                "`blackfleet launch --algorithm blackfleet` writes this folder, for the estimator `surrogate` a "
+                "launch with that does; copy it to where it is needed"
             ) from error
         except (ValueError, msgspec.DecodeError) as error:
             raise HeadError(f"{folder / SPEC_NAME} describes no local head: {error}") from error
@@ -109,7 +112,7 @@ class LocalHead:
     ) -> HeadLinearisation:
         """The logits of a batch together with the way back.
 
-        BatchNorm takes its statistics from this batch: a frame's logits depend on the others.
+        Where BatchNorm takes its statistics from the batch, a frame's logits depend on the others.
 
         Raises:
             ValueError: wrong shape or type of either.

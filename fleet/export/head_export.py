@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from datasets.catalog import label_space
+from datasets.labels import LabelSpace
 from edge_client.encoder.bundle import EncoderSpec
 from edge_client.local.head import (
     FORMAT_VERSION,
@@ -46,11 +47,33 @@ def export_head(
         OSError: the folder can't be written.
         ExportError: the graphs disagree with torch.
     """
-    channels, height, columns = encoder.feature_shape
-    known = label_space(label_space_name)
-    classes = known.num_classes
-    stride = encoder.image_size[1] // height
-    head = build_head(channels, classes, stride=stride, width=width, depth=depth, seed=seed)
+    classes = label_space(label_space_name)
+    head = head_for(encoder, classes, width=width, depth=depth, seed=seed)
+    return write_head(head, encoder, folder, classes)
+
+
+def head_for(
+    encoder: EncoderSpec, classes: LabelSpace, *, width: int, depth: int, seed: int, fixed: bool = False
+) -> HeadModule:
+    """A freshly initialised head for an encoder's features.
+
+    Raises:
+        SettingError: sizes that do not fit.
+    """
+    return build_head(
+        encoder.feature_shape[0],
+        classes.num_classes,
+        stride=encoder.image_size[1] // encoder.feature_shape[1],
+        width=width,
+        depth=depth,
+        seed=seed,
+        fixed=fixed,
+    )
+
+
+def write_head(head: HeadModule, encoder: EncoderSpec, folder: Path, classes: LabelSpace) -> HeadFolder:
+    """Write a head as it is; see `export_head`."""
+    _, height, columns = encoder.feature_shape
     specs = head_parameter_specs(head)
     forward, vjp = (graph.serialise(specs, None) for graph in head_graphs(head, (height, columns)))
     initial = torch.nn.utils.parameters_to_vector(head.parameters()).detach().numpy()
@@ -58,8 +81,9 @@ def export_head(
     spec = HeadSpec(
         format_version=FORMAT_VERSION,
         feature_shape=encoder.feature_shape,
-        logit_shape=(classes, height * head.enlargement, columns * head.enlargement),
-        label_space=known.name,
+        logit_shape=(head.classes, height * head.enlargement, columns * head.enlargement),
+        label_space=classes.name,
+        normalisation="fixed" if head.is_fixed else "batch",
         parameter_count=initial.size,
         sha256={name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
     )

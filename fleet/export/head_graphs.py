@@ -1,8 +1,9 @@
 """A local head as two ONNX graphs of plain operators: forward with tape, and the way back.
 
 BatchNorm in training couples the frames of a batch: its statistics are computed inside the graphs, and the
-way back has their exact gradient. Shapes: B frames, C channels, H W feature rows and columns, K classes, O
-output and I input channels, T kernel taps.
+way back has their exact gradient. Of a head whose normalisation is fixed they are constants.
+Shapes: B frames, C channels, H W feature rows and columns, K classes, O output and I input channels, T kernel
+taps.
 """
 
 from __future__ import annotations
@@ -94,7 +95,46 @@ class _Writer:
     # Parts --------------------------------------------------------------------------------------------
 
     def _norm(self, name: str, x: str, channels: int, ways: list[_WayBack]) -> str:
-        """BatchNorm with the statistics of the batch: y = c · scale / σ + shift with c = x − mean."""
+        """BatchNorm: y = c · scale / σ + shift with c = x − mean."""
+        norm = self._head.get_submodule(name)
+        assert isinstance(norm, nn.BatchNorm2d)
+        if norm.track_running_stats:
+            return self._fixed_norm(name, norm, x, channels, ways)
+        return self._batch_norm(name, x, channels, ways)
+
+    def _fixed_norm(
+        self, name: str, norm: nn.BatchNorm2d, x: str, channels: int, ways: list[_WayBack]
+    ) -> str:
+        """With statistics that are constants: an affine map of each channel."""
+        vjp = self.vjp
+        assert norm.running_mean is not None and norm.running_var is not None
+        mean_1C11 = norm.running_mean.numpy().reshape(1, -1, 1, 1)
+        inverse_1C11 = (norm.running_var + norm.eps).rsqrt().numpy().reshape(1, -1, 1, 1)
+        for graph in (self.forward, vjp):
+            graph.constant(f"{name}.inverse", inverse_1C11)
+        centred = self.forward.add("Sub", [x, self.forward.constant(f"{name}.mean", mean_1C11)], f"{name}.c")
+        normalised = self.forward.add("Mul", [centred, f"{name}.inverse"], f"{name}.normalised")
+        scaled = self.forward.add(
+            "Mul", [normalised, self._column(self.forward, f"{name}.weight")], f"{name}.scaled"
+        )
+        output = self.forward.add("Add", [scaled, self._column(self.forward, f"{name}.bias")], f"{name}.y")
+        self._keep(normalised, self._shape(channels))
+
+        def way_back(dy: str) -> str:
+            axes = vjp.constant("axes_BHW", np.array([0, 2, 3], np.int64))
+            product = vjp.add("Mul", [dy, normalised], f"{name}.dy_n")
+            scale_gradient = vjp.add("ReduceSum", [product, axes], f"{name}.dweight", keepdims=1)
+            self._flat(f"{name}.weight", scale_gradient)
+            self._flat(f"{name}.bias", vjp.add("ReduceSum", [dy, axes], f"{name}.dbias", keepdims=1))
+            scale = self._column(vjp, f"{name}.weight")
+            factor = vjp.add("Mul", [f"{name}.inverse", scale], f"{name}.factor")
+            return vjp.add("Mul", [dy, factor], f"{name}.dx")
+
+        ways.append(way_back)
+        return output
+
+    def _batch_norm(self, name: str, x: str, channels: int, ways: list[_WayBack]) -> str:
+        """With the statistics of the batch."""
         forward, vjp = self.forward, self.vjp
         epsilon = forward.constant("epsilon", np.array(nn.BatchNorm2d(1).eps, np.float32))
         mean = forward.add("ReduceMean", [x], f"{name}.mean", axes=[0, 2, 3], keepdims=1)

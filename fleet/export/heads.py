@@ -20,8 +20,8 @@ class HeadModule(nn.Module):
     """features_BCHW → logits_BKhw at a quarter of the image.
 
     Normalisation, a 3x3 convolution, depthwise-separable residual blocks of growing dilation, a 1x1
-    convolution and a pixel shuffle. It serves training alone, so that every BatchNorm takes the statistics of
-    the batch and keeps none.
+    convolution and a pixel shuffle. A local head serves training alone: every BatchNorm takes the statistics
+    of the batch and keeps none. A surrogate's are fixed once and for all (`settle`).
 
     Attributes:
         channels: C.
@@ -29,10 +29,13 @@ class HeadModule(nn.Module):
         width: channels inside.
         depth: residual blocks, of dilation 2, 4, 8, …
         enlargement: logits per feature cell along each side.
+        is_fixed: whether normalisation is by constants, once it has been settled.
     """
 
-    def __init__(self, channels: int, classes: int, *, stride: int, width: int, depth: int) -> None:
-        """`stride`: image pixels per feature cell along each side.
+    def __init__(
+        self, channels: int, classes: int, *, stride: int, width: int, depth: int, fixed: bool = False
+    ) -> None:
+        """`stride`: image pixels per feature cell along each side; `fixed`: a surrogate's normalisation.
 
         Raises:
             SettingError: a width below 1, a depth below 0, or a stride that is no multiple of 4.
@@ -51,10 +54,11 @@ class HeadModule(nn.Module):
         self.width = width
         self.depth = depth
         self.enlargement = stride // LOGIT_STRIDE
-        self.input_norm = _norm(channels)
+        self.is_fixed = fixed
+        self.input_norm = _norm(channels, fixed)
         self.entry = nn.Conv2d(channels, width, 3, padding=1, bias=False)
-        self.entry_norm = _norm(width)
-        self.blocks = nn.ModuleList(_Block(width, dilation) for dilation in self.dilations)
+        self.entry_norm = _norm(width, fixed)
+        self.blocks = nn.ModuleList(_Block(width, dilation, fixed) for dilation in self.dilations)
         self.classify = nn.Conv2d(width, classes * self.enlargement**2, 1)
 
     @property
@@ -81,32 +85,49 @@ class HeadModule(nn.Module):
         with torch.no_grad():
             self.classify.get_parameter("bias").zero_()
 
+    def settle(self, features_BCHW: torch.Tensor) -> None:
+        """Fix every normalisation at the statistics of these features: from now on it is in evaluation mode.
+
+        Of a head whose normalisation is `fixed` alone.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                assert module.track_running_stats
+                module.reset_running_stats()
+                module.momentum = None  # the plain mean over all calls
+        self.train()
+        with torch.no_grad():
+            self(features_BCHW)
+        self.eval()
+
 
 class _Block(nn.Module):
     """x + ReLU(norm(pointwise(depthwise(x)))), the depthwise convolution dilated."""
 
-    def __init__(self, width: int, dilation: int) -> None:
+    def __init__(self, width: int, dilation: int, fixed: bool) -> None:
         super().__init__()
         self.depthwise = nn.Conv2d(
             width, width, 3, padding=dilation, dilation=dilation, groups=width, bias=False
         )
         self.pointwise = nn.Conv2d(width, width, 1, bias=False)
-        self.norm = _norm(width)
+        self.norm = _norm(width, fixed)
 
     def forward(self, x_BWHW: torch.Tensor) -> torch.Tensor:
         return x_BWHW + F.relu(self.norm(self.pointwise(self.depthwise(x_BWHW))))
 
 
-def _norm(channels: int) -> nn.BatchNorm2d:
-    return nn.BatchNorm2d(channels, track_running_stats=False)
+def _norm(channels: int, fixed: bool) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, track_running_stats=fixed)
 
 
-def build_head(channels: int, classes: int, *, stride: int, width: int, depth: int, seed: int) -> HeadModule:
+def build_head(
+    channels: int, classes: int, *, stride: int, width: int, depth: int, seed: int, fixed: bool = False
+) -> HeadModule:
     """A freshly initialised head; the same seed gives the same weights on every machine.
 
     Raises:
         SettingError: see `HeadModule`.
     """
-    head = HeadModule(channels, classes, stride=stride, width=width, depth=depth)
+    head = HeadModule(channels, classes, stride=stride, width=width, depth=depth, fixed=fixed)
     head.initialise(seed)
     return head

@@ -35,10 +35,10 @@ def begin(job: Job, encoder: ImageEncoder, network: nn.Module | None = None) -> 
         if network is not None:
             job.start.begin(encoder, network)
     elif isinstance(encoder, BeginsAtPictures):
-        encoder.begin_at(_pictures(job))
+        encoder.begin_at(some_pictures(job))
 
 
-def _pictures(job: Job) -> NDArray[np.uint8]:
+def some_pictures(job: Job) -> NDArray[np.uint8]:
     """image_BHWC of some train frames, evenly spaced over all vehicles', as those see them."""
     keys = [key for share in job.shares.values() for key in share.train]
     seen_through = sights(job.shares)

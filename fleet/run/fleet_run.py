@@ -5,15 +5,15 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from cloud_server.algorithms.base import PREDICTED
-from cloud_server.algorithms.table import algorithm_row
 from cloud_server.config import network_seed, read_config
+from cloud_server.run.equipment import run_needs
 from edge_client.encoder.bundle import EncoderBundle
 from edge_client.encoder.runtime import Encoder
 from edge_client.host import HostConfig, VehicleConfig, read_host_config
@@ -21,11 +21,11 @@ from fleet import broker
 from fleet.errors import OperatorError
 from fleet.export.bundle import SPEC_NAME, export_encoder
 from fleet.export.encoders import build_encoder
-from fleet.export.head_export import export_head
 from fleet.export.local_model import export_local_model
 from fleet.frames.allocation import data_folder, sights
 from fleet.run.beginning import begin
 from fleet.run.checks import MEMORY_BUS, OWN_BROKERS, named_learners
+from fleet.run.heads import write_heads
 from fleet.run.in_process import run_in_process
 from fleet.run.job import Job
 from fleet.run.processes import ProcessSpec, ProcessTable
@@ -108,8 +108,8 @@ def _write_settings(job: Job) -> list[Path]:
     hosts_folder.mkdir(exist_ok=True)
     mode = _encoder_mode(scenario, hosts_folder, next(iter(bundles.values())))
     seen_through = sights(job.shares)
-    needs = algorithm_row(scenario.algorithm).needs
-    heads = _write_local_heads(job, bundles) if needs.local_head else {}
+    needs = run_needs(scenario.cloud_config())
+    heads = write_heads(job, bundles) if needs.local_head else {}
     trains = needs.whole_network
     if trains:
         _write_local_model(job)
@@ -166,22 +166,6 @@ def _write_bundles(job: Job) -> dict[str, Path]:
         begin(job, encoder)
         export_encoder(encoder, name, folder, image_size=job.scenario.frame_size)
     return folders
-
-
-def _write_local_heads(job: Job, bundles: Mapping[str, EncoderBundle]) -> dict[str, str]:
-    """The folder of a local head by encoder."""
-    scenario = job.scenario
-    folders = {name: job.run_folder / "local_heads" / file_name(name) for name in bundles}
-    for name, bundle in bundles.items():
-        export_head(
-            bundle.spec,
-            folders[name],
-            label_space_name=job.classes_name,
-            width=scenario.local_head.width,
-            depth=scenario.local_head.depth,
-            seed=scenario.seed,
-        )
-    return {name: str(folder) for name, folder in folders.items()}
 
 
 def _write_local_model(job: Job) -> None:

@@ -28,7 +28,7 @@ LEFT_BY_RUNS = LEFT_BY_COMPARISONS | frozenset(
         *("cloud", "vehicles", "hosts", "processes", "bundles", "local_heads", "local_model", "start"),
         *("predictions", "fleet_predictions", "overlays", "tensorboard"),
         # of pretraining
-        *("start.json", "encoder", "cloud_network.safetensors", "source_features.msgpack"),
+        *("start.json", "encoder", "cloud_network.safetensors", "source_features.msgpack", "surrogate"),
     }
 )
 """What runs write, and comparisons. Generated frames in `data` are none of it: they say what they are."""

@@ -10,18 +10,22 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import torch
 from rich.console import Console
 from torch import Tensor
 
 from cloud_server.storage.checkpoint import write_tensors
-from cloud_server.training.source_features import write_source_features
+from cloud_server.training.source_features import SourceFeatures, write_source_features
 from datasets.divided import open_frames
+from datasets.labels import LabelSpace
 from edge_client.encoder.bundle import EncoderBundle
 from edge_client.encoder.runtime import Encoder
 from edge_client.frames import FrameCache
 from fleet.errors import OperatorError
 from fleet.export.bundle import export_encoder
 from fleet.export.encoders import ImageEncoder
+from fleet.export.head_export import head_for, write_head
+from fleet.export.surrogate_head import teach_head
 from fleet.frames.allocation import (
     Share,
     data_folder,
@@ -34,7 +38,7 @@ from fleet.run.joint_network import read_trained
 from fleet.run.launch import launch
 from fleet.run.resuming import resumed_scenario
 from fleet.scenario import Scenario
-from fleet.start import ENCODER_NAME, FEATURES_NAME, NETWORK_NAME, SPEC_NAME, Start, write_spec
+from fleet.start import ENCODER_NAME, FEATURES_NAME, HEAD_NAME, NETWORK_NAME, SPEC_NAME, Start, write_spec
 from protocol.batches import batch_bounds
 from protocol.codec.labels import content_hash
 from protocol.plans.adaptation import Adaptation
@@ -125,6 +129,7 @@ def write_start(
     [share] = settle_shares(scenario, folder, source).values()
     cache = FrameCache(source, image_size)
     _write_features(folder / FEATURES_NAME, bundle, cache, share, bits=scenario.coding.bits)
+    _write_head(scenario, folder, bundle, source.label_space)
     return write_spec(
         folder,
         encoder=scenario.encoder.name,
@@ -153,3 +158,19 @@ def _write_features(path: Path, bundle: EncoderBundle, cache: FrameCache, share:
     ]
     label_nHW = np.stack([label_HW for _, label_HW in frames])
     write_source_features(path, np.concatenate(features), label_nHW, bits)
+
+
+def _write_head(scenario: Scenario, folder: Path, bundle: EncoderBundle, classes: LabelSpace) -> None:
+    """A head that stands for the network, taught by the source's labels."""
+    source = SourceFeatures.load(folder / FEATURES_NAME, classes.num_classes)
+    features_nCHW, label_nHW = source.batch(range(len(source)))
+    head = head_for(
+        bundle.spec,
+        classes,
+        width=scenario.local_head.width,
+        depth=scenario.local_head.depth,
+        seed=scenario.seed,
+        fixed=True,
+    )
+    teach_head(head, torch.from_numpy(features_nCHW), torch.from_numpy(label_nHW), seed=scenario.seed)
+    write_head(head, bundle.spec, folder / HEAD_NAME, classes)

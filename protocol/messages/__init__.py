@@ -31,15 +31,17 @@ from protocol.messages.status import Status
 from protocol.messages.turn import Turn
 from protocol.messages.up import Hello, LabelOffer, Labels, OfferedLabel, Recall, TurnDone, TurnFailed, Upload
 from protocol.plans import Learner
-from protocol.plans.activation import MOST_SEEDS, ActivationPlan, LossMaps, SeededQuery
+from protocol.plans.activation import ActivationPlan, LossMaps, SeededQuery
 from protocol.plans.adaptation import Adaptation
 from protocol.plans.augmentation import Augmentation
+from protocol.plans.checks import MOST_SEEDS, LossMapPlan
 from protocol.plans.coding import Coding
 from protocol.plans.federated import FederatedPlan, FetchWeights, SplitScores, Update, Weights
 from protocol.plans.first_order import FirstOrder
 from protocol.plans.local_loss import FetchLossMaps, LocalLossPlan
 from protocol.plans.own import Ask, OwnPlan, Told
 from protocol.plans.spsa import Feedback, Query, SpsaPlan
+from protocol.plans.surrogate import SurrogatePlan
 from protocol.plans.white_box import Gradient, TrainStep, WhiteBoxPlan
 
 _Kind = TypeVar("_Kind", bound=Turned)
@@ -87,6 +89,7 @@ __all__ = [
     "Labels",
     "Learner",
     "LocalLossPlan",
+    "LossMapPlan",
     "LossMaps",
     "OfferedLabel",
     "OwnPlan",
@@ -100,6 +103,7 @@ __all__ = [
     "SplitScores",
     "SpsaPlan",
     "Status",
+    "SurrogatePlan",
     "Told",
     "TrainStep",
     "Turn",

@@ -10,47 +10,15 @@ from typing import Annotated
 from msgspec import Meta
 
 from protocol.base import Answer, Draw, Index, Request, Seed
-from protocol.codec.tensor import BITS, EncodedTensor
-from protocol.errors import SettingError
-from protocol.plans.checks import EstimatorPlan
-
-MOST_SEEDS = 1024
-"""Of one query."""
+from protocol.codec.tensor import EncodedTensor
+from protocol.plans.checks import LARGEST_BLOCK, MOST_SEEDS, LossMapPlan
 
 
-class ActivationPlan(EstimatorPlan, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="activation"):
+class ActivationPlan(LossMapPlan, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="activation"):
     """Features are perturbed, loss maps come back, Adam takes the steps."""
 
     section = "activation"
     estimator = "activation"
-
-    scale: float = 0.1
-    """s: how far features are moved for a query, in standard deviations of their channel."""
-    seeds: int = 16
-    """K: perturbations averaged for one update; the features cross the network once for all of them."""
-    two_sided: bool = False
-    """Differences between +ξ and −ξ, rather than between +ξ and the clean features: less noise, twice the
-    cloud's work, the same bytes."""
-    map_stride: int = 1
-    """Feature cells that a cell of the loss map covers along each side; must divide the feature map."""
-    map_bits: int = 8
-    """Quantisation of the loss maps: 32, 8, 6, 4, 3 or 2 bits a cell."""
-    box_width: int = 5
-    """Side, in cells of the map and odd, of the window whose loss counts for the features in its middle."""
-    rate: float = 1e-3
-    """Step size of Adam."""
-
-    def __post_init__(self) -> None:
-        self._above(0, "scale", "rate")
-        self._at_least(1, "seeds", "map_stride")
-        self._at_most(MOST_SEEDS, "seeds")
-        self._one_of(BITS, "map_bits")
-        if self.box_width < 1 or self.box_width % 2 == 0:
-            raise SettingError(f"{self.key('box_width')} must be odd and at least 1, got {self.box_width}")
-
-    @property
-    def answers_per_frame(self) -> int:
-        return 1 + self.seeds
 
 
 class SeededQuery(Request, frozen=True, array_like=True, kw_only=True, tag="seeded"):
@@ -72,6 +40,8 @@ class SeededQuery(Request, frozen=True, array_like=True, kw_only=True, tag="seed
     """Rows and columns of the maps."""
     draw: Draw | None = None
     """By which draw of the augmentation the frames were seen; None = as they are."""
+    block: Annotated[int, Meta(ge=1, le=LARGEST_BLOCK)] = 1
+    """Features along each side of the squares on which ξ is constant."""
 
 
 class LossMaps(Answer, frozen=True, array_like=True, kw_only=True, tag="maps"):

@@ -7,7 +7,13 @@ from typing import ClassVar
 
 import msgspec
 
+from protocol.codec.tensor import BITS
 from protocol.errors import SettingError
+
+MOST_SEEDS = 1024
+"""Of one query."""
+LARGEST_BLOCK = 1024
+"""Features along each side."""
 
 
 def at_least(value: float, lowest: float, name: str) -> None:
@@ -92,8 +98,45 @@ class EstimatorPlan(Plan, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     estimator: ClassVar[str] = ""
     """What `zeroth_order.estimator` names it by."""
+    needs_local_head: ClassVar[bool] = False
+    """Whether the vehicle must have a local head, one whose normalisation is fixed."""
 
     @property
     def answers_per_frame(self) -> int:
         """Losses or loss maps that one pass takes about each frame."""
         raise NotImplementedError
+
+
+class LossMapPlan(EstimatorPlan, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One that asks for loss maps at perturbed features."""
+
+    scale: float = 0.1
+    """s: how far features are moved for a query, in standard deviations of their channel."""
+    seeds: int = 16
+    """K: perturbations averaged for one update; the features cross the network once for all of them."""
+    two_sided: bool = False
+    """Differences between +ξ and −ξ, rather than between +ξ and the clean features: less noise, twice the
+    cloud's work, the same bytes."""
+    block: int = 1
+    """Features along each side of a square that is moved as one: b² times fewer directions to tell apart."""
+    map_stride: int = 1
+    """Feature cells that a cell of the loss map covers along each side; must divide the feature map."""
+    map_bits: int = 8
+    """Quantisation of the loss maps: 32, 8, 6, 4, 3 or 2 bits a cell."""
+    box_width: int = 5
+    """Side, in cells of the map and odd, of the window whose loss counts for the features in its middle."""
+    rate: float = 1e-3
+    """Step size of Adam."""
+
+    def __post_init__(self) -> None:
+        self._above(0, "scale", "rate")
+        self._at_least(1, "seeds", "map_stride", "block")
+        self._at_most(MOST_SEEDS, "seeds")
+        self._at_most(LARGEST_BLOCK, "block")
+        self._one_of(BITS, "map_bits")
+        if self.box_width < 1 or self.box_width % 2 == 0:
+            raise SettingError(f"{self.key('box_width')} must be odd and at least 1, got {self.box_width}")
+
+    @property
+    def answers_per_frame(self) -> int:
+        return 1 + self.seeds

@@ -19,7 +19,7 @@ from cloud_server.desk.handlers.visit import Handlers, Visit, identity, refusal
 from cloud_server.desk.seeded_queries import checked_scale, coded_loss_maps
 from cloud_server.training.trainer import Trainer
 from datasets.augment import View, seen_labels
-from protocol.messages import ActivationPlan, Feedback, LossMaps, OwnPlan, Query, SeededQuery, SpsaPlan
+from protocol.messages import Feedback, LossMapPlan, LossMaps, OwnPlan, Query, SeededQuery, SpsaPlan
 
 OWN_MAP_BITS = 8
 """Quantisation of the loss maps that an estimator gets that is not ours."""
@@ -87,9 +87,9 @@ def _answer_seeded_query(algorithm: GivesFeedback, request: SeededQuery, visit: 
     """Loss maps, no more of them than the turn's plan and the limit say."""
     features_BCHW = visit.train_features(request)
     plan = visit.active.turn.learner
-    if not isinstance(plan, ActivationPlan | OwnPlan):
+    if not isinstance(plan, LossMapPlan | OwnPlan):
         raise refusal(SeededQuery)
-    map_bits = plan.map_bits if isinstance(plan, ActivationPlan) else OWN_MAP_BITS
+    map_bits = plan.map_bits if isinstance(plan, LossMapPlan) else OWN_MAP_BITS
     scale_C = checked_scale(request, plan, features_BCHW.shape)
     answers = 1 + len(request.seeds)
     visit.check_answers(request.frames, answers)
