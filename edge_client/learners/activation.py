@@ -94,8 +94,9 @@ def ask_at_perturbed_features(
     features_BCHW: NDArray[np.float32],
     estimator: FeatureEstimator,
     seed: int,
+    draw: int | None,
 ) -> Asked:
-    """Ask for loss maps of a batch at its features, and where the estimator moves them.
+    """Ask for loss maps of a batch, seen as `draw` says, at its features, and where the estimator moves them.
 
     Raises:
         TurnRefused: the features can't be sent, or the cloud's loss maps stay unusable.
@@ -111,6 +112,7 @@ def ask_at_perturbed_features(
         scale=pack_scale(perturbations.scale_C),
         two_sided=estimator.two_sided,
         map_size=map_size,
+        draw=draw,
         block=perturbations.block,
     )
     maps_BMyx = ask_for_loss_maps(tools, query, map_size)

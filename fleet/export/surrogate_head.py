@@ -48,7 +48,7 @@ def teach_head(head: HeadModule, features_nCHW: Tensor, label_nHW: Tensor, *, se
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
-            total += float(loss) * len(batch)
+            total += float(loss.detach()) * len(batch)
         mean = total / len(features_nCHW)
     head.settle(features_nCHW)
     return mean
