@@ -13,7 +13,7 @@ from torch import Tensor
 from cloud_server.training import losses
 from datasets.labels import CAMVID, VOID
 from edge_client.errors import StateError
-from edge_client.estimators.surrogate import Answered, Surrogate, estimator_of
+from edge_client.learners.surrogate_head import Answered, Surrogate, estimator_of
 from edge_client.local.head import LocalHead
 from edge_client.local.loss_maps import judge
 from fleet.export.bundle import export_bundle
