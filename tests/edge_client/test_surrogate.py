@@ -217,7 +217,7 @@ def test_blocks_share_the_mean_gradient_of_their_features() -> None:
 
 def test_state_goes_on_to_the_bit_and_another_heads_is_refused(module: tuple[HeadModule, LocalHead]) -> None:
     _, head = module
-    plan = SurrogatePlan()
+    plan = SurrogatePlan(replay_frames=0)
     answers = [answer(head, plan, labelled=False) for _ in range(3)]
     through, first, second = (Surrogate(head, plan, estimator_of(plan)) for _ in range(3))
     for number, answered in enumerate(answers):
