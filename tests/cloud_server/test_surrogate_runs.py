@@ -41,7 +41,7 @@ def test_run_learns_encoder_and_head_and_says_how_much_was_answered(calm: TinyFl
     result = calm.result()
     assert result["mean_local_miou"] > result["initial_local_miou"]
     first, second = (calm.states(CAR).load(turn).optimizer for turn in (1, 3))
-    for name in ("surrogate/parameters", "surrogate/adam/mean", "encoder/film/phi"):
+    for name in ("surrogate/parameters", "surrogate/adam/mean", "encoder/subspace/phi"):
         assert not np.array_equal(first[name], second[name])
     for car in CARS:
         assert result["vehicles"][car]["answers_per_frame"] == 2 * (1 + 1)
