@@ -53,14 +53,15 @@ def learn_from_surrogate(tools: TurnTools, state: VehicleState) -> tuple[Vehicle
     tools.send_train_labels()
     losses: list[float] = []
     for epoch in range(tools.turn.epochs):
+        draw = tools.views.draw(epoch)
         for number, batch in enumerate(tools.batches(epoch)):
             where = f"epoch {epoch}, batch {number}"
-            linearised = tools.linearise(learning.theta, batch, learning.subspace)
+            linearised = tools.linearise(learning.theta, batch, learning.subspace, draw)
             seed = derive_seed(tools.turn.seed, "zeroth-order", epoch, number)
-            asked = ask_at_perturbed_features(tools, batch, linearised.features_BCHW, activation, seed)
+            asked = ask_at_perturbed_features(tools, batch, linearised.features_BCHW, activation, seed, draw)
             answered = Answered(
                 features_BCHW=decode(asked.coded, expected_shape=linearised.features_BCHW.shape),
-                label_Bhw=_labels(tools, batch, head),
+                label_Bhw=_labels(tools, batch, draw, head),
                 perturbations=asked.perturbations,
                 maps_BMyx=asked.maps_BMyx,
             )
@@ -95,9 +96,11 @@ def _head(tools: TurnTools) -> LocalHead:
     return head
 
 
-def _labels(tools: TurnTools, batch: tuple[int, ...], head: LocalHead) -> NDArray[np.uint8] | None:
-    """label_Bhw at the size of the head's logits; None where the loss is an entropy."""
+def _labels(
+    tools: TurnTools, batch: tuple[int, ...], draw: int | None, head: LocalHead
+) -> NDArray[np.uint8] | None:
+    """label_Bhw, seen as `draw` says, at the size of the head's logits; None where the loss is an entropy."""
     if not tools.turn.follows_labels:
         return None
     size_hw = head.spec.logit_shape[1], head.spec.logit_shape[2]
-    return np.stack([downsample_label(tools.frames.label(index), size_hw) for index in batch])
+    return np.stack([downsample_label(tools.views.label(index, draw), size_hw) for index in batch])

@@ -77,8 +77,8 @@ class HeadFolder:
         except OSError as error:
             raise HeadError(
                 f"can't read the local head {error.filename}: {error.strerror}; "
-                "`blackfleet launch --algorithm blackfleet`, or one with the estimator surrogate, writes this "
-                "folder; copy it to where it is needed"
+                "`blackfleet launch --algorithm blackfleet`, or one with the estimator surrogate, writes "
+                "this folder; copy it to where it is needed"
             ) from error
         except (ValueError, msgspec.DecodeError) as error:
             raise HeadError(f"{folder / SPEC_NAME} describes no local head: {error}") from error
