@@ -329,7 +329,8 @@ def table(setting: str, rows: Sequence[Mapping[str, Any]]) -> Table:
         )
     if setting == "labels":
         means = " and ".join(f"{name} at least {share:g}" for name, share in MEAN_TARGETS.items())
-        shown.caption = f"targets: activation at least {GAIN_TARGET} of the white box's gain under fog; in the mean {means}"
+        fog = f"activation at least {GAIN_TARGET} of the white box's gain under fog"
+        shown.caption = f"targets: {fog}; in the mean {means}"
     return shown
 
 
