@@ -16,6 +16,7 @@ from cloud_server.unknown_keys import explain
 from protocol.codec.bits import check_frame_bytes
 from protocol.doors import FOREIGN_CHOICE, is_foreign
 from protocol.errors import SettingError
+from protocol.json_files import decode_json
 from protocol.noise import derive_seed
 from protocol.plans import ESTIMATORS, Ways
 from protocol.plans.adaptation import Adaptation
@@ -27,7 +28,6 @@ from protocol.plans.own import OwnPlan, OwnSettings
 from protocol.session import topics
 from protocol.session.link import DEFAULT_PAYLOAD_LIMIT_BYTES, SMALLEST_PAYLOAD_LIMIT_BYTES
 from protocol.session.presence import DEFAULT_STEP_S
-from protocol.text_files import decode_json
 
 _Way = TypeVar("_Way", bound=Way)
 

@@ -1,17 +1,15 @@
 """Files of classes: a table that somebody writes, and what a run keeps of the classes that it is about.
 
 A table is YAML (`datasets.readers.class_table`); what a run keeps is a `LabelSpace` as JSON, word for word.
+msgspec is imported where a file is read: other classes are known without it.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import msgspec
-
 from datasets.frame import DatasetError
 from datasets.labels import LabelSpace
-from datasets.readers.class_table import read_class_table
 from protocol.atomic import write_bytes_atomic
 from protocol.errors import SettingError
 
@@ -33,6 +31,10 @@ def read_class_file(path: Path) -> LabelSpace:
     Raises:
         DatasetError: it is missing, or holds no classes.
     """
+    import msgspec
+
+    from datasets.readers.class_table import read_class_table
+
     if path.name.endswith(_TABLE_ENDS):
         return read_class_table(path).label_space
     try:
@@ -49,4 +51,6 @@ def write_class_file(path: Path, classes: LabelSpace) -> None:
     Raises:
         OSError: the file can't be written.
     """
+    import msgspec
+
     write_bytes_atomic(path, msgspec.json.format(msgspec.json.encode(classes)))

@@ -28,6 +28,7 @@ from edge_client.own_frames import check_own_frames
 from edge_client.turn import LocalModelTools
 from edge_client.vehicle import Vehicle, VehicleSettings, bundle_digest, new_session
 from protocol.errors import MENDABLE, SettingError
+from protocol.json_files import decode_json
 from protocol.local_model import LocalModel, largest_message_bytes
 from protocol.messages import Status
 from protocol.session.link import (
@@ -40,7 +41,6 @@ from protocol.session.link import (
 from protocol.session.presence import DEFAULT_STEP_S, Heartbeat, Presence
 from protocol.session.topics import STATUS, check_id, check_vehicle_id, client_id, topic
 from protocol.session.transport import Will
-from protocol.text_files import decode_json
 
 log = logging.getLogger(__name__)
 

@@ -70,8 +70,8 @@ def draw_overlay(
     frame = np.asarray(cv2.resize(image_HWC, size_WH, interpolation=cv2.INTER_CUBIC), np.uint8)
     panels = [("frame", frame)]
     if label_HW is not None:
-        panels.append(("ground truth", _paint(frame, label_HW, label_space)))
-    panels.append(("prediction", _paint(frame, prediction_HW, label_space)))
+        panels.append(("ground truth", paint(frame, label_HW, label_space)))
+    panels.append(("prediction", paint(frame, prediction_HW, label_space)))
 
     shown = np.unique(
         prediction_HW if label_HW is None else np.concatenate([label_HW.ravel(), prediction_HW.ravel()])
@@ -88,10 +88,13 @@ def draw_overlay(
     return canvas
 
 
-def _paint(
+def paint(
     frame: NDArray[np.uint8], label_HW: NDArray[np.uint8], label_space: LabelSpace
 ) -> NDArray[np.uint8]:
-    """Lay the class colours over the frame, with a thin dark line along class borders; void is black."""
+    """Lay the class colours over a frame, uint8 RGB [H, W, 3], with a thin dark line along class borders.
+
+    Labels are uint8 trainIds of any size; void is black.
+    """
     size_WH = (frame.shape[1], frame.shape[0])
     label = np.asarray(cv2.resize(label_HW, size_WH, interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)
     grey = np.asarray(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), np.float32)[:, :, None]

@@ -16,6 +16,8 @@ BlackfleetError                 the root
 │   │   ├── CloudSilent         nothing was heard of the cloud for too long
 │   │   └── TurnRefused         this turn can't be done
 │   ├── ModelError              edge_client.predict.card: a file that is no exported model
+│   ├── SourceError             edge_client.predict.sources: nothing there that can be predicted
+│   ├── OutputError             edge_client.predict.outputs: a video that can't be written here
 │   ├── BundleError             edge_client.encoder.bundle
 │   ├── HeadError               edge_client.local.head
 │   ├── CloudError              cloud_server.errors

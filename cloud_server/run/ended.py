@@ -33,6 +33,7 @@ class EndedRun:
             SettingError: the algorithm is unknown.
         """
         self._config = config
+        classes = label_space(config.label_space, run_folder)
         state = RunState(run_folder / "cloud", config, resume=True)
         committed = state.load()
         if committed is None:
@@ -41,21 +42,20 @@ class EndedRun:
         row = algorithm_row(config.algorithm)
         registry = Registry(
             config.vehicles,
-            label_space=config.label_space,
+            label_space=classes.name,
             feature_shapes=config.feature_shapes,
             frame_bytes=config.coding.frame_bytes,
             equipment=row.needs.equipment,
         )
         registry.know(roster.declared, roster.failed)
         registry.image_size = next((joined.image_size for joined in roster.declared.values()), None)
-        num_classes = label_space(config.label_space).num_classes
-        self._trainer = build_trainer(config, registry, run_folder, num_classes=num_classes)
-        with LabelStore(run_folder / "cloud" / "labels", num_classes=num_classes) as labels:
+        self._trainer = build_trainer(config, registry, run_folder, num_classes=classes.num_classes)
+        with LabelStore(run_folder / "cloud" / "labels", num_classes=classes.num_classes) as labels:
             self._algorithm: Algorithm = build_algorithm(
                 config.algorithm,
                 Context(
                     config=config,
-                    label_space=label_space(config.label_space),
+                    label_space=classes,
                     trainer=self._trainer,
                     labels=labels,
                     events=Events(),

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +22,11 @@ from numpy.typing import NDArray
 from datasets.entry import DatasetEntry, Splits
 from datasets.frame import DatasetError, FrameRef, frame_key
 from datasets.labels import UNKNOWN_ID, LabelSpace
-from datasets.readers.class_table import read_class_table
 from datasets.readers.folder import FrameFolder, dataset_missing, pair_files, raise_faults
 from datasets.readers.image_files import decode_ids, decode_rgb
+
+if TYPE_CHECKING:
+    from datasets.readers.class_table import ClassTable
 
 TABLE_NAME = "dataset.yaml"
 SPLITS = ("train", "val", "test")
@@ -45,7 +48,7 @@ class TabledFrames(FrameFolder):
             DatasetError: the table is malformed; an image or a label lacks the other, is misnamed, or is
                 there twice; or there are none.
         """
-        table = read_class_table(_table_path(root))
+        table = _read_table(root)
         self._colours = table.colours
         self.colours = sorted(table.colours.meanings.items()) if table.colours else None
         """Where labels are colours: which stands for which trainId."""
@@ -94,7 +97,7 @@ def read_classes(root: Path) -> LabelSpace:
         DatasetMissing: there is none.
         DatasetError: it is malformed.
     """
-    return read_class_table(_table_path(root)).label_space
+    return _read_table(root).label_space
 
 
 def _table_path(root: Path) -> Path:
@@ -147,6 +150,13 @@ def _ref(place: str, image_path: Path, label_path: Path) -> FrameRef:
         frame_key(city, sequence, "")
     )  # files are often named after their folder
     return FrameRef(frame_key(city, sequence, frame_id), city, sequence, frame_id, image_path, label_path)
+
+
+def _read_table(root: Path) -> ClassTable:
+    # here, because only this needs msgspec: other data sets are read where there is none
+    from datasets.readers.class_table import read_class_table
+
+    return read_class_table(_table_path(root))
 
 
 ENTRY = DatasetEntry(

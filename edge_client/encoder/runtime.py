@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from edge_client.encoder.bundle import BundleError, EncoderBundle, EncoderSpec, in_subspace, write_theta
 from edge_client.encoder.onnx_runtime import ort
-from edge_client.encoder.sessions import CPU, open_session
+from edge_client.encoder.sessions import CPU, DEFAULT_PROVIDERS, open_session
 from edge_client.encoder.subspaces import Everything, Subspace
 from protocol.errors import SettingError
 from protocol.plans.adaptation import SUBSPACES
@@ -28,8 +28,6 @@ Mode = Literal["bind", "rebuild"]
 Arrays = dict[str, NDArray[Any]]
 """Inputs or outputs of a graph by name."""
 _Finish = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-DEFAULT_PROVIDERS = ("CUDAExecutionProvider", CPU)
-"""In order of preference. TensorRT is for those who ask: it compiles an engine for minutes."""
 PROBE_FRAMES = 8
 PROBE_REPEATS = 3
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from edge_client.encoder.onnx_runtime import ort
 
 CPU = "CPUExecutionProvider"
+DEFAULT_PROVIDERS = ("CUDAExecutionProvider", CPU)
+"""In order of preference. TensorRT is for those who ask: it compiles an engine for minutes."""
 
 
 def open_session(model: bytes, provider: str, threads: int) -> ort.InferenceSession:

@@ -1,10 +1,15 @@
-"""`blackfleet`, and `python -m fleet.cli`: heeds signals before the rest is loaded, which takes seconds."""
+"""`blackfleet`, and `python -m fleet.cli`: heeds signals before the rest is loaded, which takes seconds.
+
+`predict` is the vehicle's own command, and works where the operator's packages are missing.
+"""
 
 from __future__ import annotations
 
+import sys
 from typing import NoReturn
 
 from fleet.cli.interrupts import interrupt_on_signals, stopping_line
+from fleet.cli.vehicle_only import PREDICT, end_without_operator, missing_package
 from protocol.showing import show_anything
 
 
@@ -12,9 +17,16 @@ def main() -> NoReturn:
     """Run the command."""
     interrupt_on_signals()
     show_anything()
+    arguments = sys.argv[1:]
     with stopping_line():
-        import fleet.cli.app
+        try:
+            if arguments[:1] == [PREDICT]:
+                import edge_client.predict.command
 
+                sys.exit(edge_client.predict.command.main(arguments[1:]))
+            import fleet.cli.app
+        except ModuleNotFoundError as error:
+            end_without_operator(arguments, missing_package(error))
         fleet.cli.app.main()
 
 

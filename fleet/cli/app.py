@@ -9,6 +9,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+import edge_client.predict.command as predicting
 import fleet.cli.sweep as comparing
 import fleet.run.launch as launching
 import fleet.run.pretrain as pretraining
@@ -19,6 +20,7 @@ from evaluation.official_python import VARIABLE
 from fleet.cli.evaluate import run_evaluate
 from fleet.cli.interrupts import stopping_line
 from fleet.cli.options import PRETRAIN_KEYS, SCENARIO_KEYS, with_scenario_options
+from fleet.cli.vehicle_only import PREDICT
 from fleet.errors import OperatorError
 from fleet.export.bundle import export_bundle
 from fleet.export.encoders import DEFAULT_ENCODER, ENCODER_DOOR, architecture, fitting_size, resizing_remark
@@ -176,6 +178,16 @@ def export(
     Encoder and network are also written as a file each. The model runs wherever ONNX Runtime does.
     """
     export_model(run_folder, output, vehicle=vehicle, logits=logits, console=screen())
+
+
+@app.command(
+    PREDICT,
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def predict(context: typer.Context) -> None:
+    """Predict pictures, a video or a data set with an exported model; see its own --help."""
+    raise typer.Exit(predicting.main(context.args))
 
 
 @app.command()

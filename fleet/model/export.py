@@ -13,6 +13,7 @@ from rich.console import Console
 
 from cloud_server.run.results import RESULT_NAME
 from datasets.catalog import open_dataset
+from datasets.labels import LabelSpace
 from edge_client.frames import FrameCache
 from edge_client.predict.card import ModelCard
 from fleet.errors import OperatorError
@@ -75,7 +76,7 @@ def export_model(
         )
         bits = rounding_bits(served)
         model = whole_model(encoder, network, bits=bits, logits=logits)
-        card = _card(scenario, run_folder, chosen, served, bits)
+        card = _card(scenario, run_folder, chosen, served, frames.label_space, bits)
         graphs = {
             part: with_metadata(graph, replace(card, part=part).properties())
             for part, graph in (("model", model), ("encoder", encoder), ("network", network))
@@ -176,10 +177,17 @@ def test_frames(scenario: Scenario, run_folder: Path, vehicle: str) -> TestFrame
     )
 
 
-def _card(scenario: Scenario, run_folder: Path, vehicle: str, served: Served, bits: int | None) -> ModelCard:
+def _card(
+    scenario: Scenario,
+    run_folder: Path,
+    vehicle: str,
+    served: Served,
+    label_space: LabelSpace,
+    bits: int | None,
+) -> ModelCard:
     return ModelCard(
         part="model",
-        label_space=scenario.dataset.label_space,
+        label_space=label_space,
         dataset=scenario.dataset.name,
         image_size=scenario.frame_size,
         pixel_mean=served.pixel_mean,

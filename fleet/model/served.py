@@ -19,6 +19,7 @@ from cloud_server.algorithms.table import algorithm_row
 from cloud_server.config import CloudConfig, network_seed, read_config
 from cloud_server.networks.build import build_network
 from cloud_server.run.ended import EndedRun
+from datasets.catalog import label_space
 from edge_client.encoder.bundle import EncoderBundle, write_theta
 from edge_client.learners.federated import own_statistics
 from edge_client.state import StateStore, VehicleState
@@ -97,6 +98,10 @@ def read_served(scenario: Scenario, run_folder: Path, vehicle: str) -> Served:
     )
 
 
+def _num_classes(scenario: Scenario, run_folder: Path) -> int:
+    return label_space(scenario.dataset.classes_name, run_folder).num_classes
+
+
 def _bundle_folder(scenario: Scenario, run_folder: Path, vehicle: str) -> Path:
     if scenario.start is not None:
         return run_folder / START_FOLDER / ENCODER_NAME
@@ -130,7 +135,7 @@ def _federated(
         name,
         config.network.name,
         image_size=scenario.frame_size,
-        num_classes=scenario.dataset.label_space.num_classes,
+        num_classes=_num_classes(scenario, run_folder),
         encoder_seed=scenario.seed,
         network_seed=network_seed(config.seed),
         encoder_weights=scenario.encoder_weights(name),
@@ -150,7 +155,7 @@ def _centralized(scenario: Scenario, run_folder: Path) -> Served:
         config.network.name,
         feature_shape=(encoder.channels, height // encoder.stride, width // encoder.stride),
         feature_stride=encoder.stride,
-        num_classes=scenario.dataset.label_space.num_classes,
+        num_classes=_num_classes(scenario, run_folder),
         seed=network_seed(config.seed),
         weights=Path(config.network.weights) if config.network.weights else None,
     )

@@ -12,7 +12,8 @@ from cloud_server.config import read_config
 from datasets.readers.camvid import CamVidFrames
 from edge_client.host import read_host_config
 from fleet.scenario import load_scenario
-from protocol.text_files import decode_json, decode_text
+from protocol.json_files import decode_json
+from protocol.text_files import decode_text
 
 ENCODINGS = ["utf-8", "utf-8-sig", "utf-16"]
 CAR = '{"id": "a", "bundle": "b", "state": "s"}'
