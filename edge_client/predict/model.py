@@ -36,10 +36,13 @@ class Model:
         """Load the file at `path`, on the first of `providers` that runs it.
 
         Raises:
-            ModelError: it is no whole model of ours.
-            OSError: it can't be read.
+            ModelError: it can't be read, or is no whole model of ours.
         """
-        self._session = _open(path, path.read_bytes(), threads, providers)
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise ModelError(f"can't read the model {path}: {error.strerror}") from error
+        self._session = _open(path, content, threads, providers)
         self.provider: str = self._session.get_providers()[0]
         try:
             self.card = ModelCard.read(self._session.get_modelmeta().custom_metadata_map)

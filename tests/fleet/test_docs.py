@@ -17,6 +17,7 @@ import msgspec
 import pytest
 import typer
 
+from edge_client.predict.command import parser as predict_parser
 from fleet import broker
 from fleet.cli.app import app
 from fleet.scenario import Scenario
@@ -132,6 +133,7 @@ def options() -> dict[str, set[str]]:
         } | {"--help"}  # type: ignore[attr-defined]
 
     visit(typer.main.get_command(app), "")
+    known["predict"] |= {option for action in predict_parser()._actions for option in action.option_strings}
     return known
 
 

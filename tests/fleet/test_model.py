@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from datasets.labels import CAMVID
 from edge_client.encoder.sessions import CPU, open_session
 from edge_client.predict.card import FEATURES, IMAGE, LOGITS, ModelCard, ModelError
 from evaluation.likeliest import likeliest
+from fleet.cli.evaluate import evaluate_predictions
 from fleet.errors import OperatorError
 from fleet.export.errors import ExportError
 from fleet.model.check import Differing, check_graphs, coded
@@ -36,6 +39,7 @@ from protocol.plans.coding import Coding
 from protocol.plans.federated import FederatedPlan
 from protocol.plans.first_order import FirstOrder
 
+ROOT = Path(__file__).resolve().parents[2]
 QUIET = Console(quiet=True)
 frames_of = test_frames
 frames_of.__test__ = False  # type: ignore[attr-defined]  # by its name alone
@@ -68,9 +72,9 @@ class Example:
 
 @pytest.fixture(scope="module")
 def example(tiny_world: World, tmp_path_factory: pytest.TempPathFactory) -> Example:
-    """The default algorithm; the exported vehicle has an encoder of its own, and drives through fog."""
+    """The default algorithm; the exported vehicle's features reach the network through a stem."""
     folder = tmp_path_factory.mktemp("model")
-    mixed = run(tiny_world, folder / "run", encoders={"car-02": "stride4-c8"}, conditions={"car-01": "fog:2"})
+    mixed = run(tiny_world, folder / "run", encoders={"car-02": "stride4-c8"})
     return Example(mixed, export_model(mixed, folder / "car.onnx", vehicle="car-01", console=QUIET))
 
 
@@ -134,7 +138,7 @@ def test_graphs_that_predict_otherwise_are_refused(example: Example, tmp_path: P
     ("algorithm", "changes"),
     [
         ("blackfed-v2", {"coding": Coding(bits=3)}),
-        ("split", {}),
+        ("split", {"conditions": {"car-02": "fog:2"}}),
         ("individual", {"coding": Coding(frame_bytes=180)}),
         ("fedavg", {"federated": FederatedPlan(statistics="local")}),
         ("centralized", {}),
@@ -199,6 +203,67 @@ def test_rounding_in_the_graph_is_that_of_the_codec(bits: int, seed: int, spread
     features_BCHW = np.ascontiguousarray((image_BHWC * scales).transpose(0, 3, 1, 2))
     expected = np.concatenate([coded(frame[None], Coding(bits=bits)) for frame in features_BCHW])
     np.testing.assert_allclose(rounded, expected, rtol=1e-6, atol=1e-6 * float(np.abs(expected).max()))
+
+
+WITHOUT_OTHERS = """
+import importlib.abc, runpy, sys
+class Missing(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in missing:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+missing = set(sys.argv[1].split(","))
+sys.meta_path.insert(0, Missing())
+sys.argv[:2] = ["blackfleet"]
+runpy.run_module("fleet.cli", run_name="__main__")
+"""
+OPERATORS = "msgspec,paho,typer,click,yaml,rich,torch,onnx,safetensors,jinja2,matplotlib"
+
+
+def blackfleet(*arguments: str | Path, without: str = OPERATORS) -> subprocess.CompletedProcess[str]:
+    """The command where these packages are missing."""
+    return subprocess.run(
+        [sys.executable, "-c", WITHOUT_OTHERS, without, *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_model_predicts_where_only_onnx_runtime_numpy_and_opencv_are(
+    example: Example, tiny_world: World, tmp_path: Path
+) -> None:
+    """The run's test frames of the vehicle come out with the score of the run."""
+    done = blackfleet(
+        *("predict", example.exported.model, tiny_world.data_root, "--dataset", "camvid"),
+        *("--run", example.run, "-o", tmp_path / "out"),
+    )
+    assert done.returncode == 0, done.stderr
+    scores = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    result = json.loads((example.run / "result.json").read_text())["vehicles"]["car-01"]
+    assert scores["mean_iou"] == pytest.approx(example.exported.checked.model_miou, abs=1e-9)
+    assert scores["mean_iou"] == pytest.approx(result["local_miou"], abs=1e-3)
+    assert scores["frames"] == result["frames_test"]
+    assert f"mIoU {scores['mean_iou']:.4f}" in done.stdout and "frames a second" in done.stdout
+    evaluated = evaluate_predictions(tmp_path / "out" / "labels", tiny_world.data_root, dataset="camvid")
+    assert evaluated.summary["classes"] == scores["classes"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "without", "code", "said"),
+    [
+        (["launch", "--vehicles", "2"], "typer", 2, "needs the operator's packages, and typer is missing"),
+        (["predict", "m", "s"], "cv2", 2, "cv2 is missing: pip install 'blackfleet[vehicle]'"),
+        (["--help"], "typer", 0, "Only the vehicle's part of blackfleet is installed"),
+        ([], OPERATORS, 0, "usage: blackfleet predict"),
+    ],
+)
+def test_command_says_in_a_line_what_is_not_installed(
+    arguments: list[str], without: str, code: int, said: str
+) -> None:
+    done = blackfleet(*arguments, without=without)
+    assert done.returncode == code
+    assert said in done.stdout + done.stderr
+    assert (done.stderr.count("\n") == 1) == (code == 2)
 
 
 def test_default_vehicle_is_the_best_of_those_that_last() -> None:
