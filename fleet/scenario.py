@@ -20,7 +20,13 @@ from datasets.labels import LabelSpace
 from datasets.partition import parse_parts
 from fleet.cores import usable_cores
 from fleet.errors import OperatorError
-from fleet.export.encoders import ENCODER_DOOR, ImageEncoder, architecture, fitting_size
+from fleet.export.encoders import (
+    ImageEncoder,
+    architecture,
+    build_encoder,
+    check_encoder_name,
+    fitting_size,
+)
 from fleet.scenario_file import read_table, write_table
 from fleet.start import FEATURES_NAME, NETWORK_NAME
 from fleet.start import FOLDER_NAME as START_FOLDER
@@ -135,7 +141,10 @@ class EncoderPart(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
     section = "encoder"
 
     name: str = "stride8-c8"
-    """An architecture of `fleet.export.encoders.ENCODERS`, or `package.module:name` of your own."""
+    """An architecture of `fleet.export.encoders.ENCODERS`, `package.module:name` of your own, or the path of
+    an ONNX file."""
+    trainable: tuple[str, ...] = ()
+    """Of an ONNX file: names of the weights that learn, or patterns such as `block3.*`; none = it stays."""
     weights: str | None = None
     """File of pretrained weights, for an architecture that takes one; None = those that come with it."""
     mode: str = "auto"
@@ -226,7 +235,7 @@ class Scenario(RunSettings, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             raise SettingError(f"cores must be at least 1, got {self.cores}")
         parse_image_size(self.image_size)
         for name in (self.encoder.name, *self.encoders.values()):
-            ENCODER_DOOR.find(name)
+            check_encoder_name(name)
         for condition in self.conditions.values():
             Condition.parse(condition)
         if self.start is not None:
@@ -300,7 +309,15 @@ class Scenario(RunSettings, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     def architecture(self, name: str) -> ImageEncoder:
         """An encoder in use, not yet initialised."""
-        return architecture(name, self.encoder_weights(name))
+        return architecture(name, self.encoder_weights(name), self._trainable(name))
+
+    def build_encoder(self, name: str) -> ImageEncoder:
+        """An encoder in use, as it begins before it has seen a picture."""
+        return build_encoder(name, self.seed, self.encoder_weights(name), self._trainable(name))
+
+    def _trainable(self, name: str) -> tuple[str, ...]:
+        """What learns of an ONNX file: `encoder.trainable` is of `encoder.name` alone."""
+        return self.encoder.trainable if name == self.encoder.name else ()
 
     @property
     def frame_size(self) -> tuple[int, int]:

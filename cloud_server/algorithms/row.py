@@ -77,6 +77,8 @@ class AlgorithmRow(Generic[A]):
     needs: Needs = Needs()
     follows_estimator: bool = False
     """Its vehicles learn by `zeroth_order.estimator`, and need what that needs."""
+    moves_encoders: bool = True
+    """Vehicles' encoders learn."""
     in_one_piece: bool = False
     """It trains encoder and network as one, on labels alone: neither can stay as it is."""
     may_go_on: bool = False

@@ -55,6 +55,7 @@ _ROWS: tuple[AlgorithmRow[Any], ...] = (
         name="frozen",
         title="encoders never learn: the lower bound",
         build=partial(BlackFed, personal=False, frozen_encoders=True),
+        moves_encoders=False,
         handlers=no_handlers,
         colour="#8a94a3",
         heeds_views=True,

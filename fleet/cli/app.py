@@ -23,7 +23,13 @@ from fleet.cli.options import PRETRAIN_KEYS, SCENARIO_KEYS, with_scenario_option
 from fleet.cli.vehicle_only import PREDICT
 from fleet.errors import OperatorError
 from fleet.export.bundle import export_bundle
-from fleet.export.encoders import DEFAULT_ENCODER, ENCODER_DOOR, architecture, fitting_size, resizing_remark
+from fleet.export.encoders import (
+    DEFAULT_ENCODER,
+    ENCODER_CHOICES,
+    architecture,
+    fitting_size,
+    resizing_remark,
+)
 from fleet.model.export import export_model
 from fleet.report.page import write_report
 from fleet.scenario import Scenario, parse_image_size
@@ -234,16 +240,20 @@ def dataset_generate(
 @encoder_app.command("export")
 def encoder_export(
     folder: Annotated[Path, typer.Argument(help="Where to write the bundle.")],
-    encoder: Annotated[str, typer.Option(help=f"{ENCODER_DOOR.choices}.")] = DEFAULT_ENCODER,
+    encoder: Annotated[str, typer.Option(help=f"{ENCODER_CHOICES}.")] = DEFAULT_ENCODER,
+    encoder_trainable: Annotated[
+        list[str] | None,
+        typer.Option(help="Of an ONNX file: a weight that learns, or a pattern; repeat for more."),
+    ] = None,
     image_size: Annotated[str, typer.Option(help="What the encoder sees, WxH in pixels.")] = "256x192",
     seed: Annotated[int, typer.Option(help="Of the initial weights.")] = 0,
 ) -> None:
     """Export an encoder as the bundle that a vehicle runs: ONNX graphs and their description."""
     asked = parse_image_size(image_size)
-    fitting = fitting_size(asked, architecture(encoder).stride)
+    fitting = fitting_size(asked, architecture(encoder, trainable=encoder_trainable).stride)
     if fitting != asked:
         print(resizing_remark(asked, fitting))
-    bundle = export_bundle(encoder, folder, image_size=fitting, seed=seed)
+    bundle = export_bundle(encoder, folder, image_size=fitting, seed=seed, trainable=encoder_trainable)
     shape = "x".join(map(str, bundle.spec.feature_shape))
     print(f"{encoder}: {len(bundle.theta0)} parameters, features {shape}, in {folder}")
 

@@ -17,7 +17,7 @@ from cloud_server.networks.build import NETWORK_DOOR
 from datasets.catalog import LABELLED_CHOICES
 from datasets.conditions import CONDITIONS
 from fleet.errors import OperatorError
-from fleet.export.encoders import ENCODER_DOOR
+from fleet.export.encoders import ENCODER_CHOICES
 from fleet.run.folder import SCENARIO_NAME
 from fleet.scenario import Scenario, load_scenario
 from protocol.doors import FOREIGN_CHOICE
@@ -116,9 +116,16 @@ SCENARIO_OPTIONS = (
         str,
         "What the encoders see, WxH in pixels; where it does not fit: the nearest.",
     ),
-    ScenarioOption("encoder", "encoder.name", str, f"One of {ENCODER_DOOR.choices}."),
+    ScenarioOption("encoder", "encoder.name", str, f"One of {ENCODER_CHOICES}."),
     ScenarioOption(
         "encoder_weights", "encoder.weights", Path, "Pretrained weights of --encoder: a file of a state dict."
+    ),
+    ScenarioOption(
+        "encoder_trainable",
+        "encoder.trainable",
+        list[str],
+        "Of an ONNX file: a weight that learns, or a pattern such as 'block3.*'; repeat for more.",
+        by_vehicle=False,
     ),
     ScenarioOption(
         "vehicle_encoder",

@@ -26,9 +26,11 @@ from edge_client.encoder.bundle import (
 )
 from edge_client.encoder.runtime import Encoder
 from edge_client.encoder.subspaces import How, learning, subspace_of
-from fleet.export.encoders import ImageEncoder, build_encoder, check_image_size
+from fleet.export.encoders import ImageEncoder, build_encoder, check_image_size, short_name
 from fleet.export.errors import ExportError
 from fleet.export.graphs import byte_offsets
+from fleet.export.onnx_check import TOLERANCE, check_against_file, relative_difference
+from fleet.export.onnx_encoder import OnnxEncoder, missing_way_back
 from fleet.export.reverse import WayBack, derive
 from protocol.atomic import new_folder_beside
 from protocol.plans.adaptation import SUBSPACES, SubspaceName
@@ -37,18 +39,23 @@ SPEC_NAME = "encoder.json"
 """In a bundle: what the rest is."""
 FEATURES = "features_BCHW"
 """Name of an encoder's output."""
-TOLERANCE = 1e-5
-"""Largest difference to torch, relative to the largest element."""
 KINK_DRAWS = 3
 """Draws for the check of the VJP, of which the best counts: where a ReLU's input is zero to rounding, ONNX
 and torch may rightly disagree by its whole slope, but hardly in every draw."""
 
 
-def export_bundle(name: str, out_dir: Path | str, *, image_size: tuple[int, int], seed: int) -> EncoderBundle:
+def export_bundle(
+    name: str,
+    out_dir: Path | str,
+    *,
+    image_size: tuple[int, int],
+    seed: int,
+    trainable: Sequence[str] | None = None,
+) -> EncoderBundle:
     """Export a freshly initialised encoder.
 
     Args:
-        name: see `fleet.export.encoders.architecture`.
+        name, trainable: see `fleet.export.encoders.architecture`.
         out_dir: the folder to write; an existing bundle there is replaced, anything else is refused.
         image_size: width and height in pixels, multiples of the encoder's stride.
         seed: of the initial weights; the same seed gives the same files.
@@ -61,7 +68,8 @@ def export_bundle(name: str, out_dir: Path | str, *, image_size: tuple[int, int]
         OSError: the folder can't be written, or holds something else.
         ExportError: the graphs disagree with torch.
     """
-    return export_encoder(build_encoder(name, seed), name, out_dir, image_size=image_size)
+    encoder = build_encoder(name, seed, trainable=trainable)
+    return export_encoder(encoder, short_name(name), out_dir, image_size=image_size)
 
 
 def export_encoder(
@@ -78,7 +86,10 @@ def export_encoder(
     try:
         _write(plain, name, image_size, written)
         bundle = EncoderBundle.load(written)
-        _check_against_torch(plain, bundle)
+        if isinstance(plain, OnnxEncoder):
+            check_against_file(plain, bundle)
+        else:
+            _check_against_torch(plain, bundle)
         _move_into_place(written, folder)
     finally:
         shutil.rmtree(written, ignore_errors=True)
@@ -94,14 +105,16 @@ def _write(encoder: ImageEncoder, name: str, image_size: tuple[int, int], folder
         "forward_bound": forward.serialise(parameters, None),
     }
     plain = onnx.load_from_string(models["forward"])
-    for subspace in subspaces(encoder.projection()):
-        parts = learning(subspace, parameters, encoder.projection())
-        way_back = _way_back(plain, parts)
-        taped = [value for value in way_back.tape if value[0] != FEATURES]
-        tape = dataclasses.replace(forward, outputs=[*forward.outputs, *taped])
-        models[in_subspace("tape", subspace)] = tape.serialise(parameters, theta)
-        models[in_subspace("tape_bound", subspace)] = tape.serialise(parameters, None)
-        models[in_subspace("vjp", subspace)] = way_back.graph.serialise(parameters, None)
+    # a file may hold operators that there is no way back through: such an encoder learns from losses alone
+    if not isinstance(encoder, OnnxEncoder) or missing_way_back(encoder, image_size) is None:
+        for subspace in subspaces(encoder.projection()):
+            parts = learning(subspace, parameters, encoder.projection())
+            way_back = _way_back(plain, parts)
+            taped = [value for value in way_back.tape if value[0] != FEATURES]
+            tape = dataclasses.replace(forward, outputs=[*forward.outputs, *taped])
+            models[in_subspace("tape", subspace)] = tape.serialise(parameters, theta)
+            models[in_subspace("tape_bound", subspace)] = tape.serialise(parameters, None)
+            models[in_subspace("vjp", subspace)] = way_back.graph.serialise(parameters, None)
     graphs: dict[str, GraphSpec] = {}
     for graph, model in models.items():
         (folder / f"{graph}.onnx").write_bytes(model)
@@ -202,11 +215,6 @@ def _difference_of_part(name: str, encoder: Encoder, random: np.random.Generator
     theta = subspace.theta_of(phi)
     expected = subspace.pull_back(encoder.vjp(theta, image_BHWC, v_BCHW))
     return relative_difference(encoder.vjp(theta, image_BHWC, v_BCHW, subspace), expected)
-
-
-def relative_difference(value: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
-    """NaN where either has one."""
-    return float(np.abs(value - expected).max() / np.abs(expected).max())
 
 
 def _move_into_place(written: Path, folder: Path) -> None:

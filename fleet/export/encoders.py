@@ -1,12 +1,14 @@
 """The table of encoder architectures that a vehicle can run, and what stands behind a name.
 
-An encoder is a chain of convolutions (`convolutions.py`) or any torch module (`modules.py`). Both know their
+An encoder is a chain of convolutions (`convolutions.py`), any torch module (`modules.py`) or an ONNX file
+(`onnx_encoder.py`). All know their
 `stride` and `channels`, draw initial weights from a seed (`initialise`), give the same function without
 BatchNorm (`folded`), and write themselves as a graph (`forward_graph`, `parameter_specs`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Sequence
 from functools import partial
@@ -18,10 +20,11 @@ from torch import nn
 from fleet.export.convolutions import ConvolutionEncoder, Layer
 from fleet.export.lite0 import STRIDE4_BLOCKS, STRIDE8_BLOCKS, Lite0Encoder
 from fleet.export.modules import ModuleEncoder
-from protocol.doors import Door
+from fleet.export.onnx_encoder import ENDING, OnnxEncoder, file_encoder, is_onnx_file
+from protocol.doors import MOST_CHARACTERS, Door, file_name
 from protocol.errors import SettingError
 
-ImageEncoder = ConvolutionEncoder | ModuleEncoder
+ImageEncoder = ConvolutionEncoder | ModuleEncoder | OnnxEncoder
 """What an encoder is to everything that exports, trains or starts from one."""
 
 
@@ -112,17 +115,57 @@ ENCODERS = CHAINS | PRETRAINED
 ENCODER_DOOR: Door[BuildsEncoder] = Door("encoder", BuildsEncoder, ENCODERS)  # type: ignore[type-abstract]
 
 
-def architecture(name: str, weights: Path | None = None) -> ImageEncoder:
+ENCODER_CHOICES = f"{ENCODER_DOOR.choices}, or the path of a file that ends in {ENDING}"
+"""What a name may be, for help and errors."""
+
+
+def check_encoder_name(name: str) -> None:
+    """Refuse a name behind which nothing can be; a file is looked at when it is needed.
+
+    Raises:
+        SettingError: the message lists the known ones.
+    """
+    if not is_onnx_file(name):
+        ENCODER_DOOR.find(name)
+
+
+def short_name(name: str) -> str:
+    """An encoder's name as it is sent over the network: of a file without its folder."""
+    return Path(name).name[-MOST_CHARACTERS:] if is_onnx_file(name) else name
+
+
+def folder_name(name: str) -> str:
+    """An encoder's name as a folder can have it, different for different names."""
+    if is_onnx_file(name):
+        return f"{Path(name).stem}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return file_name(name)
+
+
+def architecture(
+    name: str, weights: Path | None = None, trainable: Sequence[str] | None = None
+) -> ImageEncoder:
     """A new encoder, not yet initialised.
 
     Args:
-        name: a key of `ENCODERS`, or `package.module:name` of a function that returns a torch module.
+        name: a key of `ENCODERS`, `package.module:name` of a function that returns a torch module, or the
+            path of an ONNX file.
         weights: file of a state dict, for an architecture that takes one (`weights` among its arguments).
+        trainable: of an ONNX file: names of the weights that learn, or patterns.
 
     Raises:
-        SettingError: nothing that fits is behind the name, or it takes no weights.
-        OperatorError: its weights can't be had.
+        SettingError: nothing that fits is behind the name, or it takes no weights, or no names of weights.
+        OperatorError: its weights can't be had, or the file is no encoder.
     """
+    if is_onnx_file(name):
+        if weights is not None:
+            raise ENCODER_DOOR.refuse(name, f"has its own weights, got {weights}; leave out encoder.weights")
+        return file_encoder(Path(name), trainable)
+    if trainable:
+        raise ENCODER_DOOR.refuse(
+            name,
+            f"takes no encoder.trainable, got {', '.join(trainable)}: that is of ONNX files; see "
+            f"adaptation.subspace",
+        )
     build = ENCODER_DOOR.find(name)
     if weights is not None:
         if "weights" not in inspect.signature(build).parameters:
@@ -137,11 +180,13 @@ def architecture(name: str, weights: Path | None = None) -> ImageEncoder:
     return encoder
 
 
-def build_encoder(name: str, seed: int, weights: Path | None = None) -> ImageEncoder:
+def build_encoder(
+    name: str, seed: int, weights: Path | None = None, trainable: Sequence[str] | None = None
+) -> ImageEncoder:
     """A freshly initialised encoder, in evaluation mode.
 
     Args:
-        name, weights: see `architecture`.
+        name, weights, trainable: see `architecture`.
         seed: non-negative; the same seed gives the same weights on every machine.
 
     Raises:
@@ -149,6 +194,6 @@ def build_encoder(name: str, seed: int, weights: Path | None = None) -> ImageEnc
     """
     if seed < 0:
         raise SettingError(f"encoder seed must not be negative, got {seed}")
-    encoder = architecture(name, weights)
+    encoder = architecture(name, weights, trainable)
     encoder.initialise(seed)
     return encoder.eval()

@@ -23,10 +23,11 @@ from edge_client.local.head import (
     HeadSpec,
     LocalHead,
 )
-from fleet.export.bundle import KINK_DRAWS, TOLERANCE, relative_difference
+from fleet.export.bundle import KINK_DRAWS
 from fleet.export.errors import ExportError
 from fleet.export.head_graphs import head_graphs, head_parameter_specs
 from fleet.export.heads import HeadModule, build_head
+from fleet.export.onnx_check import TOLERANCE, relative_difference
 from protocol.atomic import write_bytes_atomic
 
 _CHECKED_FRAMES = 2

@@ -24,7 +24,7 @@ from edge_client.encoder.bundle import EncoderBundle, write_theta
 from edge_client.learners.federated import own_statistics
 from edge_client.state import StateStore, VehicleState
 from edge_client.vehicle import bundle_digest
-from fleet.export.encoders import ImageEncoder
+from fleet.export.encoders import ImageEncoder, folder_name
 from fleet.export.local_model import build_whole_network
 from fleet.frames.allocation import vehicle_encoder
 from fleet.run.fleet_run import CLOUD_SETTINGS_NAME
@@ -32,7 +32,6 @@ from fleet.run.joint_network import read_trained
 from fleet.scenario import Scenario
 from fleet.start import ENCODER_NAME
 from fleet.start import FOLDER_NAME as START_FOLDER
-from protocol.doors import file_name
 from protocol.local_model import FOLDER_NAME as LOCAL_MODEL_FOLDER
 from protocol.local_model import LocalModel
 from protocol.messages import FederatedPlan
@@ -105,7 +104,7 @@ def _num_classes(scenario: Scenario, run_folder: Path) -> int:
 def _bundle_folder(scenario: Scenario, run_folder: Path, vehicle: str) -> Path:
     if scenario.start is not None:
         return run_folder / START_FOLDER / ENCODER_NAME
-    return run_folder / "bundles" / file_name(vehicle_encoder(scenario, vehicle))
+    return run_folder / "bundles" / folder_name(vehicle_encoder(scenario, vehicle))
 
 
 def _last_state(run: EndedRun, bundle: EncoderBundle, run_folder: Path, vehicle: str) -> VehicleState:

@@ -17,6 +17,8 @@ from edge_client.learners.own import check_settings, find_learner
 from fleet import broker
 from fleet.errors import OperatorError
 from fleet.export.encoders import check_image_size
+from fleet.export.onnx_encoder import OnnxEncoder
+from fleet.run.file_encoders import check_file_encoder
 from fleet.scenario import Scenario
 from fleet.start import StartSpec
 from protocol.doors import is_foreign
@@ -46,6 +48,8 @@ def check_runnable(scenario: Scenario) -> None:
     frame_size = scenario.frame_size
     for name in {scenario.encoder.name, *scenario.encoders.values()}:
         features = scenario.architecture(name)
+        if isinstance(features, OnnxEncoder):
+            check_file_encoder(scenario, name, features)
         check_image_size(frame_size, name, features.stride)
         check_subspace(scenario.adaptation.subspace or "all", features.projection(), encoder=name)
         width, height = (side // features.stride for side in frame_size)

@@ -20,7 +20,7 @@ from edge_client.host import HostConfig, VehicleConfig, read_host_config
 from fleet import broker
 from fleet.errors import OperatorError
 from fleet.export.bundle import SPEC_NAME, export_encoder
-from fleet.export.encoders import build_encoder
+from fleet.export.encoders import folder_name, short_name
 from fleet.export.local_model import export_local_model
 from fleet.frames.allocation import data_folder, sights
 from fleet.run.beginning import begin
@@ -33,7 +33,6 @@ from fleet.scenario import Scenario
 from fleet.show.follow import LogFollower
 from fleet.show.progress import Progress
 from protocol.atomic import write_json_atomic
-from protocol.doors import file_name
 from protocol.local_model import FOLDER_NAME
 from protocol.mqtt.broker_url import BROKER_VARIABLE
 from protocol.session.transport import BrokerUnreachable
@@ -158,13 +157,13 @@ def _write_bundles(job: Job) -> dict[str, Path]:
     if job.start is not None:
         return {job.start.spec.encoder: job.start.encoder_folder}
     names = dict.fromkeys(share.encoder for share in job.shares.values())
-    folders = {name: job.run_folder / "bundles" / file_name(name) for name in names}
+    folders = {name: job.run_folder / "bundles" / folder_name(name) for name in names}
     for name, folder in folders.items():
         if job.has_begun and (folder / SPEC_NAME).exists():
             continue  # the very one that the vehicles have
-        encoder = build_encoder(name, job.scenario.seed, job.scenario.encoder_weights(name)).folded()
+        encoder = job.scenario.build_encoder(name).folded()
         begin(job, encoder)
-        export_encoder(encoder, name, folder, image_size=job.scenario.frame_size)
+        export_encoder(encoder, short_name(name), folder, image_size=job.scenario.frame_size)
     return folders
 
 

@@ -15,6 +15,7 @@ import msgspec
 
 from datasets.class_file import CLASSES_NAME
 from fleet.errors import OperatorError
+from fleet.export.onnx_encoder import is_onnx_file
 from fleet.run.checks import MEMORY_BUS, OWN_BROKERS
 from fleet.scenario import Scenario, load_scenario, save_scenario
 from protocol.atomic import write_bytes_atomic
@@ -138,7 +139,13 @@ def with_absolute_paths(scenario: Scenario) -> Scenario:
         if path is not None:
             part = msgspec.structs.replace(part, **{name: str(Path(path).absolute())})
             scenario = msgspec.structs.replace(scenario, **{sections[0]: part}) if sections else part
-    return scenario
+    encoder = msgspec.structs.replace(scenario.encoder, name=_absolute_file(scenario.encoder.name))
+    encoders = {vehicle: _absolute_file(name) for vehicle, name in scenario.encoders.items()}
+    return msgspec.structs.replace(scenario, encoder=encoder, encoders=encoders)
+
+
+def _absolute_file(encoder: str) -> str:
+    return str(Path(encoder).absolute()) if is_onnx_file(encoder) else encoder
 
 
 def with_own_fleet(scenario: Scenario) -> Scenario:

@@ -13,11 +13,11 @@ from edge_client.encoder.runtime import Encoder
 from edge_client.encoder.sessions import CPU
 from edge_client.local.head import SPEC_NAME
 from fleet.errors import OperatorError
+from fleet.export.encoders import folder_name
 from fleet.export.head_export import export_head, head_for, write_head
 from fleet.run.beginning import some_pictures
 from fleet.run.job import Job
 from fleet.start import Start
-from protocol.doors import file_name
 
 
 def write_heads(job: Job, bundles: Mapping[str, EncoderBundle]) -> dict[str, str]:
@@ -31,7 +31,7 @@ def write_heads(job: Job, bundles: Mapping[str, EncoderBundle]) -> dict[str, str
     surrogate = learns_by_surrogate(scenario.cloud_config())
     if surrogate and job.start is not None and scenario.local_head.pretrained:
         return dict.fromkeys(bundles, str(_pretrained(job.start)))
-    folders = {name: job.run_folder / "local_heads" / file_name(name) for name in bundles}
+    folders = {name: job.run_folder / "local_heads" / folder_name(name) for name in bundles}
     for name, bundle in bundles.items():
         if job.has_begun and (folders[name] / SPEC_NAME).exists():
             continue  # the very one that the vehicles have
