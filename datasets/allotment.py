@@ -16,9 +16,13 @@ from numpy.typing import NDArray
 
 from datasets.draws import StableDraws
 from datasets.frame import FrameRef
+from protocol.errors import SettingError
 
 MIN_FRAMES = 3
 """A vehicle's least number of frames: one each to train, to validate and to test."""
+
+SMALL_SHARE = (10, 45)
+"""Least and most frames of a vehicle in FedDrive's setting."""
 
 Frames: TypeAlias = list[FrameRef]
 
@@ -88,6 +92,55 @@ def allot_class_imbalance(request: Allotment) -> list[Frames]:
     by_class = [request.refs[i] for i in np.argsort(rank_K[class_N], kind="stable")]
     shares = _cut_evenly(by_class, request.vehicles)
     return [sorted(shares[i]) for i in request.draws.permutation(request.vehicles)]
+
+
+def allot_small_shares(request: Allotment) -> list[Frames]:
+    """Give each vehicle 10 to 45 frames of one city, sizes and frames at random.
+
+    The heterogeneous setting of FedDrive (Fantauzzo et al., IROS 2022, arXiv 2202.13670; v2: 2309.13336),
+    whose 146 clients of Cityscapes are so; with other draws than its published lists.
+
+    Raises:
+        SettingError: that many vehicles can't have such shares; the message says how many can.
+    """
+    cities = group_frames(request.refs, lambda ref: ref.city)
+    least, most = SMALL_SHARE
+    fewest, all_that_fit = ([-(-len(city) // most) for city in cities], [len(c) // least for c in cities])
+    poor = next((c for c, low, high in zip(cities, fewest, all_that_fit, strict=True) if low > high), None)
+    if poor is not None:
+        raise SettingError(
+            f"city {poor[0].city} has {len(poor)} frames, which can't be divided into shares of {least} to "
+            f"{most}; leave it out (--city), or choose another partition"
+        )
+    if not sum(fewest) <= request.vehicles <= sum(all_that_fit):
+        raise SettingError(
+            f"vehicles with {least} to {most} frames of one city each must be {sum(fewest)} to "
+            f"{sum(all_that_fit)} for these {len(request.refs)} frames, got {request.vehicles}"
+        )
+    counts = list(fewest)
+    while sum(counts) < request.vehicles:
+        open_cities = [i for i in range(len(cities)) if counts[i] < all_that_fit[i]]
+        counts[max(open_cities, key=lambda i: len(cities[i]) / counts[i])] += 1
+    shares = [
+        share
+        for city, count in zip(cities, counts, strict=True)
+        for share in _cut_at_random(city, count, request)
+    ]
+    return [shares[i] for i in request.draws.permutation(request.vehicles)]
+
+
+def _cut_at_random(frames: Frames, count: int, request: Allotment) -> list[Frames]:
+    """Divide a city's frames, in random order, into shares of random sizes within `SMALL_SHARE`."""
+    least, most = SMALL_SHARE
+    sizes = [least] * count
+    weights = request.draws.uniform(count)
+    for _ in range(len(frames) - least * count):
+        # The one that is furthest below its weight, so that sizes spread as the weights do.
+        room = [i for i in range(count) if sizes[i] < most]
+        sizes[max(room, key=lambda i: weights[i] / (sizes[i] - least + 1))] += 1
+    order = request.draws.permutation(len(frames))
+    bounds = np.cumsum([0, *sizes])
+    return [sorted(frames[i] for i in order[start:stop]) for start, stop in pairwise(bounds)]
 
 
 def distinctive_classes(histogram_NK: NDArray[np.int64]) -> NDArray[np.intp]:

@@ -22,6 +22,7 @@ PARTS = ("train", "val", "test")
 METHODS: dict[str, Callable[[Allotment], list[Frames]]] = {
     "city": allotment.allot_cities,
     "sequence": allotment.allot_sequences,
+    "small-shares": allotment.allot_small_shares,
     "uniform": allotment.allot_uniform,
     "dirichlet": allotment.allot_dirichlet,
     "class-imbalance": allotment.allot_class_imbalance,
@@ -62,9 +63,9 @@ def partition_frames(
 ) -> dict[str, FrameSplit]:
     """Give every frame to exactly one vehicle, and divide each vehicle's frames into train, val and test.
 
-    Methods: `city` and `sequence` give whole places, divided where there are more vehicles; `uniform` deals
-    single frames at random; `dirichlet` (with `alpha`) and `class-imbalance` skew the classes, and need a
-    source, as they read every label.
+    Methods: `city` and `sequence` give whole places, divided where there are more vehicles; `small-shares`
+    gives 10 to 45 frames of one city; `uniform` deals single frames at random; `dirichlet` (with `alpha`) and
+    `class-imbalance` skew the classes, and need a source, as they read every label.
 
     A vehicle's parts are contiguous blocks of each of its sequences in temporal order, train first; sequences
     too short to divide by `fractions` are joined and divided as one. Every vehicle gets at least one frame of
@@ -72,8 +73,8 @@ def partition_frames(
 
     Raises:
         SettingError: no vehicles, a vehicle twice, too few frames for them, an unknown method, fractions that
-            are not positive or don't sum to 1, alpha not positive, a seed out of range, or no source for a
-            method that reads labels.
+            are not positive or don't sum to 1, alpha not positive, a seed out of range, shares of the size
+            that the method wants don't add up, or no source for a method that reads labels.
         DatasetError: a label can't be read.
     """
     if isinstance(source_or_refs, Sequence):

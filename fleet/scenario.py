@@ -27,7 +27,8 @@ from fleet.export.encoders import (
     check_encoder_name,
     fitting_size,
 )
-from fleet.scenario_file import read_table, write_table
+from fleet.presets import find_preset
+from fleet.scenario_file import put, put_over, read_table, write_table
 from fleet.start import FEATURES_NAME, NETWORK_NAME
 from fleet.start import FOLDER_NAME as START_FOLDER
 from protocol.codec.bits import check_frame_bytes
@@ -36,8 +37,6 @@ from protocol.errors import SettingError
 from protocol.plans import PLANS
 from protocol.plans.checks import Section
 
-_BY_VEHICLE = ("conditions", "encoders")
-"""Settings whose keys are vehicles."""
 _OF_THE_BROKER = ("broker", "broker_port")
 
 RENDERED_TEST_SPLIT = "val"
@@ -63,7 +62,7 @@ class DatasetPart(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
     cities: tuple[str, ...] | None = None
     """Only frames of these cities go to vehicles (CamVid: sequences, such as 0006R0); None = all."""
     partition: str = "city"
-    """How frames go to vehicles: `city`, `sequence`, `uniform`, `dirichlet` or `class-imbalance`."""
+    """How frames go to vehicles: a row of `datasets.partition.METHODS`."""
     partition_seed: int = 0
     """Who gets which frames. Apart from `seed`, so that runs of several seeds have the same partition."""
     alpha: float = 0.5
@@ -348,11 +347,18 @@ def parse_image_size(text: str) -> tuple[int, int]:
     return int(match.group(1)), int(match.group(2))
 
 
-def load_scenario(path: Path | None, overrides: Mapping[str, Any], *, kept: Path | None = None) -> Scenario:
+def load_scenario(
+    path: Path | None,
+    overrides: Mapping[str, Any],
+    *,
+    kept: Path | None = None,
+    preset: str | None = None,
+) -> Scenario:
     """Read a scenario file (None = the built-in defaults) and put options over it.
 
-    `overrides` has dotted keys (`dataset.root`); None means not given. `kept` is the scenario file of a run
-    that is to go on: the others are put over it, but for its broker, which need not be there any more.
+    `overrides` has dotted keys (`dataset.root`); None means not given. `preset` is one of ours that the file
+    is put over. `kept` is the scenario file of a run that is to go on: the others are put over it, but for
+    its broker, which need not be there any more.
 
     Raises:
         OperatorError: the file can't be read, or a key or value doesn't fit; the message names it.
@@ -360,11 +366,13 @@ def load_scenario(path: Path | None, overrides: Mapping[str, Any], *, kept: Path
     content = read_table(kept) if kept is not None else {}
     for key in _OF_THE_BROKER:
         content.pop(key, None)
+    if preset is not None:
+        put_over(content, read_table(find_preset(preset)))
     if path is not None:
-        _put_over(content, read_table(path))
+        put_over(content, read_table(path))
     for key, value in overrides.items():
         if value is not None:
-            _put(content, key, value)
+            put(content, key, value)
     try:
         return msgspec.convert(content, Scenario)
     except msgspec.ValidationError as error:
@@ -379,23 +387,3 @@ def save_scenario(scenario: Scenario) -> str:
     for section in PLANS:
         del content[section]["type"]  # which of them it is says the key
     return write_table(dict(sorted(content.items(), key=lambda item: isinstance(item[1], dict))))
-
-
-def _put_over(content: dict[str, Any], given: Mapping[str, Any]) -> None:
-    """Put the given keys over those that are there; a table by vehicle is one value."""
-    for key, value in given.items():
-        part = content.get(key)
-        if isinstance(part, dict) and isinstance(value, dict) and key not in _BY_VEHICLE:
-            _put_over(part, value)
-        else:
-            content[key] = value
-
-
-def _put(content: dict[str, Any], dotted: str, value: Any) -> None:
-    *parents, last = dotted.split(".")
-    for parent in parents:
-        child = content.setdefault(parent, {})
-        if not isinstance(child, dict):
-            raise OperatorError(f"scenario key {parent!r} must be a table of keys, got {child!r}")
-        content = child
-    content[last] = value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,9 @@ import yaml
 
 from datasets.yaml_files import EXPONENT_NUMBER, EXPONENT_STARTS, YamlFault, load_yaml
 from fleet.errors import OperatorError
+
+BY_VEHICLE = ("conditions", "encoders")
+"""Settings whose keys are vehicles."""
 
 
 class _Dumper(yaml.SafeDumper):
@@ -38,3 +42,28 @@ def read_table(path: Path) -> dict[str, Any]:
 def write_table(content: Any) -> str:
     """YAML that `read_table` reads back to the same."""
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def put_over(content: dict[str, Any], given: Mapping[str, Any]) -> None:
+    """Put the given keys over those that are there; a table by vehicle is one value."""
+    for key, value in given.items():
+        part = content.get(key)
+        if isinstance(part, dict) and isinstance(value, dict) and key not in BY_VEHICLE:
+            put_over(part, value)
+        else:
+            content[key] = value
+
+
+def put(content: dict[str, Any], dotted: str, value: Any) -> None:
+    """Put a value under its dotted key.
+
+    Raises:
+        OperatorError: a part of the key holds no table.
+    """
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        child = content.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise OperatorError(f"scenario key {parent!r} must be a table of keys, got {child!r}")
+        content = child
+    content[last] = value

@@ -19,7 +19,8 @@ from datasets.generated import GeneratorSettings, generate_dataset
 from evaluation.official_python import VARIABLE
 from fleet.cli.evaluate import run_evaluate
 from fleet.cli.interrupts import stopping_line
-from fleet.cli.options import PRETRAIN_KEYS, SCENARIO_KEYS, with_scenario_options
+from fleet.cli.options import PRETRAIN_KEYS, SCENARIO_KEYS
+from fleet.cli.scenario_options import with_scenario_options
 from fleet.cli.vehicle_only import PREDICT
 from fleet.errors import OperatorError
 from fleet.export.bundle import export_bundle

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from cloud_server.algorithms.table import ALGORITHMS
 from cloud_server.config import DEVICES, PRECISIONS
 from cloud_server.networks.build import NETWORK_DOOR
 from datasets.catalog import LABELLED_CHOICES
 from datasets.conditions import CONDITIONS
-from fleet.errors import OperatorError
+from datasets.partition import METHODS
 from fleet.export.encoders import ENCODER_CHOICES
-from fleet.run.folder import SCENARIO_NAME
-from fleet.scenario import Scenario, load_scenario
 from protocol.doors import FOREIGN_CHOICE
 from protocol.plans import ESTIMATORS
 from protocol.plans.adaptation import SUBSPACES
@@ -74,7 +67,7 @@ SCENARIO_OPTIONS = (
         "partition",
         "dataset.partition",
         str,
-        "Frames to vehicles: city, sequence, uniform, dirichlet, class-imbalance.",
+        f"Frames to vehicles: {', '.join(METHODS)}.",
     ),
     ScenarioOption(
         "alpha", "dataset.alpha", float, "Of --partition dirichlet: the smaller, the more vehicles differ."
@@ -326,93 +319,3 @@ PRETRAIN_KEYS = frozenset(
     }
 )
 """Those that decide what `blackfleet pretrain` does."""
-
-_SCENARIO_FILE = Annotated[
-    Path | None, typer.Option("--scenario", help="Scenario file (YAML); the other options override it.")
-]
-
-
-def with_scenario_options(
-    *, without: Collection[str] = (), resumes: str | None = None
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command `--scenario` and the options of the table, but for the keys in `without`.
-
-    The command has a parameter `scenario`, and gets the `Scenario` that all of them make; an OperatorError
-    of the file or of a value goes through. `resumes` is the command's parameter for the folder of a run: with
-    its parameter `resume`, file and options are put over that run's own settings.
-    """
-    options = [option for option in SCENARIO_OPTIONS if option.key not in without]
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        @wraps(command)
-        def run(*, scenario_file: Path | None, **given: Any) -> None:
-            overrides = {option.key: _plain(option, given.pop(option.name)) for option in options}
-            kept = given.get(resumes) if resumes is not None and given.get("resume") else None
-            command(scenario=load_scenario(scenario_file, overrides, kept=_kept_settings(kept)), **given)
-
-        own = inspect.signature(command, eval_str=True).parameters.values()
-        parameters = [_parameter("scenario_file", _SCENARIO_FILE)]
-        parameters += [
-            _parameter(
-                option.name,
-                Annotated[
-                    option.type | None, typer.Option(help=option.help, show_default=_default(option) or False)
-                ],
-            )
-            for option in options
-        ]
-        parameters += [
-            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-            for parameter in own
-            if parameter.name != "scenario"
-        ]
-        # What Typer reads in place of the function's own signature.
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        return run
-
-    return decorate
-
-
-def _kept_settings(run_folder: Path | None) -> Path | None:
-    """Of a run that is to go on, if there is one."""
-    if run_folder is None or not (run_folder / SCENARIO_NAME).is_file():
-        return None
-    return run_folder / SCENARIO_NAME
-
-
-def _parameter(name: str, annotation: Any) -> inspect.Parameter:
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-
-
-def _default(option: ScenarioOption) -> str:
-    """What holds where neither a file nor an option says otherwise; empty where that is nothing."""
-    value: Any = Scenario()
-    for name in option.key.split("."):
-        value = getattr(value, name)
-    return "" if value is None or value == {} else str(value)
-
-
-def _plain(option: ScenarioOption, value: Any) -> Any:
-    """As it would stand in a scenario file; None = not given."""
-    if isinstance(value, list) and not option.by_vehicle:
-        return value or None
-    if isinstance(value, list):
-        return _by_vehicle(option, value) or None
-    return str(value) if isinstance(value, Path) else value
-
-
-def _by_vehicle(option: ScenarioOption, texts: Sequence[str]) -> dict[str, str]:
-    """Values by vehicle of `car-01=…`, `car-02=…`."""
-    name = f"--{option.name.replace('_', '-')}"
-    values: dict[str, str] = {}
-    for text in texts:
-        vehicle, equals, value = text.partition("=")
-        if not (vehicle and equals and value):
-            raise OperatorError(f"{name} must be VEHICLE=VALUE such as car-01=…, got {text!r}")
-        if vehicle in values:
-            raise OperatorError(
-                f"{name} names vehicle {vehicle} twice, with {values[vehicle]} and {value}; keep one of them"
-            )
-        values[vehicle] = value
-    return values

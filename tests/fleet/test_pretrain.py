@@ -19,7 +19,7 @@ from datasets.frame import DatasetError, FrameSource
 from datasets.subset import CitySubset
 from edge_client.encoder.bundle import EncoderBundle
 from edge_client.frames import FrameCache
-from fleet.cli.options import with_scenario_options
+from fleet.cli.scenario_options import with_scenario_options
 from fleet.errors import OperatorError
 from fleet.export.local_model import WholeNetwork, build_whole_network
 from fleet.frames.allocation import open_data

@@ -15,7 +15,7 @@ from rich.console import Console
 from datasets.catalog import open_dataset
 from datasets.conditions import Condition, apply_condition
 from edge_client.frames import FrameCache, Sight, VehicleFrames
-from fleet.cli.options import with_scenario_options
+from fleet.cli.scenario_options import with_scenario_options
 from fleet.errors import OperatorError
 from fleet.frames.allocation import allocate, sights
 from fleet.run.launch import launch
