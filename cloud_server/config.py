@@ -22,6 +22,7 @@ from protocol.plans import ESTIMATORS, Ways
 from protocol.plans.adaptation import Adaptation
 from protocol.plans.augmentation import Augmentation
 from protocol.plans.checks import EstimatorPlan, Plan, Section, Way
+from protocol.plans.class_weights import NONE, ClassWeights, check_class_weights
 from protocol.plans.coding import Coding
 from protocol.plans.first_order import FirstOrder
 from protocol.plans.own import OwnPlan, OwnSettings
@@ -145,6 +146,9 @@ class RunSettings(Ways, frozen=True, kw_only=True, forbid_unknown_fields=True):
     coding: Coding = Coding()
     adaptation: Adaptation = Adaptation()
     augmentation: Augmentation = Augmentation()
+    class_weights: ClassWeights = NONE
+    """How much a pixel counts in losses against labels, the cloud's and the vehicles' own, by its class:
+    `none` = all alike, `balanced`, or a table of weights by class name."""
     network: NetworkConfig = NetworkConfig()
     first_order: FirstOrder = FirstOrder()
     uploads: UploadConfig = UploadConfig()
@@ -161,6 +165,7 @@ class RunSettings(Ways, frozen=True, kw_only=True, forbid_unknown_fields=True):
         self._one_of(PRECISIONS, "precision")
         if self.precision == "float16" and self.device == "cpu":
             raise SettingError("precision float16 is for device cuda; on a CPU take bfloat16 or float32")
+        check_class_weights(self.class_weights)
         zeroth, asked = self.zeroth_order, self.answers_per_frame
         if self.way(OwnSettings).estimator and not is_foreign(zeroth.estimator):
             raise SettingError(

@@ -14,10 +14,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from datasets.class_weights import balanced_weights, count_classes, table_weights
 from datasets.conditions import Condition, apply_condition
 from datasets.frame import FrameRef, FrameSource, resize_frame
+from datasets.labels import LabelSpace
 from edge_client.errors import VehicleError
 from protocol.messages import SPLITS
+from protocol.plans.class_weights import NONE, ClassWeights, check_class_weights
 
 _DEFAULT_CAPACITY_BYTES = 512 * 1024 * 1024
 _FULL_SIZE_SPLITS = frozenset({"test", "ood", "source", "fleet"})
@@ -130,7 +133,34 @@ class VehicleFrames:
             cache.ref(key)
         self.are_labelled = all(cache.ref(self.keys[index]).label_path for index in self.splits["train"])
         """Whether each train frame has a label."""
+        self._class_counts: NDArray[np.int64] | None = None
+        """Pixels of the train labels by class, once somebody has asked."""
         self._full_size = {index for split in _FULL_SIZE_SPLITS for index in self.splits[split]}
+
+    @property
+    def label_space(self) -> LabelSpace:
+        """The classes of the labels."""
+        return self._cache.source.label_space
+
+    def class_weights(self, weights: ClassWeights) -> NDArray[np.float32] | None:
+        """What a pixel counts by its class in losses against this vehicle's train labels, float32 (K,); None:
+        all alike. Balanced weights are of these labels at the encoder's input size.
+
+        Raises:
+            SettingError: they are none of the three kinds, or name an unknown class.
+            DatasetError: a label can't be read.
+        """
+        check_class_weights(weights)
+        if weights == NONE:
+            return None
+        if not isinstance(weights, str):
+            return table_weights(weights, self.label_space)
+        if self._class_counts is None:
+            classes = self.label_space.num_classes
+            self._class_counts = np.sum(
+                [count_classes(self.label(index), classes) for index in self.splits["train"]], axis=0
+            )
+        return balanced_weights(self._class_counts)
 
     def counts(self) -> dict[str, int]:
         """Frames per split; those of `source` and `fleet` only where there are some."""

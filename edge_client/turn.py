@@ -41,6 +41,7 @@ from protocol.messages import (
     Upload,
 )
 from protocol.noise import derive_seed, permutation
+from protocol.plans.class_weights import NONE
 
 _LABELS_PER_MESSAGE = 64
 
@@ -140,6 +141,17 @@ class TurnTools:
             TurnRefused: they are not finite, or the turn asks for a coding that is unknown or too small.
         """
         return self.code(self.encoder.forward(theta, image_BHWC))
+
+    def class_weights(self) -> NDArray[np.float32] | None:
+        """What a pixel counts by its class in the vehicle's own loss, float32 (K,); None: all alike.
+
+        Raises:
+            TurnRefused: the turn's weights don't fit the labels.
+        """
+        try:
+            return self.frames.class_weights(self.turn.class_weights or NONE)
+        except SettingError as error:
+            raise TurnRefused(f"the turn's class weights don't fit: {error}") from error
 
     def linearise(
         self,

@@ -13,6 +13,8 @@ from fleet.errors import OperatorError
 
 BY_VEHICLE = ("conditions", "encoders")
 """Settings whose keys are vehicles."""
+_WHOLE = (*BY_VEHICLE, "class_weights")
+"""Tables that are one value: another one takes the place of all of it."""
 
 
 class _Dumper(yaml.SafeDumper):
@@ -45,10 +47,10 @@ def write_table(content: Any) -> str:
 
 
 def put_over(content: dict[str, Any], given: Mapping[str, Any]) -> None:
-    """Put the given keys over those that are there; a table by vehicle is one value."""
+    """Put the given keys over those that are there; some tables are one value."""
     for key, value in given.items():
         part = content.get(key)
-        if isinstance(part, dict) and isinstance(value, dict) and key not in BY_VEHICLE:
+        if isinstance(part, dict) and isinstance(value, dict) and key not in _WHOLE:
             put_over(part, value)
         else:
             content[key] = value

@@ -1,7 +1,7 @@
 """What the operator gives to cloud and vehicles where vehicles train the whole network (fedavg): a folder.
 
-`model.json` describes it; `train.ts`, `predict.ts` and `loss.ts` are TorchScript programs, which only
-vehicles run; `weights.msgpack` holds the initial weights, which the cloud averages by name.
+`model.json` describes it; `train.ts`, `predict.ts`, `loss.ts`, `weighted_loss.ts` are TorchScript programs,
+which only vehicles run; `weights.msgpack` holds the initial weights, which the cloud averages by name.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from protocol.base import DEFAULT_LIMIT_BYTES
 from protocol.codec.weights import WeightArrays, WeightTensor, unpack
 from protocol.errors import Mistake
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SPEC_NAME = "model.json"
 WEIGHTS_NAME = "weights.msgpack"
 FOLDER_NAME = "local_model"
 """In a run folder."""
 
-PROGRAM_NAMES = ("train", "predict", "loss")
+PROGRAM_NAMES = ("train", "predict", "loss", "weighted_loss")
 """`train` and `predict`: image_BHWC uint8 RGB → logits_BKhw float32, with the BatchNorm of training and of
-evaluation; `loss`: (logits_BKhw, label_BHW uint8) → a scalar."""
+evaluation; `loss`: (logits_BKhw, label_BHW uint8) → a scalar; `weighted_loss`: the same, and what a pixel
+counts by its class, float32 (K,)."""
 
 _TENSOR_HEADER_BYTES = 1024
 """More than name and shape of a `WeightTensor` take, or the rest of a message."""

@@ -6,7 +6,7 @@ Legend: B frames, K classes, C channels, H W feature rows and columns.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,6 +81,9 @@ class Context:
     """Told of each first-order step on uploaded features."""
     source_frames: Mapping[str, int]
     """Number of frames of the source domain by vehicle, on which forgetting is measured."""
+    class_weights: Callable[[Sequence[str]], NDArray[np.float32]] | None = None
+    """Weights of classes, float32 (K,), of a network that learns from these vehicles' frames; None: all count
+    alike. The trainer has those of all vehicles."""
     fleet_frames: Mapping[str, int] = field(default_factory=dict)
     """Number of frames of the fleet's test split by vehicle whose model is scored on it."""
 

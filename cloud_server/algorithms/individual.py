@@ -7,11 +7,14 @@ vehicle learns does not depend on who else is in the fleet.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from cloud_server.algorithms.base import Context, training_steps
 from cloud_server.algorithms.replay import Replay
@@ -32,6 +35,7 @@ def individual(context: Context) -> WhiteBox:
         context.trainer,
         VehicleStore(context.run_folder / "cloud" / "own", capacity=config.store_capacity),
         {vehicle: training_steps(config, frames) for vehicle, frames in context.train_frames.items()},
+        context.class_weights,
     )
     stages = all_together(config.vehicles, config.rounds)
     return WhiteBox(context, networks=networks, replay=Replay(context, shared=False), stages=stages)
@@ -40,8 +44,15 @@ def individual(context: Context) -> WhiteBox:
 class _OwnNetworks:
     """Each on disk once committed, in memory while its turn is under way, in the trainer while it is used."""
 
-    def __init__(self, trainer: Trainer, store: VehicleStore, total_steps: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        trainer: Trainer,
+        store: VehicleStore,
+        total_steps: Mapping[str, int],
+        class_weights: Callable[[Sequence[str]], NDArray[np.float32]] | None,
+    ) -> None:
         self._trainer = trainer
+        self._class_weights = class_weights
         self._store = store
         self._total_steps = total_steps
         self._start = trainer.state_dict()
@@ -91,6 +102,8 @@ class _OwnNetworks:
             state = self._set_aside.pop(vehicle, None) or self._kept(vehicle)
             self._trainer.load_state_dict(state)
             self._trainer.span_schedule(self._total_steps[vehicle])
+            if self._class_weights is not None:
+                self._trainer.weigh_classes(partial(self._class_weights, (vehicle,)))
             self._holder = vehicle
 
     def _kept(self, vehicle: str) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from cloud_server.algorithms.row import AlgorithmRow
 from cloud_server.algorithms.table import algorithm_row
 from cloud_server.config import CloudConfig
 from cloud_server.desk.declaration import Declaration
+from datasets.catalog import label_space
+from datasets.class_weights import table_weights
 from protocol.errors import SettingError
 from protocol.plans.adaptation import Adaptation
 from protocol.plans.own import OwnSettings
@@ -49,6 +51,8 @@ def check_combination(config: CloudConfig) -> None:
                 f"got {steps:g}"
             )
     _check_augmentation(row, config)
+    if not isinstance(config.class_weights, str):
+        table_weights(config.class_weights, label_space(config.label_space))
     if entropy and row.needs.local_head:
         raise SettingError(
             f"{row.name}'s vehicles learn with a local head, which needs labels: "

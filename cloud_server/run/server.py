@@ -7,6 +7,7 @@ does with features is behind `Algorithm`, what a vehicle may say is checked at t
 from __future__ import annotations
 
 import threading
+from functools import partial
 from pathlib import Path
 
 from cloud_server.algorithms.base import Algorithm, Context
@@ -29,6 +30,7 @@ from cloud_server.run.persistence import RunState
 from cloud_server.run.shared_trainer import build_trainer
 from cloud_server.run.stage_turns import StageTurns
 from cloud_server.run.stages import StageLoop
+from cloud_server.storage.class_counts import ClassCounts, class_weights_of
 from cloud_server.storage.label_store import LabelStore
 from datasets.catalog import label_space
 from datasets.frame import DatasetError
@@ -180,6 +182,14 @@ class Server:
         trainer = build_trainer(
             config, self._registry, self._run_folder, num_classes=self._label_space.num_classes
         )
+        counts = ClassCounts(
+            self._labels,
+            lambda vehicle: self._registry.frames(vehicle, "train"),
+            classes=self._label_space.num_classes,
+        )
+        class_weights = class_weights_of(config.class_weights, self._label_space, counts)
+        if class_weights is not None:
+            trainer.weigh_classes(partial(class_weights, config.vehicles))
         if config.uploads.train_labels == "logits":
             self._train_label_sizes = {
                 vehicle: trainer.logit_size(self._registry.feature_shape(vehicle))
@@ -197,6 +207,7 @@ class Server:
                 check_stop=self._check_stop,
                 train_frames=train_frames,
                 ledger=self._ledger,
+                class_weights=class_weights,
                 source_frames={
                     vehicle: len(self._registry.frames(vehicle, "source")) for vehicle in config.vehicles
                 },

@@ -20,6 +20,7 @@ from cloud_server.schedule import Stage
 from cloud_server.training.trainer import DivergedError
 from protocol.messages import Turn
 from protocol.noise import derive_seed
+from protocol.plans.class_weights import NONE
 from protocol.session.clock import Clock
 
 log = logging.getLogger(__name__)
@@ -177,6 +178,7 @@ class StageTurns:
                 if split in plan.uploads and limit.most < len(self._registry.frames(vehicle, split))
             },
             train_label_size=self._train_label_sizes.get(vehicle),
+            class_weights=None if self._config.class_weights == NONE else self._config.class_weights,
             augmentation=self._config.augmentation if self._config.augmentation.is_on else None,
             **plan.told(),
         )

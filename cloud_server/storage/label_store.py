@@ -79,6 +79,8 @@ class LabelStore:
         self._places: dict[_Key, _Place] = {}
         self._decoded: OrderedDict[_Key, NDArray[np.uint8]] = OrderedDict()
         self._decoded_bytes = 0
+        self.additions = 0
+        """How often what is here has changed."""
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / _FILE_NAME
         self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -131,6 +133,12 @@ class LabelStore:
             self._forget(vehicle, index)
             self._places[vehicle, index] = _Place(key, digest, offset, len(body))
             self._remember(vehicle, index, label_HW)
+            self.additions += 1
+
+    def digest(self, vehicle: str, index: int) -> bytes | None:
+        """The content hash of a frame's label; None: it is not here."""
+        place = self._places.get((vehicle, index))
+        return None if place is None else place.digest
 
     def has(self, vehicle: str, index: int, digest: bytes | None = None) -> bool:
         """Whether a label of the frame is here; with a digest, whether it is that very label."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 
@@ -77,7 +77,15 @@ class Inference:
             if parameter.dim() == 4:
                 parameter.data = parameter.data.contiguous(memory_format=FORMAT)
         self._inference_threads = threads
+        self._class_weights: Callable[[], NDArray[np.float32]] | None = None
         self._lock = threading.RLock()
+
+    def weigh_classes(self, weights: Callable[[], NDArray[np.float32]]) -> None:
+        """From now on a pixel counts by its class in losses against labels, and in their maps.
+
+        `weights` is asked at each of them: float32 (K,).
+        """
+        self._class_weights = weights
 
     def evaluate_loss(self, features_BCHW: Array, label_BHW: Array | None) -> float:
         """Return the loss of the batch."""
@@ -87,7 +95,7 @@ class Inference:
     def evaluate_losses(self, features_BCHW: Array, label_BHW: Array) -> NDArray[np.float32]:
         """Return the loss of each frame, float32[B]."""
         with self._inference():
-            losses_B = per_frame(self._loss, *self._evaluate(features_BCHW, label_BHW))
+            losses_B = per_frame(self._weighted_loss, *self._evaluate(features_BCHW, label_BHW))
             return np.asarray(losses_B.cpu(), np.float32)
 
     def loss_map(
@@ -169,13 +177,22 @@ class Inference:
         else:
             label_BHW = self._compute.tensor(as_tensor(label_BHW)[list(numbers)])
             label_Bhw = downsample_labels(label_BHW, logits_BKhw.shape[-2:])
-            map_Byx = loss_map(logits_BKhw, label_Bhw, cells_yx)
+            map_Byx = loss_map(logits_BKhw, label_Bhw, cells_yx, self._weight_K(logits_BKhw))
         return np.asarray(map_Byx.cpu(), np.float32)
 
     def _evaluate_loss(self, features_BCHW: Tensor, label_BHW: Array | None) -> Tensor:
         if label_BHW is None:
             return entropy(self._logits(features_BCHW))
-        return self._loss(*self._evaluate(features_BCHW, label_BHW))
+        return self._weighted_loss(*self._evaluate(features_BCHW, label_BHW))
+
+    def _weighted_loss(self, logits_BKhw: Tensor, label_Bhw: Tensor) -> Tensor:
+        return self._loss(logits_BKhw, label_Bhw, self._weight_K(logits_BKhw))
+
+    def _weight_K(self, logits_BKhw: Tensor) -> Tensor | None:
+        """Where the logits are; None: all classes count alike."""
+        if self._class_weights is None:
+            return None
+        return torch.from_numpy(self._class_weights()).to(logits_BKhw.device)
 
     def _evaluate(self, features_BCHW: Array, label_BHW: Array) -> tuple[Tensor, Tensor]:
         logits_BKhw = self._logits(self._compute.features(features_BCHW))

@@ -6,6 +6,7 @@ Legend: B frames, K classes, h w rows and columns of logits, H W of a label, y x
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,42 +15,53 @@ from torch.nn import functional
 from datasets.labels import VOID
 from protocol.errors import SettingError
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""(logits_BKhw float32, label_Bhw of an integer type, 255 void) → a float32 scalar; 0 where all is void."""
+
+class Loss(Protocol):
+    """What is trained by."""
+
+    def __call__(self, logits_BKhw: Tensor, label_Bhw: Tensor, weight_K: Tensor | None = None, /) -> Tensor:
+        """A float32 scalar, 0 where all is void; logits float32, labels of an integer type with 255 for void,
+        and what a pixel counts by its class, float32, None = all alike."""
+
 
 _DICE_SMOOTHING = 1.0
 
 
-def cross_entropy(logits_BKhw: Tensor, label_Bhw: Tensor) -> Tensor:
-    """Return the mean of −log p(label) over the batch's pixels that are not void, a scalar."""
-    label_Bhw = label_Bhw.long()
-    if logits_BKhw.is_cuda:  # its own sum adds in whatever order threads arrive
-        total = functional.cross_entropy(logits_BKhw, label_Bhw, ignore_index=VOID, reduction="none").sum()
-    else:
-        total = functional.cross_entropy(logits_BKhw, label_Bhw, ignore_index=VOID, reduction="sum")
+def cross_entropy(logits_BKhw: Tensor, label_Bhw: Tensor, weight_K: Tensor | None = None) -> Tensor:
+    """Return the mean of −w log p(label) over the batch's pixels that are not void, a scalar.
+
+    w is the weight of a pixel's class, else 1; the mean is over pixels, not over weights.
+    """
+    # On a GPU its own sum adds in whatever order threads arrive.
+    reduction = "none" if logits_BKhw.is_cuda else "sum"
+    total = functional.cross_entropy(
+        logits_BKhw, label_Bhw.long(), ignore_index=VOID, reduction=reduction, weight=weight_K
+    ).sum()
     return total / (label_Bhw != VOID).sum().clamp(min=1)
 
 
-def dice(logits_BKhw: Tensor, label_Bhw: Tensor) -> Tensor:
+def dice(logits_BKhw: Tensor, label_Bhw: Tensor, weight_K: Tensor | None = None) -> Tensor:
     """Return BlackFed's soft dice loss `1 − (2 Σ p·t + 1) / (Σ p + Σ t + 1)`, a scalar.
 
     p are the softmax probabilities, t the one-hot label; the sums run over classes and the batch's pixels
     that are not void, all classes in one sum (as in the reference implementation's `dice_loss`,
     github.com/JayParanjape/blackfed). Over one-hot labels that makes it about 1 − mean p(label): bounded,
-    so that a few hopeless pixels can't dominate a finite difference, but blind to how rare a class is.
+    so that a few hopeless pixels can't dominate a finite difference, but blind to how rare a class is, unless
+    each pixel's part of the sums is weighted by its class.
     """
     known_Bhw = label_Bhw != VOID
     index_B1hw = label_Bhw.long().masked_fill(~known_Bhw, 0).unsqueeze(1)
     true_probability_Bhw = logits_BKhw.softmax(dim=1).gather(1, index_B1hw).squeeze(1)
-    overlap = (true_probability_Bhw * known_Bhw).sum()
+    share_Bhw = known_Bhw if weight_K is None else known_Bhw * weight_K[index_B1hw.squeeze(1)]
+    overlap = (true_probability_Bhw * share_Bhw).sum()
     # Probabilities and one-hot labels both sum to one at every pixel: Σ p + Σ t is twice the pixel count.
-    mass = 2.0 * known_Bhw.sum()
+    mass = 2.0 * share_Bhw.sum()
     return 1.0 - (2.0 * overlap + _DICE_SMOOTHING) / (mass + _DICE_SMOOTHING)
 
 
-def cross_entropy_and_dice(logits_BKhw: Tensor, label_Bhw: Tensor) -> Tensor:
-    """Return the unweighted sum of `cross_entropy` and `dice`, a scalar."""
-    return cross_entropy(logits_BKhw, label_Bhw) + dice(logits_BKhw, label_Bhw)
+def cross_entropy_and_dice(logits_BKhw: Tensor, label_Bhw: Tensor, weight_K: Tensor | None = None) -> Tensor:
+    """Return the plain sum of `cross_entropy` and `dice`, a scalar."""
+    return cross_entropy(logits_BKhw, label_Bhw, weight_K) + dice(logits_BKhw, label_Bhw, weight_K)
 
 
 LOSSES: dict[str, Loss] = {
@@ -72,12 +84,14 @@ def find_loss(name: str) -> Loss:
         raise SettingError(f"unknown loss {name!r}, expected one of: {', '.join(LOSSES)}") from None
 
 
-def per_frame(loss: Loss, logits_BKhw: Tensor, label_Bhw: Tensor) -> Tensor:
+def per_frame(loss: Callable[[Tensor, Tensor], Tensor], logits_BKhw: Tensor, label_Bhw: Tensor) -> Tensor:
     """Return `loss` of every frame by itself, float32[B]; a frame that is all void has loss 0."""
     return torch.stack([loss(logits_BKhw[i : i + 1], label_Bhw[i : i + 1]) for i in range(len(logits_BKhw))])
 
 
-def loss_map(logits_BKhw: Tensor, label_Bhw: Tensor, cells_yx: tuple[int, int]) -> Tensor:
+def loss_map(
+    logits_BKhw: Tensor, label_Bhw: Tensor, cells_yx: tuple[int, int], weight_K: Tensor | None = None
+) -> Tensor:
     """Return what each cell of a `cells_yx` grid adds to its frame's cross-entropy, float32[B, y, x].
 
     The grid covers the frame evenly; y, x must divide h, w or be multiples of them (several cells then
@@ -88,7 +102,7 @@ def loss_map(logits_BKhw: Tensor, label_Bhw: Tensor, cells_yx: tuple[int, int]) 
         SettingError: the grid doesn't fit the logits.
     """
     cross_entropy_Bhw = functional.cross_entropy(
-        logits_BKhw, label_Bhw.long(), ignore_index=VOID, reduction="none"
+        logits_BKhw, label_Bhw.long(), ignore_index=VOID, reduction="none", weight=weight_K
     )
     known_B = (label_Bhw != VOID).sum(dim=(1, 2)).clamp(min=1)
     pixels = label_Bhw.shape[-2] * label_Bhw.shape[-1]

@@ -221,7 +221,7 @@ class Trainer(Inference):
         while True:
             with self._compute.seeded(derive_seed(self.config.seed, name, self._steps)):
                 logits_BKhw = self._logits(features_BCHW)
-            loss = self._loss(logits_BKhw, downsample_labels(label_BHW, logits_BKhw.shape[-2:]))
+            loss = self._weighted_loss(logits_BKhw, downsample_labels(label_BHW, logits_BKhw.shape[-2:]))
             value = loss.item()
             if not math.isfinite(value):
                 raise DivergedError(f"training loss became {value} in step {self._steps}: lower the rate")

@@ -64,6 +64,7 @@ def learn_with_weights(tools: TurnTools, state: VehicleState) -> tuple[VehicleSt
             proximal=plan.proximal,
             frozen_statistics=plan.statistics == "frozen",
             seed=turn.seed,
+            class_weights=tools.class_weights(),
         ),
         ((first_order.rate * share, _batches(tools, epoch)) for epoch, share in enumerate(turn.rate_shares)),
     )

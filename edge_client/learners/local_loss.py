@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from datasets.class_weights import pixel_weights
 from edge_client.errors import StateError, TurnRefused
 from edge_client.learners.loss_maps import ask_for_loss_maps
 from edge_client.learners.subspaces import begin_learning
@@ -100,6 +101,7 @@ class _Training:
         self._plan = plan
         self._head = head
         self._weights = weights
+        self._class_weights = tools.class_weights()
         self._parameters = head.initial
         try:
             encoder_adam, self._head_adam = Adam(plan.rate), Adam(plan.head_rate)
@@ -151,6 +153,9 @@ class _Training:
                 [views.map(index, draw, self._weights.get(index, ones_yx)) for index in batch]
             )
             weight_Bhw = spread(weight_Byx, (height, width))
+        if self._class_weights is not None:
+            of_class_Bhw = pixel_weights(self._class_weights, label_Bhw)
+            weight_Bhw = of_class_Bhw if weight_Bhw is None else weight_Bhw * of_class_Bhw
         loss, gradient_BKhw = cross_entropy(judged.logits_BKhw, label_Bhw, weight_Bhw)
         if not math.isfinite(loss):
             raise TurnRefused(

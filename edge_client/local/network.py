@@ -62,6 +62,8 @@ class LocalTraining:
     """Whether BatchNorm uses its running statistics, unchanged, instead of each batch's own."""
     seed: int
     """Decides what the network itself draws (dropout)."""
+    class_weights: NDArray[np.float32] | None = None
+    """What a pixel counts by its class, float32 (K,); None: all alike."""
 
 
 class LocalNetwork:
@@ -111,7 +113,7 @@ class LocalNetwork:
         import torch
 
         program = self._program("predict" if training.frozen_statistics else "train")
-        loss_of = _load(self._model.programs["loss"])
+        loss_of = self._loss(training.class_weights)
         parameters = dict(program.named_parameters())
         start = {name: parameter.detach().clone() for name, parameter in parameters.items()}
         optimizer = _optimizer(training, list(parameters.values()))
@@ -133,7 +135,7 @@ class LocalNetwork:
                             f"local training diverged in step {steps}: lower the rate ({rate:g})"
                         )
                     optimizer.zero_grad()
-                    loss.backward()
+                    torch.autograd.backward(loss)
                     if training.proximal > 0:
                         for name, parameter in parameters.items():
                             assert parameter.grad is not None
@@ -160,6 +162,18 @@ class LocalNetwork:
             for entry, array in self._weights.items():
                 state[entry].copy_(torch.from_numpy(np.require(array, requirements="W")))
         return program
+
+    def _loss(
+        self, class_weights: NDArray[np.float32] | None
+    ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        """(logits_BKhw, label_BHW) → a scalar."""
+        import torch
+
+        if class_weights is None:
+            plain: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = _load(self._model.programs["loss"])
+            return plain
+        program, weight_K = _load(self._model.programs["weighted_loss"]), torch.from_numpy(class_weights)
+        return lambda logits_BKhw, label_BHW: program(logits_BKhw, label_BHW, weight_K)
 
     @contextmanager
     def _deterministic(self) -> Iterator[None]:

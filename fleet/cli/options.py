@@ -273,6 +273,12 @@ SCENARIO_OPTIONS = (
         "Vary brightness, contrast and saturation of train frames by up to this share.",
     ),
     ScenarioOption(
+        "class_weights",
+        "class_weights",
+        str,
+        "What a pixel counts by its class in every loss: none: all alike, or balanced: rare classes more.",
+    ),
+    ScenarioOption(
         "client_fraction",
         "federated.client_fraction",
         float,
@@ -315,6 +321,7 @@ PRETRAIN_KEYS = frozenset(
         "augmentation.flip",
         "augmentation.crop",
         "augmentation.jitter",
+        "class_weights",
         "seed",
     }
 )

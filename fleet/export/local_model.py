@@ -51,16 +51,18 @@ class WholeNetwork(nn.Module):
 
 
 class SegmentationLoss(nn.Module):
-    """A row of `training.losses.LOSSES` at the logits' size: (logits_BKhw, label_BHW uint8) → scalar."""
+    """A row of `training.losses.LOSSES` at the logits' size: (logits_BKhw, label_BHW uint8) → scalar.
+
+    With weights of classes, float32 (K,), as a third argument they count.
+    """
 
     def __init__(self, name: str) -> None:
         super().__init__()
         self._loss = find_loss(name)
 
-    def forward(self, logits_BKhw: Tensor, label_BHW: Tensor) -> Tensor:
-        return self._loss(
-            logits_BKhw, downsample_labels(label_BHW, (logits_BKhw.shape[-2], logits_BKhw.shape[-1]))
-        )
+    def forward(self, logits_BKhw: Tensor, label_BHW: Tensor, weight_K: Tensor | None = None) -> Tensor:
+        label_Bhw = downsample_labels(label_BHW, (logits_BKhw.shape[-2], logits_BKhw.shape[-1]))
+        return self._loss(logits_BKhw, label_Bhw, weight_K)
 
 
 def build_whole_network(
@@ -150,6 +152,7 @@ def export_local_model(
             "train": _trace(module.train(), image_BHWC),
             "predict": _trace(module.eval(), image_BHWC),
             "loss": _trace(SegmentationLoss(loss), logits_BKhw, label_BHW),
+            "weighted_loss": _trace(SegmentationLoss(loss), logits_BKhw, label_BHW, torch.ones(num_classes)),
         }
     files = {program_file(name): program for name, program in programs.items()}
     files[WEIGHTS_NAME] = msgspec.msgpack.encode(pack(weights))

@@ -28,6 +28,7 @@ from cloud_server.storage.checkpoint import flatten_state, unflatten_state
 from cloud_server.storage.recorders import Board, RunLog
 from cloud_server.training.trainer import DivergedError
 from datasets.augment import draw_view, view_seed
+from datasets.class_weights import balanced_weights, count_classes, table_weights
 from edge_client.frames import FrameCache, Sight
 from evaluation.predictions import write_prediction
 from evaluation.scores import ConfusionMatrix
@@ -38,6 +39,7 @@ from fleet.run.joint_network import joint_trainer
 from fleet.show.progress import Progress
 from protocol.batches import batch_bounds
 from protocol.noise import derive_seed, permutation
+from protocol.plans.class_weights import NONE
 
 
 def run_centralized(job: Job) -> None:
@@ -96,6 +98,9 @@ class _CentralLearning:
         self._trainer = joint_trainer(
             job, steps=len(self._bounds) * self._config.first_order.passes * self._config.rounds
         )
+        class_weights = self._class_weights()
+        if class_weights is not None:
+            self._trainer.weigh_classes(lambda: class_weights)
         self.stages = all_together(self._config.vehicles, self._config.rounds)
         self.scores = Scores()
         self.progress = TrainingProgress()
@@ -259,6 +264,17 @@ class _CentralLearning:
         pairs = [self._seen(key, seed) for key, seed in frames]
         image_BHWC = np.stack([image_HWC for image_HWC, _ in pairs])
         return image_BHWC.transpose(0, 3, 1, 2), np.stack([label_HW for _, label_HW in pairs])
+
+    def _class_weights(self) -> NDArray[np.float32] | None:
+        """Balanced ones are of all train labels, at the encoder's input size."""
+        weights = self._config.class_weights
+        if weights == NONE:
+            return None
+        if not isinstance(weights, str):
+            return table_weights(weights, self._label_space)
+        labels = (self._cache.resized(key, self._sights.get(key))[1] for _, _, key in self._train_frames)
+        classes = self._label_space.num_classes
+        return balanced_weights(np.sum([count_classes(label_HW, classes) for label_HW in labels], axis=0))
 
     def _seen(self, key: str, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         image_HWC, label_HW = self._cache.resized(key, self._sights.get(key))

@@ -11,6 +11,7 @@ from protocol.base import EPOCHS_LIMIT, Index, Seed, Side, Split, Turned
 from protocol.plans import Learner
 from protocol.plans.adaptation import Adaptation
 from protocol.plans.augmentation import Augmentation
+from protocol.plans.class_weights import ClassWeights
 from protocol.plans.coding import Coding
 from protocol.plans.first_order import FirstOrder
 
@@ -58,6 +59,9 @@ class Turn(Turned, frozen=True, array_like=True, kw_only=True, tag="turn"):
     augmentation: Augmentation | None = None
     """How train frames are varied while learning and for their upload; None = they are seen as they are. A
     request names its draw: the pass over the frames, and for uploads `epochs`."""
+    class_weights: ClassWeights | None = None
+    """What a pixel counts by its class in the loss that a vehicle computes from its own labels; None = all
+    alike."""
 
     @property
     def follows_labels(self) -> bool:

@@ -72,6 +72,18 @@ def test_local_training_is_deterministic(model: LocalModel) -> None:
     assert all(np.array_equal(runs[0][name], runs[1][name]) for name in runs[0])
 
 
+def test_weights_of_classes_count_in_local_training(model: LocalModel) -> None:
+    weight_K = np.linspace(0, 3, CAMVID.num_classes, dtype=np.float32)
+    batch = _batch(0, 4)
+    logits_BKhw = tiny_module().train()(torch.from_numpy(batch[0]))
+    label_Bhw = downsample_labels(torch.from_numpy(batch[1]), logits_BKhw.shape[-2:])
+    expected = cross_entropy(logits_BKhw, label_Bhw, torch.from_numpy(weight_K)).item()
+    training = dataclasses.replace(_training(), class_weights=weight_K)
+    [loss] = LocalNetwork(model, model.weights, threads=1).train(training, [(1e-3, [batch])])
+    assert loss == pytest.approx(expected, rel=1e-5)
+    assert abs(expected - cross_entropy(logits_BKhw, label_Bhw).item()) > 0.1
+
+
 def test_fedprox_pulls_towards_the_start(model: LocalModel) -> None:
     """Two SGD steps by hand with the gradient of loss + μ/2 ‖w − w₀‖²."""
     mu, rate, batch = 0.7, 0.2, _batch(0, 3)
