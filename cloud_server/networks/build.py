@@ -5,7 +5,6 @@ Legend: B frames, C feature channels, H W feature rows and columns, K classes, h
 
 from __future__ import annotations
 
-import copy
 from functools import partial
 from pathlib import Path
 
@@ -13,15 +12,15 @@ import torch
 from torch import nn
 
 from cloud_server.networks.compact import build_compact
+from cloud_server.networks.foreign import fitted
+from cloud_server.networks.lite0_unet import build_lite0_unet
 from cloud_server.networks.segformer import SEGFORMER_SIZES, build_segformer
 from cloud_server.networks.spec import BuildsNetwork, NetworkSpec
-from protocol.doors import Door, DoorError, is_foreign
-
-_TRIED_FRAMES = 2
-"""Enough for a BatchNorm in training."""
+from protocol.doors import Door, is_foreign
 
 NETWORKS: dict[str, BuildsNetwork] = {
     "compact": build_compact,
+    "lite0-unet": build_lite0_unet,
     **{f"segformer-{size}": partial(build_segformer, size) for size in SEGFORMER_SIZES},
 }
 """Every network of ours that a scenario can name."""
@@ -41,7 +40,8 @@ def build_network(
     """Return a network features_BCHW (float32) → logits_BKhw at a quarter of the image size.
 
     h, w are ⌈H · feature_stride / 4⌉ and the same for W. The same arguments give the same weights; torch's
-    global generator is left as it was. A network that is not ours is tried before it is returned.
+    global generator is left as it was. A network that is not ours is tried before it is returned,
+    and its logits are resized where they are of another size.
 
     Args:
         name: a key of `NETWORKS`, or `package.module:name` of a function as `BuildsNetwork` says.
@@ -49,7 +49,8 @@ def build_network(
         feature_stride: image pixels per feature cell, one of `FEATURE_STRIDES`.
         num_classes: K.
         seed: decides the initial weights, those that don't come from `weights`.
-        weights: a local folder of pretrained weights (SegFormer, as saved by transformers).
+        weights: pretrained weights: a folder (SegFormer, as saved by transformers), or a file of a state dict
+            (`lite0-unet`).
 
     Raises:
         SettingError: nothing that fits is behind the name, an argument out of range, or a missing optional
@@ -65,43 +66,5 @@ def build_network(
         with NETWORK_DOOR.guard(name):
             network = build(spec)
             if is_foreign(name):
-                _try(name, network, spec)
+                network = fitted(network, spec, partial(NETWORK_DOOR.refuse, name))
     return network
-
-
-def _try(name: str, network: nn.Module, spec: NetworkSpec) -> None:
-    """One step forward and back on a copy of somebody else's network.
-
-    Raises:
-        DoorError: it is no module, or its logits or gradients are not what training needs.
-    """
-    if not isinstance(network, nn.Module):
-        raise NETWORK_DOOR.refuse(name, f"must return a torch.nn.Module, got {type(network).__name__}")
-    tried = copy.deepcopy(network)
-    features_BCHW = torch.randn(_TRIED_FRAMES, *spec.feature_shape, requires_grad=True)
-    for training in (True, False):
-        logits = tried.train(training)(features_BCHW)
-        expected = (_TRIED_FRAMES, *spec.logit_shape)
-        if not isinstance(logits, torch.Tensor):
-            raise NETWORK_DOOR.refuse(name, f"must give a tensor of logits, gave {type(logits).__name__}")
-        if tuple(logits.shape) != expected or logits.dtype != torch.float32:
-            raise NETWORK_DOOR.refuse(
-                name,
-                f"must give float32 logits {expected} of features {tuple(features_BCHW.shape)}, gave "
-                f"{str(logits.dtype).removeprefix('torch.')} {tuple(logits.shape)}",
-            )
-        if not torch.isfinite(logits).all():
-            raise NETWORK_DOOR.refuse(name, "gave logits that are not finite")
-    _try_to_learn(name, tried, features_BCHW)
-
-
-def _try_to_learn(name: str, network: nn.Module, features_BCHW: torch.Tensor) -> None:
-    reason: DoorError | None = None
-    if not any(parameter.requires_grad for parameter in network.parameters()):
-        reason = NETWORK_DOOR.refuse(name, "has no parameter that learns")
-    else:
-        network.train()(features_BCHW).square().mean().backward()
-        if features_BCHW.grad is None or not torch.isfinite(features_BCHW.grad).all():
-            reason = NETWORK_DOOR.refuse(name, "gives its features no finite gradient")
-    if reason is not None:
-        raise reason

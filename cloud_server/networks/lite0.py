@@ -151,6 +151,26 @@ def load_blocks(module: nn.Sequential, first: int, weights: Mapping[str, torch.T
         _load(block, weights, source, pairs)
 
 
+def statistics_before(
+    block: int, weights: Mapping[str, torch.Tensor], source: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation of each channel that a block, from 1, was trained on, as BatchNorms before it say.
+
+    What residual blocks add is taken for independent. Raises as `load_blocks` does.
+    """
+    channels = width_before(block)
+    mean_C, variance_C = torch.zeros(channels), torch.zeros(channels)
+    for number in reversed(range(block)):
+        norm = nn.Module()
+        norm.add_module("_bn2", nn.BatchNorm2d(channels, eps=1e-3))
+        _load(norm, weights, source, [("_bn2", f"_blocks.{number}._bn2")])
+        state = norm.state_dict()
+        mean_C, variance_C = mean_C + state["_bn2.bias"], variance_C + state["_bn2.weight"] ** 2
+        if BLOCKS[number].stride > 1 or width_before(number) != channels:
+            break
+    return mean_C, variance_C.sqrt()
+
+
 def _load(
     module: nn.Module,
     weights: Mapping[str, torch.Tensor],

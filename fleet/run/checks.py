@@ -7,7 +7,6 @@ from pathlib import Path
 
 from cloud_server.algorithms.table import algorithm_row
 from cloud_server.networks.build import NETWORK_DOOR, build_network
-from cloud_server.networks.spec import NetworkSpec
 from cloud_server.run.combinations import check_combination
 from cloud_server.training.compute import check_device
 from cloud_server.training.losses import LOSSES
@@ -78,22 +77,15 @@ def _check_learners(scenario: Scenario) -> None:
 
 
 def _check_network(scenario: Scenario, feature_shape: tuple[int, int, int], stride: int) -> None:
-    """Whether the network takes an encoder's features; one that is not ours is built, and tried on them."""
-    spec = NetworkSpec(
+    """Whether the network can be built for an encoder's features; one that is not ours is tried on them."""
+    build_network(
+        scenario.network.name,
         feature_shape=feature_shape,
         feature_stride=stride,
         num_classes=scenario.dataset.label_space.num_classes,
+        seed=scenario.seed,
         weights=Path(scenario.network.weights) if scenario.network.weights else None,
     )
-    if is_foreign(scenario.network.name):
-        build_network(
-            scenario.network.name,
-            feature_shape=spec.feature_shape,
-            feature_stride=spec.feature_stride,
-            num_classes=spec.num_classes,
-            seed=scenario.seed,
-            weights=spec.weights,
-        )
 
 
 def _check_loss_maps(scenario: Scenario, encoder: str, width: int, height: int) -> None:

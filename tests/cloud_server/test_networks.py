@@ -76,7 +76,7 @@ def test_compact_output_does_not_depend_on_the_scale_of_the_features_in_training
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "unet"}, "unknown network 'unet', expected one of: compact, segformer-b0"),
+        ({"name": "unet"}, "unknown network 'unet', expected one of: compact, lite0-unet, segformer-b0"),
         ({"feature_stride": 3}, r"feature stride must be one of \(1, 2, 4, 8, 16, 32\), got 3"),
         ({"feature_shape": (0, 4, 4)}, "three positive numbers C, H, W"),
         ({"num_classes": 1}, "number of classes must be 2 to 255, got 1"),
@@ -158,6 +158,50 @@ def halves(spec):
 def coarse(spec):
     return nn.Conv2d(spec.feature_shape[0], spec.num_classes, 1)
 
+def finer(spec):
+    return nn.Sequential(halves(spec), nn.Upsample(scale_factor=4))
+
+class Torchvisions(nn.Module):
+    def __init__(self, spec):
+        super().__init__()
+        self.network = coarse(spec)
+    def forward(self, x):
+        return {"out": self.network(x), "aux": x}
+
+class Output:
+    def __init__(self, logits):
+        self.loss, self.logits = None, logits
+
+class Transformers(Torchvisions):
+    def forward(self, x):
+        return Output(self.network(x))
+
+class Pyramid(Torchvisions):
+    def forward(self, x):
+        return [self.network(x), x]
+
+class Features(Torchvisions):
+    def forward(self, x):
+        return {"low": x}
+
+class Idle(Torchvisions):
+    def __init__(self, spec):
+        super().__init__(spec)
+        self.auxiliary = nn.Conv2d(3, 3, 1)
+
+def tall(spec):
+    _, h, w = spec.logit_shape
+    return nn.Sequential(coarse(spec), nn.Upsample((h, 2 * w)))
+
+def nineteen(spec):
+    return nn.Conv2d(spec.feature_shape[0], 19, 1)
+
+def half(spec):
+    class Half(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(x).half()
+    return Half(spec.feature_shape[0], spec.num_classes, 1)
+
 def wild(spec):
     network = halves(spec)
     nn.init.constant_(network[0].bias, float("inf"))
@@ -203,14 +247,31 @@ def test_network_of_somebody_else_is_built_from_the_seed(module: str) -> None:
     assert all(torch.equal(value, weights[name]) for name, value in first.state_dict().items())
 
 
+@pytest.mark.parametrize("name", ["coarse", "finer", "Torchvisions", "Transformers", "half", "Idle"])
+def test_usual_outputs_of_somebody_elses_network_become_logits(
+    module: str, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    network = make(f"{module}:{name}", size=(90, 123))
+    features_BCHW = torch.randn(2, 8, 12, 16, requires_grad=True)
+    logits = network(features_BCHW)
+    assert logits.shape == (2, 11, 24, 32) and logits.dtype == torch.float32
+    logits.square().mean().backward()
+    assert features_BCHW.grad is not None and bool(features_BCHW.grad.abs().sum() > 0)
+    warned = "no gradient reaches auxiliary.weight, auxiliary.bias; they stay" in caplog.text
+    assert warned == (name == "Idle")
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("coarse", ["float32 logits (2, 11, 24, 32)", "gave float32 (2, 11, 12, 16)"]),
+        ("tall", ["logits (2, 11, 24, 32)", "in the same proportions", "gave float32 (2, 11, 24, 64)"]),
+        ("nineteen", ["gives 19 classes, the labels have 11"]),
+        ("Pyramid", ["a dictionary with 'out'", "gave a list of 2 (Tensor): put a head behind it"]),
+        ("Features", ["gave a dictionary with 'low'"]),
         ("wild", ["not finite"]),
         ("Still", ["no parameter that learns"]),
         ("Deaf", ["no finite gradient"]),
-        ("Words", ["a tensor of logits, gave str"]),
+        ("Words", ["a tensor of logits,", "gave str"]),
         ("nothing", ["must return a torch.nn.Module, got NoneType"]),
         ("narrow", ["AttributeError", "unknown", "foreign_networks.py, line"]),
     ],
