@@ -30,8 +30,8 @@ class NetworkSpec:
     """Image pixels per feature cell, one of `FEATURE_STRIDES`."""
     num_classes: int
     weights: Path | None
-    """A local folder or file of pretrained weights to start from; None = those that come with the network, or a
-    random start."""
+    """A local folder or file of pretrained weights to start from; None = those that come with the network,
+    or a random start."""
 
     def __post_init__(self) -> None:
         if len(self.feature_shape) != 3 or min(self.feature_shape) < 1:

@@ -20,7 +20,6 @@ from fleet.export.onnx_encoder import OnnxEncoder
 from fleet.run.file_encoders import check_file_encoder
 from fleet.scenario import Scenario
 from fleet.start import StartSpec
-from protocol.doors import is_foreign
 from protocol.messages import OwnPlan
 from protocol.mqtt.broker_url import parse_broker_url
 from protocol.plans.local_loss import LocalLossPlan
