@@ -38,7 +38,7 @@ class Fitted(nn.Module):
 
     def forward(self, features_BCHW: Tensor) -> Tensor:
         """Return logits_BKhw, float32."""
-        logits_BKhw = logits_of(self.network(features_BCHW)).float()
+        logits_BKhw: Tensor = logits_of(self.network(features_BCHW)).float()
         if tuple(logits_BKhw.shape[-2:]) == self.size_hw:
             return logits_BKhw
         return functional.interpolate(logits_BKhw, size=self.size_hw, mode="bilinear", align_corners=False)
