@@ -9,7 +9,7 @@ import logging
 import statistics
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 Mode = Literal["bind", "rebuild"]
 Arrays = dict[str, NDArray[Any]]
 """Inputs or outputs of a graph by name."""
+_DeviceArrays = dict[str, Any]
+"""The same as ONNX Runtime holds them (`OrtValue`)."""
 _Finish = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 PROBE_FRAMES = 8
 PROBE_REPEATS = 3
@@ -130,7 +132,7 @@ class Encoder:
         self._check_theta(theta)
         self._check_images(image_BHWC)
         tape, vjp, finish = self._way_back(theta, subspace or Everything(theta))
-        pieces = tape.run_pieces(theta, tape.split({"image_BHWC": image_BHWC}))
+        pieces = tape.run_on_device(theta, tape.split({"image_BHWC": image_BHWC}))
         return Linearisation(vjp, theta, pieces, finish)
 
     def vjp(
@@ -164,7 +166,7 @@ class Encoder:
         gradient = np.zeros(subspace.size, np.float32)
         # piece by piece, so that the activations of one frame, not of the batch, are kept at a time
         for piece in tape.split({"image_BHWC": image_BHWC, "v_BCHW": v_BCHW}):
-            linearised = Linearisation(vjp, theta, tape.run_pieces(theta, [piece]), finish)
+            linearised = Linearisation(vjp, theta, tape.run_on_device(theta, [piece]), finish)
             gradient += linearised.pull_back(piece["v_BCHW"])
         return gradient
 
@@ -203,10 +205,12 @@ class Linearisation:
     """
 
     def __init__(
-        self, vjp: _Graph, theta: NDArray[np.float32], tape: Sequence[Arrays], finish: _Finish
+        self, vjp: _Graph, theta: NDArray[np.float32], tape: Sequence[_DeviceArrays], finish: _Finish
     ) -> None:
         self._finish = finish
-        self.features_BCHW: NDArray[np.float32] = np.concatenate([piece["features_BCHW"] for piece in tape])
+        self.features_BCHW: NDArray[np.float32] = np.concatenate(
+            [piece["features_BCHW"].numpy() for piece in tape]
+        )
         self._vjp = vjp
         self._theta = theta.copy()
         self._tape = tape
@@ -220,11 +224,11 @@ class Linearisation:
         """
         _check_vector(v_BCHW, self.features_BCHW.shape)
         vectors = self._vjp.split({"v_BCHW": v_BCHW})
-        feeds = [{**piece, **vector} for piece, vector in zip(self._tape, vectors, strict=True)]
-        [first, *others] = self._vjp.run_pieces(self._theta, feeds)
-        gradient = first["gradient"].copy()
+        feeds = [{**piece, **_on_device(vector)} for piece, vector in zip(self._tape, vectors, strict=True)]
+        [first, *others] = self._vjp.run_on_device(self._theta, feeds)
+        gradient: NDArray[np.float32] = first["gradient"].numpy().copy()
         for part in others:
-            gradient += part["gradient"]
+            gradient += part["gradient"].numpy()
         return self._finish(gradient)
 
 
@@ -269,6 +273,22 @@ class _Graph:
             results.append(dict(zip(outputs, found, strict=True)))
         return results
 
+    def run_on_device(
+        self, theta: NDArray[np.float32], pieces: Sequence[Arrays | _DeviceArrays]
+    ) -> list[_DeviceArrays]:
+        """The same with what ONNX Runtime holds: a tape is as large as all activations, and copying it out
+        and in again takes as long as a third of a forward pass."""
+        session, bound_theta = self._session(theta)
+        inputs = {value.name for value in session.get_inputs()}
+        outputs = [value.name for value in session.get_outputs()]
+        bound = _on_device(bound_theta)
+        results: list[_DeviceArrays] = []
+        for piece in pieces:
+            feeds = _on_device({name: values for name, values in piece.items() if name in inputs})
+            found = session.run_with_ort_values(outputs, {**feeds, **bound})
+            results.append(dict(zip(outputs, found, strict=True)))
+        return results
+
     def faster_mode(self, theta: NDArray[np.float32], batch: Arrays) -> Mode:
         """The mode that takes less time for a new θ and one batch, by the median of some trials."""
         seconds: dict[Mode, list[float]] = {"bind": [], "rebuild": []}
@@ -297,6 +317,13 @@ class _Graph:
                 model = write_theta(self._spec, self._name, self._model, theta)
                 self._built = (theta.copy(), open_session(model, self._provider, self._threads))
             return self._built[1], {}
+
+
+def _on_device(arrays: Mapping[str, Any]) -> _DeviceArrays:
+    return {
+        name: ort.OrtValue.ortvalue_from_numpy(values) if isinstance(values, np.ndarray) else values
+        for name, values in arrays.items()
+    }
 
 
 def _check_vector(v_BCHW: NDArray[np.float32], shape_BCHW: tuple[int, ...]) -> None:

@@ -163,6 +163,11 @@ class Backward:
         """Add to what is wanted of a parameter by channel; see `channel_sum`."""
         self._gradients.setdefault(name, []).append(sums_O)
 
+    def product_with_transposed(self, left: str, right: str) -> str:
+        """left · rightᵀ of the last two of four axes. ONNX Runtime makes one node of the two, whose kernel
+        reads both along the rows: for long rows ten times as fast as the product of a row and a column."""
+        return self.add("MatMul", [left, self.add("Transpose", [right], perm=[0, 1, 3, 2])])
+
     def reduce(self, gradient: str, shape: Shape, to: Shape) -> str:
         """Sum a gradient of `shape` over the axes along which a value of shape `to` was repeated."""
         lead = len(shape) - len(to)

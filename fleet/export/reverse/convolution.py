@@ -95,9 +95,9 @@ def convolution(back: Backward, node: Node, gradient: str) -> None:
 def _products(back: Backward, gradient: str, y: str, shape: Geometry) -> str:
     """Σ gradient·y over frames and pixels, for each output channel."""
     channels, pixels = shape.out_channels, shape.pixels
-    row = back.add("Reshape", [gradient, back.constant([0, channels, 1, pixels])])
-    column = back.add("Reshape", [y, back.constant([0, channels, pixels, 1])])
-    product_BO11 = back.add("MatMul", [row, column])
+    row_shape = back.constant([0, channels, 1, pixels])
+    row, other = (back.add("Reshape", [name, row_shape]) for name in (gradient, y))
+    product_BO11 = back.product_with_transposed(row, other)
     return back.add("ReduceSum", [product_BO11, back.constant([0, 2, 3])], keepdims=0)
 
 
@@ -158,18 +158,20 @@ def _weight_gradient(back: Backward, gradient: str, x: str, shape: Geometry) -> 
     padded, stride = _phases(back, x, shape)
     if groups == 1 and shape.dilations == (1, 1) and (stride > 1 or shape.strides == (1, 1)):
         return _dense_weight_gradient(back, gradient, padded, stride, shape)
-    under = _under_taps(back, padded, stride, shape)
-    under = back.add("Reshape", [under, back.constant([0, taps, groups, ins, shape.pixels])])
-    if groups > 1:
-        under = back.add("Transpose", [under], perm=[0, 2, 1, 3, 4])
-    under_BGTP = back.add("Reshape", [under, back.constant([0, groups, taps * ins, shape.pixels])])
-    rows = back.add("Reshape", [gradient, back.constant([0, groups, outs, shape.pixels])])
-    columns_BGPO = back.add("Transpose", [rows], perm=[0, 1, 3, 2])
-    product_BGTO = back.add("MatMul", [under_BGTP, columns_BGPO])
-    product = back.add("ReduceSum", [product_BGTO, back.constant([0])], keepdims=0)
-    product = back.reshape(product, (groups, taps, ins, outs))
-    ordered = back.add("Transpose", [product], perm=[0, 3, 2, 1])
-    return back.reshape(ordered, (groups * outs, ins, *shape.kernel))
+    blocks = _under_taps(back, padded, stride, shape)
+    rows_BGOP = back.add("Reshape", [gradient, back.constant([0, groups, outs, shape.pixels])])
+    block_shape = back.constant([0, groups, ins, shape.pixels])
+    products = [  # tap by tap, (B, G, O, I): all taps in one matrix would have to be copied together first
+        back.product_with_transposed(rows_BGOP, back.add("Reshape", [block, block_shape])) for block in blocks
+    ]
+    spread = back.constant([0, groups, outs, ins, 1])
+    product_BGOIT = _joined(back, [back.add("Reshape", [product, spread]) for product in products], axis=4)
+    product = back.add("ReduceSum", [product_BGOIT, back.constant([0])], keepdims=0)
+    return back.reshape(product, (groups * outs, ins, *shape.kernel))
+
+
+def _joined(back: Backward, parts: list[str], *, axis: int) -> str:
+    return back.add("Concat", parts, axis=axis) if len(parts) > 1 else parts[0]
 
 
 def _dense_weight_gradient(back: Backward, gradient: str, phases: str, stride: int, shape: Geometry) -> str:
@@ -231,8 +233,8 @@ def _phases(back: Backward, x: str, shape: Geometry) -> tuple[str, int]:
     return name, stride
 
 
-def _under_taps(back: Backward, phases: str, stride: int, shape: Geometry) -> str:
-    """The input under each tap, (B, T·G·I, rows, columns)."""
+def _under_taps(back: Backward, phases: str, stride: int, shape: Geometry) -> list[str]:
+    """The input under each tap, (B, G·I, rows, columns)."""
     steps = (1, 1) if stride > 1 else shape.strides
     channels, blocks = shape.in_channels, []
     axes = back.constant([1, 2, 3])
@@ -248,7 +250,7 @@ def _under_taps(back: Backward, phases: str, stride: int, shape: Geometry) -> st
             ]
             bounds = [back.constant(start), back.constant([phase + channels, *last])]
             blocks.append(back.add("Slice", [phases, *bounds, axes, *step]))
-    return back.add("Concat", blocks, axis=1) if len(blocks) > 1 else blocks[0]
+    return blocks
 
 
 def _pair(values: list[int]) -> tuple[int, int]:
