@@ -3,7 +3,7 @@
 # make test-fast  those that run no fleet, neither as processes nor in memory
 # make official   the official Cityscapes evaluation, in an environment of its own
 # make check  formatting, lint, strict types, import contract
-# make bench  the cost of the network, as a table and a JSON line
+# make bench  the cost of the network and of an encoder, as tables and JSON lines
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -50,6 +50,7 @@ format: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.network_cost
+	$(BIN)/python -m benchmarks.encoder_cost
 
 clean:
 	rm -rf $(VENV) $(OFFICIAL) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -153,7 +153,7 @@ def _turned(back: Backward, weight: str, shape: Geometry) -> str:
 
 def _weight_gradient(back: Backward, gradient: str, x: str, shape: Geometry) -> str:
     """The products of each output's gradient with the input pixels under each tap, summed over pixels."""
-    groups, taps = shape.groups, math.prod(shape.kernel)
+    groups = shape.groups
     ins, outs = shape.in_channels // groups, shape.out_channels // groups
     padded, stride = _phases(back, x, shape)
     if groups == 1 and shape.dilations == (1, 1) and (stride > 1 or shape.strides == (1, 1)):
