@@ -40,6 +40,8 @@ class DividedFrames:
                 f"give a test split of other frames"
             )
         self.refs: tuple[FrameRef, ...] = tuple(sorted((*owned.refs, *test.refs)))
+        self.colours = [(type(part).__qualname__, getattr(part, "colours", None)) for part in (owned, test)]
+        """What decides how the labels of the parts are read."""
 
     @property
     def label_space(self) -> LabelSpace:

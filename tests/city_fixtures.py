@@ -28,7 +28,8 @@ def write_cities(
                 left = int(random.integers(0, width // 2))
                 label_HW[height // 2 : height // 2 + 8, left : left + 12] = car.train_id
                 instance_HW[label_HW == car.train_id] = car.label_id * 1000
-                image_HWC = random.normal(90 + 12.0 * label_HW[..., None], 25, (height, width, 3))
+                noise_HWC = random.integers(-40, 40, (height, width, 3), dtype=np.int16)
+                image_HWC = noise_HWC + 90 + 12 * label_HW[..., None].astype(np.int16)
                 frame = Frame(
                     image_HWC=np.clip(image_HWC, 0, 255).astype(np.uint8),
                     label_HW=label_HW,

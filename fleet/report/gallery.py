@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from datasets.catalog import open_dataset
+from datasets.divided import open_frames
 from datasets.frame import FrameRef, FrameSource, resize_frame
 from datasets.labels import VOID, LabelSpace
 from evaluation.predictions import PredictionError, prediction_name, read_prediction
@@ -132,7 +132,8 @@ def _shoot(data: ReportData, runs: Sequence[Run]) -> list[_Shot]:
     if with_scenario is None:
         raise OperatorError(f"no run of this seed has a {SCENARIO_NAME}")
     scenario = load_scenario(with_scenario.folder / SCENARIO_NAME, {})
-    source = open_dataset(scenario.dataset.name, data_folder(scenario, with_scenario.folder))
+    root = data_folder(scenario, with_scenario.folder)
+    source = open_frames(scenario.dataset.name, root, scenario.dataset.test_split)
     partition = read_partition(with_scenario.folder) or data.partition
     refs = {ref.key: ref for ref in source.refs}
     per_frame = 2 + len(data.algorithms)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -14,16 +15,20 @@ import pytest
 from city_fixtures import write_cities
 from fleet_fixtures import World
 from official_tool import official_python
+from rich.console import Console
 from start_fixtures import QUIET, changed, run
 
 from cloud_server.config import ZerothOrderConfig
 from datasets.catalog import open_dataset
 from datasets.divided import open_frames
 from fleet.cli.evaluate import evaluate_models, run_evaluate
+from fleet.compare.tables import summarise
 from fleet.errors import OperatorError
 from fleet.frames.allocation import allocate, scored_on_split
+from fleet.report.page import write_report
 from fleet.run.pretrain import pretrain
 from fleet.scenario import DatasetPart, EncoderPart, EvaluationPart, Scenario, load_scenario
+from fleet.show.progress import result_table
 from protocol.errors import Mistake
 from protocol.plans.federated import FederatedPlan
 from protocol.plans.first_order import FirstOrder
@@ -115,15 +120,18 @@ def test_fleet_is_scored_on_the_whole_split_that_nobody_has(
         assert undivided["fleet_uplink_bytes"] == 0 and undivided["fleet_miou"] is None
 
 
-def test_official_tool_comes_to_the_same_on_predictions_of_a_split(tmp_path: Path) -> None:
+def test_official_tool_comes_to_the_same_on_labels_of_any_size(tmp_path: Path) -> None:
+    """Of Cityscapes' own size, of half of it, and of another shape, far from what the encoder sees."""
     official_python()
-    root = write_cities(tmp_path / "data", {"train": {"aachen": 5, "bochum": 5}, "val": {"ulm": 3}})
+    root = write_cities(tmp_path / "data", {"train": {"aachen": 5, "bochum": 5}})
+    for city, size_WH in {"munster": (2048, 1024), "lindau": (1024, 512), "ulm": (90, 70)}.items():
+        write_cities(root, {"val": {city: 1}}, size_WH=size_WH)
     dataset = DatasetPart(name="cityscapes", root=str(root), test_split="val")
     result = run(_scenario(root, dataset=dataset), tmp_path / "run")
     [model] = evaluate_models(tmp_path / "run", root, official=True).values()
     assert model.official is not None and model.official.agrees
     assert model.official.scores["mean_iou"] == pytest.approx(result["fleet_miou"], abs=1e-9)
-    assert model.summary["mean_iiou"] is not None
+    assert model.summary["mean_iiou"] is not None and model.frames == 3
 
 
 def test_run_folder_is_evaluated_with_its_models(
@@ -135,6 +143,19 @@ def test_run_folder_is_evaluated_with_its_models(
     assert content["frames"] == sum(entry["frames_test"] for entry in result["vehicles"].values())
     assert content["models"]["car-01"]["mean_iou"] == pytest.approx(result["fleet_miou"], abs=1e-12)
     assert "fleet mIoU %" in capsys.readouterr().out
+
+
+def test_score_is_in_every_table(root: Path, tmp_path: Path) -> None:
+    result = run(_scenario(root), tmp_path)
+    shown = f"{result['fleet_miou']:.3f}"
+    page = write_report(tmp_path).read_text()
+    assert "fleet mIoU" in page and "frozen fleet" in page and "test split" in page and page.count(shown) > 1
+    [entry] = summarise(["frozen"], [{"algorithm": "frozen", "result": result}])
+    assert (entry["fleet_miou_mean"], entry["fleet_miou_std"]) == (result["fleet_miou"], 0.0)
+    console = Console(file=io.StringIO(), width=120)
+    console.print(result_table(result))
+    printed = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
+    assert f"fleet: on the whole test split, {shown} over 1 model" in printed
 
 
 def test_split_may_be_a_folder_of_its_own(root: Path, tmp_path: Path) -> None:
