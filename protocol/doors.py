@@ -47,11 +47,13 @@ class Door(Generic[T]):
     """A class of which it must be an instance, or a `Protocol` class whose members it must have."""
     table: Mapping[str, T]
     """Those of our own, by name."""
+    also: str = ""
+    """What else a name may be, for help and errors."""
 
     @property
     def choices(self) -> str:
         """What a name may be, for help and errors."""
-        return ", ".join((*self.table, FOREIGN_CHOICE))
+        return ", ".join(filter(None, (*self.table, FOREIGN_CHOICE, self.also)))
 
     def find(self, name: str) -> T:
         """What stands behind a name.

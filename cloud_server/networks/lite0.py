@@ -43,6 +43,8 @@ def _stage(blocks: int, channels: int, kernel: int, stride: int, expansion: int 
     ]
 
 
+_PUBLISHED = ("_conv_", "_bn", "_blocks.", "_fc.")
+"""How the published names begin."""
 BLOCKS = (
     *_stage(1, 16, 3, 1, expansion=1),
     *_stage(2, 24, 3, 2),
@@ -124,31 +126,37 @@ def blocks(first: int, stop: int) -> nn.Sequential:
     return nn.Sequential(*(Block(width_before(number), BLOCKS[number]) for number in range(first, stop)))
 
 
-def load_stem(module: nn.Module, weights: Mapping[str, torch.Tensor], source: str) -> None:
-    """Put published weights into what `stem` returned; errors as of `load_blocks`."""
-    _load(module, weights, source, [("1", "_conv_stem"), ("2", "_bn0")])
-
-
-def load_blocks(module: nn.Sequential, first: int, weights: Mapping[str, torch.Tensor], source: str) -> None:
+def load_blocks(
+    module: nn.Sequential,
+    first: int,
+    weights: Mapping[str, torch.Tensor],
+    source: str,
+    *,
+    stem: nn.Module | None = None,
+) -> None:
     """Put published weights into what `blocks` returned.
 
     Args:
         first: number of the block that is the first here.
         weights: a state dict with the published names.
         source: where they are from, for the error.
+        stem: what `stem` returned, where it is to be loaded, too.
 
     Raises:
-        SettingError: a tensor is missing or of another shape: these are not Lite0's weights.
+        SettingError: tensors are missing or of other shapes: these are not Lite0's weights.
     """
+    layers: list[tuple[nn.Module, str]] = []
+    if stem is not None:
+        layers += [(stem.get_submodule("1"), "_conv_stem"), (stem.get_submodule("2"), "_bn0")]
     for number, block in enumerate(module, first):
         parts = ["_expand_conv", "_bn0", "_depthwise_conv", "_bn1", "_project_conv", "_bn2"]
         names = parts if BLOCKS[number].expansion > 1 else parts[2:]
         # three layers a convolution and an activation: 1 and 2 are the first convolution and its BatchNorm
-        pairs = [
-            (f"layers.{4 * (place // 2) + 1 + place % 2}", f"_blocks.{number}.{name}")
+        layers += [
+            (block.get_submodule(f"layers.{4 * (place // 2) + 1 + place % 2}"), f"_blocks.{number}.{name}")
             for place, name in enumerate(names)
         ]
-        _load(block, weights, source, pairs)
+    _load(layers, weights, source)
 
 
 def statistics_before(
@@ -161,34 +169,40 @@ def statistics_before(
     channels = width_before(block)
     mean_C, variance_C = torch.zeros(channels), torch.zeros(channels)
     for number in reversed(range(block)):
-        norm = nn.Module()
-        norm.add_module("_bn2", nn.BatchNorm2d(channels, eps=1e-3))
-        _load(norm, weights, source, [("_bn2", f"_blocks.{number}._bn2")])
+        norm = nn.BatchNorm2d(channels, eps=1e-3)
+        _load([(norm, f"_blocks.{number}._bn2")], weights, source)
         state = norm.state_dict()
-        mean_C, variance_C = mean_C + state["_bn2.bias"], variance_C + state["_bn2.weight"] ** 2
+        mean_C, variance_C = mean_C + state["bias"], variance_C + state["weight"] ** 2
         if BLOCKS[number].stride > 1 or width_before(number) != channels:
             break
     return mean_C, variance_C.sqrt()
 
 
-def _load(
-    module: nn.Module,
-    weights: Mapping[str, torch.Tensor],
-    source: str,
-    layers: Sequence[tuple[str, str]],
-) -> None:
-    state = module.state_dict()
-    for own, published in layers:
-        for name in [name for name in state if name.startswith(f"{own}.")]:
-            wanted = f"{published}{name.removeprefix(own)}"
-            if wanted not in weights or weights[wanted].shape != state[name].shape:
-                found = f"of shape {tuple(weights[wanted].shape)}" if wanted in weights else "missing"
-                raise SettingError(
-                    f"{source} does not hold the weights of EfficientNet-Lite0: {wanted} is {found}, "
-                    f"expected {tuple(state[name].shape)}"
-                )
-            state[name] = weights[wanted]
-    module.load_state_dict(state)
+def _load(layers: Sequence[tuple[nn.Module, str]], weights: Mapping[str, torch.Tensor], source: str) -> None:
+    _check(layers, weights, source)
+    for layer, published in layers:
+        layer.load_state_dict({name: weights[f"{published}.{name}"] for name in layer.state_dict()})
+
+
+def _check(layers: Sequence[tuple[nn.Module, str]], weights: Mapping[str, torch.Tensor], source: str) -> None:
+    """Name the first tensor that is not there as it must be, and count the others."""
+    wanted = {
+        f"{published}.{name}": tuple(tensor.shape)
+        for layer, published in layers
+        for name, tensor in layer.state_dict().items()
+    }
+    faults = []
+    for name, shape in wanted.items():
+        if name not in weights:
+            faults.append(f"{name} is missing, expected {shape}")
+        elif tuple(weights[name].shape) != shape:
+            faults.append(f"{name} is of shape {tuple(weights[name].shape)}, expected {shape}")
+    if not faults:
+        return
+    rest = f", and {len(faults) - 1} more of {len(wanted)} tensors don't fit" if len(faults) > 1 else ""
+    strange = [name for name in weights if not name.startswith(_PUBLISHED)]
+    others = f"; it has {len(strange)} tensors of other names, such as {strange[0]}" if strange else ""
+    raise SettingError(f"{source} does not hold the weights of EfficientNet-Lite0: {faults[0]}{rest}{others}")
 
 
 def published_weights(option: str) -> Path:
@@ -225,8 +239,12 @@ def read_weights(path: Path, what: str) -> dict[str, torch.Tensor]:
         raise SettingError(f"can't read {what} weights {path}: {error.strerror}") from error
     except Exception as error:  # whatever torch makes of a file that is none of its own
         raise SettingError(
-            f"{path} is no file of torch weights: {' '.join(str(error).split())[:200]}"
+            f"{path} is no file of torch weights: it is damaged, of another kind, or holds more than "
+            f"tensors; save a state dict with torch.save(module.state_dict(), ...)"
         ) from error
     if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
-        raise SettingError(f"{path} must hold a state dict, names to tensors, got {type(loaded).__name__}")
+        inside = next((f", with {key!r} inside" for key in loaded), "") if isinstance(loaded, dict) else ""
+        raise SettingError(
+            f"{path} must hold a state dict, names to tensors, got {type(loaded).__name__}{inside}"
+        )
     return loaded

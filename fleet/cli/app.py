@@ -10,6 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import edge_client.predict.command as predicting
+import fleet.cli.encoder_check as checking
 import fleet.cli.sweep as comparing
 import fleet.run.launch as launching
 import fleet.run.pretrain as pretraining
@@ -26,11 +27,12 @@ from fleet.errors import OperatorError
 from fleet.export.bundle import export_bundle
 from fleet.export.encoders import (
     DEFAULT_ENCODER,
-    ENCODER_CHOICES,
+    ENCODER_DOOR,
     architecture,
     fitting_size,
     resizing_remark,
 )
+from fleet.export.examine import examine
 from fleet.model.export import export_model
 from fleet.report.page import write_report
 from fleet.scenario import Scenario, parse_image_size
@@ -241,7 +243,7 @@ def dataset_generate(
 @encoder_app.command("export")
 def encoder_export(
     folder: Annotated[Path, typer.Argument(help="Where to write the bundle.")],
-    encoder: Annotated[str, typer.Option(help=f"{ENCODER_CHOICES}.")] = DEFAULT_ENCODER,
+    encoder: Annotated[str, typer.Option(help=f"{ENCODER_DOOR.choices}.")] = DEFAULT_ENCODER,
     encoder_trainable: Annotated[
         list[str] | None,
         typer.Option(help="Of an ONNX file: a weight that learns, or a pattern; repeat for more."),
@@ -257,6 +259,28 @@ def encoder_export(
     bundle = export_bundle(encoder, folder, image_size=fitting, seed=seed, trainable=encoder_trainable)
     shape = "x".join(map(str, bundle.spec.feature_shape))
     print(f"{encoder}: {len(bundle.theta0)} parameters, features {shape}, in {folder}")
+
+
+@encoder_app.command("check")
+def encoder_check(
+    encoder: Annotated[str, typer.Argument(help=f"{ENCODER_DOOR.choices}.")],
+    image_size: Annotated[str, typer.Option(help="What the encoder sees, WxH in pixels.")] = "256x192",
+    encoder_weights: Annotated[
+        Path | None, typer.Option(help="Pretrained weights: a file of a state dict.")
+    ] = None,
+    encoder_trainable: Annotated[
+        list[str] | None,
+        typer.Option(help="Of an ONNX file: a weight that learns, or a pattern; repeat for more."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")] = False,
+) -> None:
+    """Check an encoder as a launch does, and say what it costs: size, time on this machine, bytes, VJP."""
+    asked = parse_image_size(image_size)
+    fitting = fitting_size(asked, architecture(encoder, encoder_weights, encoder_trainable).stride)
+    if fitting != asked:
+        print(resizing_remark(asked, fitting), file=sys.stderr)
+    found = examine(encoder, image_size=fitting, weights=encoder_weights, trainable=encoder_trainable)
+    print(checking.as_json(found) if as_json else checking.as_text(found))
 
 
 def main() -> NoReturn:

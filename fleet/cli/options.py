@@ -12,7 +12,7 @@ from cloud_server.networks.build import NETWORK_DOOR
 from datasets.catalog import LABELLED_CHOICES
 from datasets.conditions import CONDITIONS
 from datasets.partition import METHODS
-from fleet.export.encoders import ENCODER_CHOICES
+from fleet.export.encoders import ENCODER_DOOR
 from protocol.doors import FOREIGN_CHOICE
 from protocol.plans import ESTIMATORS
 from protocol.plans.adaptation import SUBSPACES
@@ -109,7 +109,7 @@ SCENARIO_OPTIONS = (
         str,
         "What the encoders see, WxH in pixels; where it does not fit: the nearest.",
     ),
-    ScenarioOption("encoder", "encoder.name", str, f"One of {ENCODER_CHOICES}."),
+    ScenarioOption("encoder", "encoder.name", str, f"One of {ENCODER_DOOR.choices}."),
     ScenarioOption(
         "encoder_weights", "encoder.weights", Path, "Pretrained weights of --encoder: a file of a state dict."
     ),

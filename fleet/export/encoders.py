@@ -112,11 +112,12 @@ PRETRAINED: dict[str, BuildsEncoder] = {
 ENCODERS = CHAINS | PRETRAINED
 """Architecture name to a function that builds it."""
 
-ENCODER_DOOR: Door[BuildsEncoder] = Door("encoder", BuildsEncoder, ENCODERS)  # type: ignore[type-abstract]
-
-
-ENCODER_CHOICES = f"{ENCODER_DOOR.choices}, or the path of a file that ends in {ENDING}"
-"""What a name may be, for help and errors."""
+ENCODER_DOOR: Door[BuildsEncoder] = Door(
+    "encoder",
+    BuildsEncoder,  # type: ignore[type-abstract]
+    ENCODERS,
+    f"or the path of a file that ends in {ENDING}",
+)
 
 
 def check_encoder_name(name: str) -> None:

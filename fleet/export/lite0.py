@@ -50,11 +50,10 @@ class Lite0(nn.Module):
         """Take stem and blocks from a state dict with the published names.
 
         Raises:
-            OperatorError: a tensor is missing or of another shape: these are not Lite0's weights.
+            OperatorError: tensors are missing or of other shapes: these are not Lite0's weights.
         """
         with _operators():
-            lite0.load_stem(self.stem, weights, source)
-            lite0.load_blocks(self.blocks, 0, weights, source)
+            lite0.load_blocks(self.blocks, 0, weights, source, stem=self.stem)
 
 
 class Lite0Encoder(ModuleEncoder):

@@ -113,9 +113,14 @@ def test_exported_with_its_way_back(encoder: Lite0Encoder, tmp_path: Path) -> No
 def test_weights_of_another_network_are_refused(tmp_path: Path, published: dict[str, torch.Tensor]) -> None:
     path = tmp_path / "weights.pth"
     for content, message in (
-        ({"conv1.weight": torch.zeros(3)}, "_conv_stem.weight is missing"),
+        (
+            {"conv1.weight": torch.zeros(3), "fc.bias": torch.zeros(2)},
+            r"_conv_stem.weight is missing, expected \(32, 3, 3, 3\), and \d+ more of \d+ tensors don't "
+            r"fit; it has 2 tensors of other names, such as conv1.weight",
+        ),
         ({**published, "_bn0.weight": torch.zeros(7)}, r"_bn0.weight is of shape \(7,\), expected \(32,\)"),
-        ([1, 2], "must hold a state dict"),
+        ([1, 2], "must hold a state dict, names to tensors, got list"),
+        ({"model": published}, "got dict, with 'model' inside"),
     ):
         torch.save(content, path)
         with pytest.raises(OperatorError, match=message):
