@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx
 import pytest
 from test_onnx_encoders import SOFT, make
+from torch.nn.utils import parameters_to_vector
 
 from fleet.cli import app as cli
 from fleet.export.encoders import build_encoder
@@ -25,7 +26,9 @@ def _check(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
 
 def test_multiply_adds_are_those_of_the_layers() -> None:
     encoder = build_encoder("stride8-c4", 0)
-    model = onnx.load_from_string(encoder.forward_graph((64, 48)).serialise(encoder.parameter_specs(), None))
+    theta = parameters_to_vector(encoder.parameters()).detach().numpy()
+    graph = encoder.forward_graph((64, 48))
+    model = onnx.load_from_string(graph.serialise(encoder.parameter_specs(), theta))
     by_hand = 32 * 24 * 16 * 27 + 16 * 12 * 32 * 16 * 9 + 8 * 6 * 4 * 32 * 9
     assert multiply_adds(model) == by_hand
 
