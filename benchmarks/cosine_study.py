@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from benchmarks.cosine_surrogate import FittedSurrogate
 from benchmarks.joint_training import (
     FEATURE_BITS,
     Features,
@@ -39,9 +40,12 @@ from protocol.noise import derive_seed, permutation
 from protocol.perturbation import pack_scale
 from protocol.plans.activation import ActivationPlan
 from protocol.plans.spsa import SpsaPlan
+from protocol.plans.surrogate import SurrogatePlan
 
 SPSA = SpsaPlan()
 DEFAULTS = ActivationPlan()
+_FEATURES = "features"
+"""In the place of a subspace."""
 _HEADER: dict[str, Any] = {"vehicle": "car-01", "grant": "0123456789abcdef", "turn_id": 1, "step": 100}
 
 
@@ -57,6 +61,8 @@ class Setting:
     box_width: int = 0
     map_stride: int = 0
     gradient_bits: int = 0
+    correction: float = 0.0
+    """λ of `surrogate`."""
 
 
 DEFAULT_ACTIVATION = Setting(
@@ -77,7 +83,7 @@ class Measurement:
     step: int
     batch: int
     subspace: str
-    """`all` or `film`."""
+    """`all` or `film`; `features` for the gradient at the features, of estimators that have one there."""
     cosine: float
     """To the exact gradient of the loss that the cloud answers with: its network in evaluation mode."""
     training_cosine: float
@@ -94,9 +100,18 @@ def measure(training: JointTraining) -> Iterator[Measurement]:
     train = training.frames.splits["train"]
     order = permutation(derive_seed(study.seed, "measured"), len(train))
     size = min(study.batch_size, len(train))
-    for number in range(min(study.batches, len(train) // size)):
-        indices = [train[position] for position in order[number * size :][:size]]
-        yield from _Moment(training, settled, number, indices).measure()
+    batches = [
+        [train[position] for position in order[number * size :][:size]]
+        for number in range(min(study.batches, len(train) // size))
+    ]
+    measured = [index for batch in batches for index in batch]
+    plans = [SurrogatePlan(seeds=seeds) for seeds in study.surrogate_seeds]
+    surrogates = [(plan, FittedSurrogate(training, plan, measured, _HEADER)) for plan in plans]
+    for number, indices in enumerate(batches):
+        moment = _Moment(training, settled, number, indices)
+        yield from moment.measure()
+        for plan, fitted in surrogates:
+            yield from moment.surrogate(plan, fitted)
 
 
 class _Moment:
@@ -121,14 +136,15 @@ class _Moment:
         self._exact, self._of_training_step = (
             self._exact_gradients(network) for network in (training.network, self._learning)
         )
+        """By subspace, and of the features."""
         self._seed = derive_seed(self._study.seed, "estimate", training.trainer.steps, number)
 
     def _exact_gradients(self, network: nn.Module) -> dict[str, Vector]:
         """In every subspace, at the features as they leave the encoder."""
-        gradient = self._linearised.pull_back(
-            features_gradient(network, self._linearised.features_BCHW, self._label_BHW)
-        )
-        return {name: subspace.pull_back(gradient) for name, subspace in self._subspaces.items()}
+        gradient_BCHW = features_gradient(network, self._linearised.features_BCHW, self._label_BHW)
+        gradient = self._linearised.pull_back(gradient_BCHW)
+        found = {name: subspace.pull_back(gradient) for name, subspace in self._subspaces.items()}
+        return {**found, _FEATURES: gradient_BCHW.ravel()}
 
     def measure(self) -> Iterator[Measurement]:
         """Each estimator with each of its settings."""
@@ -163,6 +179,17 @@ class _Moment:
         gradient = self._linearised.pull_back(v_BCHW)
         for name, subspace in self._subspaces.items():
             yield self._compare(setting, subspace.pull_back(gradient), (up, down), name)
+        yield self._compare(setting, v_BCHW.ravel(), (up, down), _FEATURES)
+
+    def surrogate(self, plan: SurrogatePlan, fitted: FittedSurrogate) -> Iterator[Measurement]:
+        """A head, fitted to answers about other batches, is fitted to this one's, and estimates."""
+        exchange = fitted.ask(self._linearised.features_BCHW, self._label_BHW, self._indices, self._seed)
+        fitted.surrogate.fit(exchange.answered, self._seed)
+        setting = Setting(
+            estimator="surrogate", count=plan.seeds, scale=plan.scale, correction=plan.correction
+        )
+        v_BCHW = fitted.surrogate.estimate(exchange.answered)
+        yield from self._compare_all(setting, v_BCHW, [exchange.query], [exchange.maps])
 
     def _white_box(self) -> Iterator[Measurement]:
         """Gradients that the cloud returns."""

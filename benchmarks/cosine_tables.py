@@ -70,6 +70,8 @@ def title(setting: Setting) -> str:
     """How a row is called."""
     if setting.estimator == "spsa-gc":
         return f"`spsa-gc`, q = {setting.count}"
+    if setting.estimator == "surrogate":
+        return f"`surrogate`, K = {setting.count}"
     if setting.estimator.startswith("activation"):
         stride = f", map stride {setting.map_stride}" if setting.map_stride > 1 else ""
         name, _, kind = setting.estimator.partition(", ")
@@ -95,18 +97,25 @@ def main_table(table: Table, study: Study) -> str:
     """Every estimator as it is by default, checkpoint by checkpoint."""
     settings = list(dict.fromkeys(setting for setting, _, _ in table if is_default(setting)))
     steps = study.checkpoints
-    head = ["estimator", *(f"step {step}" for step in steps), "film", "to `split`", "up", "down"]
+    head = ["estimator", *(f"step {step}" for step in steps), "film", "features", "to `split`", "up", "down"]
     lines = [_line(head), _line(["---", *["---:"] * (len(head) - 1)])]
     for setting in settings:
         rows = [table[setting, step, "all"] for step in steps]
         film = [table[setting, step, "film"] for step in steps]
         cells = [title(setting), *(str(row.cosine) for row in rows)]
         cells += [f"{statistics.median(row.cosine.median for row in film):.2f}"]
+        cells += [_at_features(table, setting, steps)]
         cells += [f"{statistics.median(row.training_cosine.median for row in rows):.2f}"]
         cells += [f"{statistics.median(row.uplink_bytes for row in rows) / 1000:.1f} kB"]
         cells += [f"{statistics.median(row.downlink_bytes for row in rows) / 1000:.1f} kB"]
         lines.append(_line(cells))
     return "\n".join(lines)
+
+
+def _at_features(table: Table, setting: Setting, steps: Sequence[int]) -> str:
+    """Over the checkpoints, of an estimator that has a gradient there."""
+    keys = [key for step in steps if (key := (setting, step, "features")) in table]
+    return f"{statistics.median(table[key].cosine.median for key in keys):.2f}" if keys else "–"
 
 
 def sweep_table(table: Table, study: Study, seeds: int, subspace: str) -> str:

@@ -40,7 +40,7 @@ def run(
     parts = partition_frames(source.refs, vehicles, method="city", seed=_PARTITION_SEED)
     keys = [key for part in parts.values() for key in part.train]
     frames = VehicleFrames(FrameCache(source, study.image_size), {"train": keys})
-    training = JointTraining(study, frames, source.label_space.name, source.label_space.num_classes, folder)
+    training = JointTraining(study, frames, source.label_space, folder)
     measurements: list[Measurement] = []
     start = time.monotonic()
     for step in study.checkpoints:

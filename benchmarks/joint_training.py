@@ -19,6 +19,7 @@ from cloud_server.config import network_seed
 from cloud_server.networks.build import build_network
 from cloud_server.training.losses import downsample_labels, find_loss
 from cloud_server.training.trainer import Trainer, TrainerConfig
+from datasets.labels import LabelSpace
 from edge_client.encoder.runtime import Encoder
 from edge_client.frames import VehicleFrames
 from edge_client.local.cross_entropy import cross_entropy, downsample_label
@@ -61,6 +62,10 @@ class Study:
     box_widths: tuple[int, ...] = (1, 3, 5, 7, 9)
     map_strides: tuple[int, ...] = (1, 2, 4)
     """Those above 1 are measured with the default scale, one-sided."""
+    answers: int = 32
+    """About train batches that are not measured, which a surrogate is fitted to at a checkpoint."""
+    surrogate_seeds: tuple[int, ...] = (1, 4)
+    """K of `surrogate`."""
     seed: int = 0
 
     @property
@@ -75,16 +80,14 @@ class JointTraining:
     Args:
         study: what to train.
         frames: of which the train split is used.
-        label_space_name: a row of `datasets.labels`.
-        num_classes: of that label space.
+        label_space: of the frames.
         folder: where bundle and head are written.
     """
 
-    def __init__(
-        self, study: Study, frames: VehicleFrames, label_space_name: str, num_classes: int, folder: Path
-    ) -> None:
+    def __init__(self, study: Study, frames: VehicleFrames, label_space: LabelSpace, folder: Path) -> None:
         self.study = study
         self.frames = frames
+        self.label_space = label_space
         first, self._local, white_box = FirstOrder(), LocalLossPlan(), WhiteBoxPlan()
         bundle = export_bundle(
             study.encoder,
@@ -98,7 +101,7 @@ class JointTraining:
             "compact",
             feature_shape=bundle.spec.feature_shape,
             feature_stride=study.image_size[0] // bundle.spec.feature_shape[2],
-            num_classes=num_classes,
+            num_classes=label_space.num_classes,
             seed=network_seed(study.seed),
         )
         self.trainer = Trainer(
@@ -116,7 +119,7 @@ class JointTraining:
             export_head(
                 bundle.spec,
                 folder / "head",
-                label_space_name=label_space_name,
+                label_space_name=label_space.name,
                 width=part.width,
                 depth=part.depth,
                 seed=derive_seed(study.seed, "head"),

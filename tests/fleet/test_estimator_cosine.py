@@ -33,6 +33,8 @@ STUDY = Study(
     scales=(0.1, 0.3),
     box_widths=(3, 5),
     map_strides=(1, 2),
+    answers=4,
+    surrogate_seeds=(1,),
 )
 
 
@@ -91,7 +93,7 @@ def test_exact_gradient_equals_autograd_through_both_networks(
     source: FrameSource, tmp_path: Path, mode: str
 ) -> None:
     frames = VehicleFrames(FrameCache(source, STUDY.image_size), {"train": [ref.key for ref in source.refs]})
-    training = JointTraining(STUDY, frames, source.label_space.name, source.label_space.num_classes, tmp_path)
+    training = JointTraining(STUDY, frames, source.label_space, tmp_path)
     training.advance(3)
     network = training.network.train(mode == "training")
     image_BHWC, label_BHW = training.batch(range(4))
@@ -128,8 +130,10 @@ def test_same_study_gives_the_same_numbers(
 def test_tables_json_and_picture_are_complete(measurements: list[Measurement], tmp_path: Path) -> None:
     table = tabulate(measurements)
     lines = main_table(table, STUDY).splitlines()
-    assert {line.count("|") for line in lines} == {len(STUDY.checkpoints) + 6}
-    assert any(line.startswith("| `activation`, K = 16 |") for line in lines)
+    assert {line.count("|") for line in lines} == {len(STUDY.checkpoints) + 7}
+    for name in ("`activation`, K = 16", "`surrogate`, K = 1"):
+        [line] = [line for line in lines if line.startswith(f"| {name} |")]
+        assert "–" not in line, "it has a gradient at the features, too"
     assert len(sweep_table(table, STUDY, 4, "film").splitlines()) == 2 + 2 * len(STUDY.scales)
     content = json.loads(json.dumps(as_json(table, STUDY, "generated")))
     assert all(len(row["cosine"]) == len(STUDY.checkpoints) for row in content["rows"])
