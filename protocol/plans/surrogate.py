@@ -20,11 +20,11 @@ class SurrogatePlan(LossMapPlan, frozen=True, kw_only=True, forbid_unknown_field
 
     seeds: int = 1
     """K: perturbations of one query; the features cross the network once for all of them."""
-    block: int = 4
+    block: int = 8
     """Features along each side of a square that is moved as one: b² times fewer directions to tell apart."""
     map_bits: int = 6
     """Quantisation of the loss maps: 32, 8, 6, 4, 3 or 2 bits a cell."""
-    fit_steps: int = 2
+    fit_steps: int = 4
     """Steps of Adam by which the head is fitted to each answer."""
     fit_rate: float = 3e-3
     """Step size of that Adam."""
