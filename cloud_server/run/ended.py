@@ -29,13 +29,13 @@ class EndedRun:
         """Read the last commit.
 
         Raises:
-            CloudError: there is none, it is damaged, or it is of other settings.
+            CloudError: there is none, it is damaged, or its network is another one.
             SettingError: the algorithm is unknown.
         """
         self._config = config
         classes = label_space(config.label_space, run_folder)
         state = RunState(run_folder / "cloud", config, resume=True)
-        committed = state.load()
+        committed = state.load(goes_on=False)
         if committed is None:
             raise CloudError(f"{run_folder} holds no committed run; end it first, with --resume")
         roster = Roster(run_folder / "cloud", resume=True)

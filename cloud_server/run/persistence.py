@@ -111,8 +111,12 @@ class RunState:
         """Seconds that this run has taken, in all its processes."""
         return self._earlier_s + self._clock.now() - self._began
 
-    def load(self) -> Committed | None:
+    def load(self, *, goes_on: bool = True) -> Committed | None:
         """The latest commit, or None before the first.
+
+        Args:
+            goes_on: whether the run is to go on from there, so that its settings must be these; else they
+                may be those of an earlier version, with fewer of them.
 
         Raises:
             CloudError: the checkpoint is damaged, or of a run with other settings.
@@ -123,7 +127,7 @@ class RunState:
             tensors, meta = load_checkpoint(self._folder)
         except (CheckpointError, OSError) as error:
             raise CloudError(str(error)) from error
-        if meta.get("config") != self._digest:
+        if goes_on and meta.get("config") != self._digest:
             raise CloudError(
                 f"{self._folder} belongs to a run with other settings; resume with the settings it began with"
             )

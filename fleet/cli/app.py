@@ -181,12 +181,15 @@ def export(
     logits: Annotated[
         bool, typer.Option(help="Give logits besides class ids: what `predict` enlarges.")
     ] = True,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Also write all three in int8, and print what that costs.")
+    ] = False,
 ) -> None:
     """Write a vehicle's model as ONNX: image to class ids, checked against the run's own predictions.
 
     Encoder and network are also written as a file each. The model runs wherever ONNX Runtime does.
     """
-    export_model(run_folder, output, vehicle=vehicle, logits=logits, console=screen())
+    export_model(run_folder, output, vehicle=vehicle, logits=logits, int8=int8, console=screen())
 
 
 @app.command(

@@ -38,6 +38,9 @@ class TestFrames:
     """A vehicle's test frames as it sees them, their labels, and what the run predicted of them."""
 
     keys: Sequence[str]
+    """Of the test frames."""
+    calibration: Sequence[str]
+    """Some of its train frames, whose ranges of values are like those to come."""
     cache: FrameCache
     sight: Sight | None
     predictions: Path

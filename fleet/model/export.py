@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 from rich.console import Console
 
 from cloud_server.run.results import RESULT_NAME
@@ -17,10 +18,17 @@ from datasets.labels import LabelSpace
 from edge_client.frames import FrameCache
 from edge_client.predict.card import ModelCard
 from fleet.errors import OperatorError
-from fleet.frames.allocation import data_folder
+from fleet.frames.allocation import data_folder, evenly_spaced
 from fleet.frames.partition_record import settle_shares
 from fleet.model.check import Checked, TestFrames, check_graphs
-from fleet.model.graphs import encoder_model, network_model, whole_model, with_metadata
+from fleet.model.graphs import encoder_model, network_model, whole_model, with_metadata, without_logits
+from fleet.model.int8 import (
+    CALIBRATION_FRAMES,
+    Variant,
+    calibration_feeds,
+    compare_variants,
+    quantised,
+)
 from fleet.model.served import Served, read_served
 from fleet.run.folder import SCENARIO_NAME
 from fleet.run.job import read_object
@@ -29,6 +37,8 @@ from protocol.atomic import write_bytes_atomic
 
 SUFFIX = ".onnx"
 UNROUNDED_BITS = 32
+INT8 = "int8"
+INT8_BITS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +50,8 @@ class Exported:
     encoder: Path
     network: Path
     checked: Checked
+    variants: tuple[Variant, ...] = ()
+    """The model in floats and in integers; empty where only floats were wanted."""
 
 
 def export_model(
@@ -48,6 +60,7 @@ def export_model(
     *,
     vehicle: str | None = None,
     logits: bool = True,
+    int8: bool = False,
     console: Console,
 ) -> Exported:
     """Write the model of a vehicle of a run that has ended, and its two parts beside it.
@@ -57,6 +70,7 @@ def export_model(
         output: `NAME.onnx`; the parts become `NAME.encoder.onnx` and `NAME.network.onnx`.
         vehicle: its id; None: the one with the best mIoU on its own test frames, of equals the first.
         logits: whether the model gives logits besides ids.
+        int8: whether the three are also written in int8, as `NAME.int8.onnx`, `NAME.encoder.int8.onnx`, ….
 
     Raises:
         OperatorError: the folder holds no run that has ended, or it has no such vehicle.
@@ -89,24 +103,61 @@ def export_model(
             model=graphs["model"],
             threads=scenario.core_count,
         )
-    paths = {part: part_path(output, part) for part in graphs}
+        written = {part_path(output, part): graph for part, graph in graphs.items()}
+        variants: tuple[Variant, ...] = ()
+        if int8:
+            integers = _in_integers(served, frames, encoder, network, card)
+            floats = {**graphs, "model": graphs["model"] if logits else _with_logits(encoder, network, bits)}
+            variants = tuple(compare_variants(served, frames, floats, integers))
+            for part, graph in integers.items():
+                written[part_path(output, part, precision=INT8)] = (
+                    without_logits(graph) if part == "model" and not logits else graph
+                )
     output.parent.mkdir(parents=True, exist_ok=True)
-    for part, graph in graphs.items():
-        write_bytes_atomic(paths[part], graph)
+    for path, graph in written.items():
+        write_bytes_atomic(path, graph)
     exported = Exported(
         vehicle=chosen,
-        model=paths["model"],
-        encoder=paths["encoder"],
-        network=paths["network"],
+        model=part_path(output, "model"),
+        encoder=part_path(output, "encoder"),
+        network=part_path(output, "network"),
         checked=checked,
+        variants=variants,
     )
     _say(exported, served, console)
     return exported
 
 
-def part_path(output: Path, part: str) -> Path:
-    """`NAME.onnx` of the model, `NAME.PART.onnx` of anything else."""
-    return output if part == "model" else output.with_name(f"{output.stem}.{part}{SUFFIX}")
+def _in_integers(
+    served: Served,
+    frames: TestFrames,
+    encoder: onnx.ModelProto,
+    network: onnx.ModelProto,
+    card: ModelCard,
+) -> dict[str, bytes]:
+    """The three graphs in int8; the model rounds features only where the run had fewer bits than that."""
+    bits = card.coding_bits if card.coding_bits is not None and card.coding_bits < INT8_BITS else None
+    images, features = calibration_feeds(served, frames, encoder.SerializeToString())
+    graphs = {
+        "model": quantised(whole_model(encoder, network, bits=bits, logits=True), images),
+        "encoder": quantised(encoder, images),
+        "network": quantised(network, features),
+    }
+    return {
+        part: with_metadata(graph, replace(card, part=part, precision=INT8, coding_bits=bits).properties())
+        for part, graph in graphs.items()
+    }
+
+
+def _with_logits(encoder: onnx.ModelProto, network: onnx.ModelProto, bits: int | None) -> bytes:
+    serialised: bytes = whole_model(encoder, network, bits=bits, logits=True).SerializeToString()
+    return serialised
+
+
+def part_path(output: Path, part: str, *, precision: str = "") -> Path:
+    """`NAME.onnx` of the model, `NAME.PART.onnx` of anything else; `NAME.PART.int8.onnx` in integers."""
+    marks = [mark for mark in ("" if part == "model" else part, precision) if mark]
+    return output.with_name(".".join([output.stem, *marks]) + SUFFIX)
 
 
 def rounding_bits(served: Served) -> int | None:
@@ -170,6 +221,7 @@ def test_frames(scenario: Scenario, run_folder: Path, vehicle: str) -> TestFrame
     share = settle_shares(scenario, run_folder, source)[vehicle]
     return TestFrames(
         keys=share.test,
+        calibration=evenly_spaced(share.train, CALIBRATION_FRAMES),
         cache=FrameCache(source, scenario.frame_size),
         sight=share.sight.sight() if share.sight else None,
         predictions=run_folder / "predictions" / vehicle,
@@ -227,5 +279,12 @@ def _say(exported: Exported, served: Served, console: Console) -> None:
             f"{100 * checked.model_differs:.3f} %"
         )
     lines.append(f"mIoU of the model {checked.model_miou:.4f}, of the run {checked.run_miou:.4f}")
+    if exported.variants:
+        first = exported.variants[0]
+        lines.append(f"{'':12}  {'mIoU':>7}  {'loss':>7}  {'ms a frame':>10}")
+        lines += [
+            f"{each.name:12}  {each.miou:7.4f}  {first.miou - each.miou:7.4f}  {each.frame_ms:10.2f}"
+            for each in exported.variants
+        ]
     for line in lines:
         console.print(line, soft_wrap=True, highlight=False)

@@ -23,6 +23,8 @@ OPSET = 18
 _PRODUCER = "blackfleet"
 _ENCODER = "encoder/"
 _NETWORK = "network/"
+ROUNDING = "rounding/"
+"""What the names of the nodes between the two begin with."""
 _TRACED_FRAMES = 2
 _TINY = np.finfo(np.float32).tiny
 
@@ -120,6 +122,16 @@ def whole_model(
     )
 
 
+def without_logits(model: bytes) -> bytes:
+    """The model's bytes, its ids the only output."""
+    shortened = onnx.load_from_string(model)
+    kept = [output for output in shortened.graph.output if output.name != LOGITS]
+    del shortened.graph.output[:]
+    shortened.graph.output.extend(kept)
+    serialised: bytes = shortened.SerializeToString(deterministic=True)
+    return serialised
+
+
 def with_metadata(model: onnx.ModelProto, properties: Mapping[str, str]) -> bytes:
     """The model's bytes with these in its metadata, the same for the same arguments."""
     del model.metadata_props[:]
@@ -156,6 +168,8 @@ def _rounding(bits: int | None) -> tuple[list[onnx.NodeProto], list[onnx.TensorP
         helper.make_node("Mul", ["rounding/steps", scale], ["rounding/scaled"]),
         helper.make_node("Add", ["rounding/scaled", low], [after]),
     ]
+    for number, node in enumerate(nodes):
+        node.name = f"{ROUNDING}{number}"
     return nodes, [numpy_helper.from_array(value, name) for name, value in constants.items()]
 
 
