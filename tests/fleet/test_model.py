@@ -75,7 +75,8 @@ def example(tiny_world: World, tmp_path_factory: pytest.TempPathFactory) -> Exam
     """The default algorithm; the exported vehicle's features reach the network through a stem."""
     folder = tmp_path_factory.mktemp("model")
     mixed = run(tiny_world, folder / "run", encoders={"car-02": "stride4-c8"})
-    return Example(mixed, export_model(mixed, folder / "car.onnx", vehicle="car-01", console=QUIET))
+    exported = export_model(mixed, folder / "car.onnx", vehicle="car-01", int8=True, console=QUIET)
+    return Example(mixed, exported)
 
 
 def test_model_and_its_parts_give_the_run_s_predictions(example: Example) -> None:
@@ -104,6 +105,25 @@ def test_files_are_plain_onnx_that_says_what_it_is(example: Example) -> None:
     assert (card.vehicle, card.algorithm, card.seed, card.run) == ("car-01", "blackfleet", 0, "run")
     assert (card.encoder, card.network) == ("stride8-c4", "compact")
     assert all(len(digest) == 64 for digest in (card.theta_sha256, card.network_sha256))
+
+
+def test_integers_cost_little_and_are_compared_with_the_floats(example: Example) -> None:
+    exported = example.exported
+    names = ["float32", "int8", "int8 encoder", "int8 network"]
+    assert [variant.name for variant in exported.variants] == names
+    floats = exported.variants[0]
+    assert floats.miou == pytest.approx(exported.checked.model_miou, abs=1e-9)
+    for variant in exported.variants:
+        assert variant.miou == pytest.approx(floats.miou, abs=0.03) and variant.frame_ms > 0
+    for part in ("model", "encoder", "network"):
+        path: Path = getattr(exported, part)
+        quantised = path.with_name(f"{path.stem}.int8.onnx")
+        model = onnx.load(quantised)
+        assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in model.graph.node}
+        session = open_session(quantised.read_bytes(), CPU, 1)
+        card = ModelCard.read(session.get_modelmeta().custom_metadata_map)
+        assert (card.part, card.precision) == (part, "int8")
+    assert quantised.stat().st_size < path.stat().st_size / 2  # of the network
 
 
 def test_batch_of_a_model_is_free_and_frames_do_not_touch_each_other(example: Example) -> None:
