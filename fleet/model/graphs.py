@@ -191,7 +191,9 @@ def _finished(
     outputs: Sequence[tuple[str, int, Sequence[str | int]]],
     opset: int,
 ) -> onnx.ModelProto:
-    """The checked model; its batch is `B`."""
+    """The checked model, with a name for every node: tools that are to leave one out go by names."""
+    for number, node in enumerate(nodes):
+        node.name = node.name or f"{node.op_type}_{number}"
     graph = helper.make_graph(
         list(nodes),
         _PRODUCER,
