@@ -223,10 +223,10 @@ def result_table(result: Mapping[str, Any]) -> FittedTable:
     if whole:
         spread = f" ± {result['fleet_miou_std']:.3f}" if result["fleet_vehicles"] > 1 else ""
         models = "1 model" if result["fleet_vehicles"] == 1 else f"{result['fleet_vehicles']} models"
-        sent = format_bytes(result["fleet_uplink_bytes"] + result["fleet_downlink_bytes"])
+        sent = result["fleet_uplink_bytes"] + result["fleet_downlink_bytes"]
+        apart = f"; this evaluation's {format_bytes(sent)} are not part of up and down" if sent else ""
         table.caption = (
-            f"fleet: on the whole test split, {result['fleet_miou']:.3f}{spread} over {models}; "
-            f"this evaluation's {sent} are not part of up and down"
+            f"fleet: on the whole test split, {result['fleet_miou']:.3f}{spread} over {models}{apart}"
         )
     if failed:
         reasons = "\n".join(f"{vehicle}: {reason}" for vehicle, reason in failed.items())
