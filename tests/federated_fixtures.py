@@ -64,7 +64,7 @@ class FederatedFleet(TinyFleet):
             msgspec.structs.replace(
                 vehicle,
                 local_model=str(self.local_model),
-                predictions=str(self.run_folder / "predictions" / vehicle.id),
+                predictions={"test": str(self.run_folder / "predictions" / vehicle.id)},
             )
             for vehicle in plain.vehicles
         )
