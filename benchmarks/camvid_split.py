@@ -1,0 +1,141 @@
+"""CamVid by its own split: vehicles divide `train`, and what they have learnt is scored on all of `val`.
+
+`python -m benchmarks.camvid_split` runs three vehicles, one for each sequence of `train`, with a pretrained
+encoder, by every algorithm in turn: the same frames, steps, flips and network for all. It prints the mIoU of
+the fleet on `val` at the labels' full resolution, its share of `centralized`, bytes and time, and last one JSON
+line. `--scratch` adds each algorithm that sends features with an encoder from scratch whose features take as
+many bytes. Runs go one after the other, as time counts; finished ones are kept in `--out`, one that was cut off
+goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.camvid import camvid_folder
+from benchmarks.options import read_seeds
+from benchmarks.runs import Run, finish
+from fleet.cli.sweep import parse_algorithms
+from fleet.compare.spread import sample_deviation
+
+REFERENCE = "centralized"
+ALGORITHMS = "centralized,fedavg,split,blackfed-v2,blackfleet"
+PRETRAINED, SCRATCH = "efficientnet-lite0-s8", "stride8-c8"
+"""Encoders whose features have the same shape, and so the same bytes: 8 channels at stride 8."""
+SENDS_NO_FEATURES = frozenset({"centralized", "fedavg"})
+SIZES: dict[str, dict[str, Any]] = {
+    "480x360": {"rounds": 4, "first_order.epochs": 6},
+    "256x192": {"rounds": 4, "first_order.epochs": 6},
+}
+"""How long each size is trained, chosen on `val` frames of the vehicles' own."""
+TARGETS: dict[str, dict[str, float]] = {
+    "480x360": {"centralized": 0.66, "split": 0.63, "blackfleet": 0.60},
+    "256x192": {"blackfleet": 0.50},
+}
+GAIN_TARGET = 0.08
+"""Of pretrained over scratch at equal bytes."""
+
+
+def main() -> None:
+    """Run the benchmark and print its table and JSON line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.camvid_split", description=__doc__)
+    parser.add_argument("--data-root", type=Path, help="CamVid's folder (default: $BLACKFLEET_CAMVID)")
+    parser.add_argument("--image-size", choices=tuple(SIZES), default="480x360", help="default: 480x360")
+    parser.add_argument(
+        "--algorithms", type=parse_algorithms, default=ALGORITHMS, help=f"default: {ALGORITHMS}"
+    )
+    parser.add_argument("--scratch", action="store_true", help="also with an encoder from scratch")
+    parser.add_argument("--seeds", type=read_seeds, default="0,1,2", help="default: 0,1,2")
+    parser.add_argument("--out", type=Path, default=Path("runs/camvid-split"), help="folder of the runs")
+    options = parser.parse_args()
+    root = str((options.data_root or camvid_folder()).resolve())
+    rows = [(algorithm, PRETRAINED) for algorithm in options.algorithms]
+    if options.scratch:
+        rows += [(name, SCRATCH) for name in options.algorithms if name not in SENDS_NO_FEATURES]
+    runs = {
+        (*row, seed): Run(
+            folder=options.out / options.image_size / f"{row[0]}-{row[1]}-{seed}",
+            settings={**settings(root, options.image_size), **_own(*row), "seed": seed},
+        )
+        for seed in options.seeds
+        for row in rows
+    }
+    finish(list(runs.values()), jobs=1)
+    report = summarise({row: [runs[*row, seed].result() for seed in options.seeds] for row in rows})
+    Console(width=140).print(table(report, options.image_size))
+    print(json.dumps({"benchmark": "camvid_split", "image_size": options.image_size, "runs": report}))
+
+
+def settings(root: str, image_size: str) -> dict[str, Any]:
+    """What all runs have in common, by scenario key."""
+    return {
+        "dataset.name": "camvid",
+        "dataset.root": root,
+        "dataset.partition": "sequence",
+        "dataset.test_split": "val",
+        "vehicles": 3,
+        "image_size": image_size,
+        "evaluation.overlays": 0,
+        "evaluation.ood_frames": 0,
+        **SIZES[image_size],
+    }
+
+
+def _own(algorithm: str, encoder: str) -> dict[str, Any]:
+    return {"algorithm": algorithm, "encoder.name": encoder}
+
+
+def summarise(results: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """One entry a row, over its seeds: mean and deviation of the fleet's mIoU on `val`, means of the rest."""
+    entries = []
+    for (algorithm, encoder), runs in results.items():
+        mious = [run["fleet_miou"] for run in runs]
+        entries.append(
+            {
+                "algorithm": algorithm,
+                "encoder": encoder,
+                "val_miou_mean": statistics.fmean(mious),
+                "val_miou_std": sample_deviation(mious),
+                "vehicles_std": statistics.fmean(run["fleet_miou_std"] for run in runs),
+                "uplink_bytes": round(statistics.fmean(run["uplink_bytes"] for run in runs)),
+                "downlink_bytes": round(statistics.fmean(run["downlink_bytes"] for run in runs)),
+                "wall_s": statistics.fmean(run["wall_s"] for run in runs),
+            }
+        )
+    best = next((entry["val_miou_mean"] for entry in entries if entry["algorithm"] == REFERENCE), None)
+    for entry in entries:
+        entry["share"] = entry["val_miou_mean"] / best if best else None
+    return entries
+
+
+def table(report: Sequence[Mapping[str, Any]], image_size: str) -> Table:
+    """The entries with their targets."""
+    shown = Table(title=f"CamVid val, {image_size}, mIoU at the labels' full resolution")
+    columns = ("algorithm", "encoder", "val mIoU", "target", f"of {REFERENCE}", "up, MB", "down, MB", "time")
+    for column in columns:
+        shown.add_column(column, justify="left" if column in columns[:2] else "right")
+    for entry in report:
+        target = TARGETS[image_size].get(entry["algorithm"]) if entry["encoder"] == PRETRAINED else None
+        shown.add_row(
+            entry["algorithm"],
+            entry["encoder"],
+            f"{entry['val_miou_mean']:.3f} ± {entry['val_miou_std']:.3f}",
+            f"{target:.2f}" if target else "",
+            f"{entry['share']:.2f}" if entry["share"] else "",
+            f"{entry['uplink_bytes'] / 1e6:.1f}",
+            f"{entry['downlink_bytes'] / 1e6:.1f}",
+            f"{entry['wall_s'] // 60:.0f}:{entry['wall_s'] % 60:02.0f}",
+        )
+    return shown
+
+
+if __name__ == "__main__":
+    main()
