@@ -74,7 +74,7 @@ def main() -> None:
         for row in rows
     }
     finish(list(runs.values()), jobs=1)
-    report = summarise({row: [runs[*row, seed].result() for seed in options.seeds] for row in rows})
+    report = summarise({row: [runs[(*row, seed)].result() for seed in options.seeds] for row in rows})
     Console(width=140).print(table(report, options.image_size))
     print(json.dumps({"benchmark": "camvid_split", "image_size": options.image_size, "runs": report}))
 
