@@ -2,10 +2,10 @@
 
 `python -m benchmarks.camvid_split` runs three vehicles, one for each sequence of `train`, with a pretrained
 encoder, by every algorithm in turn: the same frames, steps, flips and network for all. It prints the mIoU of
-the fleet on `val` at the labels' full resolution, its share of `centralized`, bytes and time, and last one JSON
-line. `--scratch` adds each algorithm that sends features with an encoder from scratch whose features take as
-many bytes. Runs go one after the other, as time counts; finished ones are kept in `--out`, one that was cut off
-goes on.
+the fleet on `val` at the labels' full resolution, its share of `centralized`, bytes and time, and last one
+JSON line. `--scratch` adds each algorithm that sends features with an encoder from scratch whose features
+take as many bytes. Runs go one after the other, as time counts; finished ones are kept in `--out`, one that
+was cut off goes on.
 """
 
 from __future__ import annotations
