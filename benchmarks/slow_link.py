@@ -226,7 +226,7 @@ def _hosts(reference: Path, folder: Path) -> Iterator[Path]:
             msgspec.structs.replace(
                 vehicle,
                 state=str(folder / "vehicles" / vehicle.id),
-                predictions=str(folder / "predictions" / vehicle.id) if vehicle.predictions else None,
+                predictions={split: str(folder / split / vehicle.id) for split in vehicle.predictions},
             )
             for vehicle in host.vehicles
         )

@@ -192,7 +192,7 @@ def wrong_bytes(turn: Turn) -> list[Wrong]:
         Wrong("message of another channel", status, ""),
         Wrong("unknown tag", packed(["gradient", *fields[1:]]), "gradient"),
         Wrong("one field too many", packed([*fields, 1]), "length"),
-        Wrong("one field too few", packed(fields[:-1]), "length"),
+        Wrong("one field too few", packed(fields[:-2]), "length"),
         Wrong("negative step", packed(["query", CAR, turn.grant, 1, -1, *fields[5:]]), ">= 0"),
         Wrong("number for a name", packed(["query", 7, *fields[2:]]), "Expected `str`"),
         Wrong("grant of other characters", packed(["query", CAR, "../../../..", *fields[3:]]), "regex"),

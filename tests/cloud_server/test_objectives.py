@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import shutil
 from collections import Counter, defaultdict
@@ -283,7 +284,7 @@ def test_train_labels_on_disk_make_no_difference(
         for key in keys["train"]:
             path = next((root / "trainannot").glob(f"{key}*"))
             cv2.imwrite(str(path), np.full_like(cv2.imread(str(path), cv2.IMREAD_UNCHANGED), _VOID_ID))
-    world = World(data_root=root, bundle=fleet.world.bundle, local_head=fleet.world.local_head)
+    world = dataclasses.replace(fleet.world, data_root=root)
     other = without_labels(name, world, tmp_path)
     Supervisor(other).run()
     assert other.fingerprint() == fleet.fingerprint()
