@@ -16,7 +16,8 @@ import torch
 
 from benchmarks.joint_training import FEATURE_BITS, Features, JointTraining, quantised
 from cloud_server.desk.seeded_queries import coded_loss_maps
-from edge_client.learners.surrogate_head import Answered, Surrogate, estimator_of
+from edge_client.estimators.activation import estimator_of
+from edge_client.learners.surrogate_head import Answered, Surrogate
 from edge_client.local.cross_entropy import downsample_label
 from edge_client.local.head import LocalHead
 from fleet.export.head_export import head_for, write_head

@@ -6,11 +6,12 @@ meant. Kinder in two: `1e-3` is a number, as in YAML 1.2, and a byte order mark 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Hashable
 from functools import lru_cache
 from typing import Any
+
+from protocol.text_files import KeyTwice, decode_text, parse_json
 
 # Not with leading zeros: CamVid's sequence 0016E5 is a name.
 EXPONENT_NUMBER = re.compile(r"[-+]?(?:0|[1-9][0-9]*)(?:\.[0-9]*)?[eE][-+]?[0-9]+")
@@ -45,7 +46,9 @@ _TWICE = "has the key "
 
 def _load_json(data: bytes) -> Any:
     try:
-        return json.loads(data)
+        return parse_json(decode_text(data))
+    except KeyTwice as error:
+        raise YamlFault(str(error)) from None
     except (ValueError, RecursionError) as error:
         raise YamlFault(
             "can't be read without PyYAML: install pyyaml, or write the file as JSON, which is YAML, too"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
-from protocol.text_files import decode_text
+from protocol.text_files import KeyTwice, decode_text, parse_json
 
 Content = TypeVar("Content")
 
@@ -33,17 +33,10 @@ def decode_json(data: bytes, content: type[Content]) -> Content:
 
 
 def _refuse_keys_twice(text: str) -> None:
-    """Nobody can know which of the two was meant. What is no JSON passes: the decoder says it better."""
+    """What is no JSON passes: the decoder says it better."""
     try:
-        json.loads(text, object_pairs_hook=_table)
+        parse_json(text)
+    except KeyTwice as error:
+        raise msgspec.DecodeError(str(error)) from None
     except (json.JSONDecodeError, RecursionError):
         return
-
-
-def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise msgspec.DecodeError(f"has the key {twice!r} twice; keep one of them")
-    return table

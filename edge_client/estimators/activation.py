@@ -15,6 +15,7 @@ from edge_client.estimators import Perturbations
 from protocol.errors import SettingError
 from protocol.noise import derive_seed
 from protocol.perturbation import directions
+from protocol.plans.checks import LossMapPlan
 
 
 class Activation:
@@ -154,3 +155,19 @@ def _range_sums(
     total: NDArray[np.float64] = running.take(np.minimum(stop, length), axis=axis)
     total -= running.take(np.maximum(first, 0), axis=axis)
     return total
+
+
+def estimator_of(plan: LossMapPlan) -> Activation:
+    """What asks the questions of a plan, and reads the answers.
+
+    Raises:
+        SettingError: a setting is out of its range.
+    """
+    return Activation(
+        scale=plan.scale,
+        seeds=plan.seeds,
+        two_sided=plan.two_sided,
+        map_stride=plan.map_stride,
+        box_width=plan.box_width,
+        block=plan.block,
+    )

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edge_client.errors import TurnRefused
 from edge_client.estimators import FeatureEstimator, Perturbations
-from edge_client.estimators.activation import Activation
+from edge_client.estimators.activation import estimator_of
 from edge_client.learners.loss_maps import ask_for_loss_maps
 from edge_client.learners.subspaces import begin_learning
 from edge_client.optimizers import Adam, Optimizer
@@ -38,14 +38,7 @@ def learn_from_loss_maps(tools: TurnTools, state: VehicleState) -> tuple[Vehicle
     plan = tools.turn.learner
     assert isinstance(plan, ActivationPlan)
     try:
-        estimator = Activation(
-            scale=plan.scale,
-            seeds=plan.seeds,
-            two_sided=plan.two_sided,
-            map_stride=plan.map_stride,
-            box_width=plan.box_width,
-            block=plan.block,
-        )
+        estimator = estimator_of(plan)
         estimator.map_size(tools.encoder.spec.feature_shape)
         optimizer = Adam(plan.rate)
     except SettingError as error:

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_client.errors import StateError, TurnRefused
+from edge_client.estimators.activation import estimator_of
 from edge_client.learners.activation import ask_at_perturbed_features
 from edge_client.learners.subspaces import begin_learning
-from edge_client.learners.surrogate_head import Answered, Surrogate, estimator_of
+from edge_client.learners.surrogate_head import Answered, Surrogate
 from edge_client.local.cross_entropy import downsample_label
 from edge_client.local.head import LocalHead
 from edge_client.optimizers import Adam

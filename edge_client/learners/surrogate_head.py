@@ -46,22 +46,6 @@ class Answered:
         return self.maps_BMyx.shape[2], self.maps_BMyx.shape[3]
 
 
-def estimator_of(plan: SurrogatePlan) -> Activation:
-    """What asks the plan's questions, and reads what the head misses.
-
-    Raises:
-        SettingError: a setting is out of its range.
-    """
-    return Activation(
-        scale=plan.scale,
-        seeds=plan.seeds,
-        two_sided=plan.two_sided,
-        map_stride=plan.map_stride,
-        box_width=plan.box_width,
-        block=plan.block,
-    )
-
-
 class Surrogate:
     """ψ, fitted to each answer, and the gradient at the features that comes of it.
 

@@ -190,11 +190,9 @@ class _CentralLearning:
                 if stage.kind is Kind.FINAL:
                     self._write("test", vehicle, key, prediction_HW)
         for vehicle, share in self._shares.items():
+            self._sum(by_key, share.test, stage, vehicle, "test")
             if stage.kind is Kind.FINAL:
-                self.scores.local[vehicle] = self._sum(by_key, share.test, stage, vehicle, "test")
-                self.scores.ood[vehicle] = self._sum(by_key, share.ood, stage, vehicle, "ood")
-            else:
-                self.scores.initial[vehicle] = self._sum(by_key, share.test, stage, vehicle, "test")
+                self._sum(by_key, share.ood, stage, vehicle, "ood")
         self._evaluate_source(stage)
         if stage.kind is Kind.FINAL:
             self._evaluate_fleet(stage)
@@ -225,9 +223,7 @@ class _CentralLearning:
             label_HW = self._cache.full_label(key)
             matrix.add(label_HW, self._predict(key, label_HW, None))
         for vehicle in self._shares if keys else ():
-            self.scores.of(stage.kind, "source")[vehicle] = self._logged(
-                matrix, len(keys), stage, vehicle, "source"
-            )
+            note_score(self.scores, self._events, stage, vehicle, "source", matrix, frames=len(keys))
 
     def _sum(
         self,
@@ -236,26 +232,11 @@ class _CentralLearning:
         stage: Stage,
         vehicle: str,
         split: str,
-    ) -> ConfusionMatrix:
+    ) -> None:
         matrix = ConfusionMatrix(self._label_space)
         for key in keys:
             matrix.merge(by_key[key])
-        return self._logged(matrix, len(keys), stage, vehicle, split)
-
-    def _logged(
-        self, matrix: ConfusionMatrix, frames: int, stage: Stage, vehicle: str, split: str
-    ) -> ConfusionMatrix:
-        miou = matrix.mean_iou()
-        self._events.event(
-            "evaluation",
-            stage=stage.number,
-            vehicle=vehicle,
-            split=split,
-            kind=stage.kind.value,
-            miou=miou,
-            frames=frames,
-        )
-        return matrix
+        note_score(self.scores, self._events, stage, vehicle, split, matrix, frames=len(keys))
 
     # Frames and network
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from datasets.frame import DatasetError
 from datasets.labels import CITYSCAPES, VOID
 from datasets.readers.class_table import read_class_table
 from datasets.readers.folder import DatasetMissing
+from datasets.yaml_files import YamlFault, load_yaml
 from evaluation.ground_truth import open_ground_truth
 
 ROAD = {"name": "road", "id": 3, "color": [128, 64, 128]}
@@ -298,3 +300,13 @@ def test_entry_reads_its_classes(root: Path) -> None:
     entry = find_dataset("folder")
     assert entry.is_labelled and entry.label_space is None
     assert entry.open_ground_truth(root).label_space == entry.classes(root)
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_a_table_as_json_is_read_without_pyyaml_and_just_as_strictly(
+    mark: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    assert load_yaml(mark + b'{"a": {"b": 1}}') == {"a": {"b": 1}}
+    with pytest.raises(YamlFault, match="has the key 'b' twice"):
+        load_yaml(mark + b'{"a": {"b": 1, "b": 2}}')

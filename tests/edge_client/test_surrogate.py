@@ -13,7 +13,8 @@ from torch import Tensor
 from cloud_server.training import losses
 from datasets.labels import CAMVID, VOID
 from edge_client.errors import StateError
-from edge_client.learners.surrogate_head import Answered, Surrogate, estimator_of
+from edge_client.estimators.activation import estimator_of
+from edge_client.learners.surrogate_head import Answered, Surrogate
 from edge_client.local.head import LocalHead
 from edge_client.local.loss_maps import judge
 from fleet.export.bundle import export_bundle
