@@ -279,6 +279,7 @@ class Scenario(RunSettings, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     def cloud_config(self) -> CloudConfig:
         """The cloud's part of the scenario, with thread counts that leave cores to the vehicles at work."""
         shared = {name: getattr(self, name) for name in RunSettings.__struct_fields__}
+        row = algorithm_row(self.algorithm)
         return CloudConfig(
             **{**shared, "network": self._started_network()},
             fleet=self.fleet_id,
@@ -286,9 +287,9 @@ class Scenario(RunSettings, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             dataset=self.dataset.name,
             label_space=self.dataset.classes_name,
             feature_shapes=self._feature_shapes() if self.encoders else None,
-            training_threads=max(1, self.core_count // 2),
+            training_threads=max(1, self.core_count // 2) if row.trains_in_turns else self.core_count,
             inference_threads=max(1, self.core_count // 2),
-            parallel_turns=max(1, self.core_count - (not algorithm_row(self.algorithm).cloud_rests)),
+            parallel_turns=max(1, self.core_count - (not row.cloud_rests)),
         )
 
     def _started_network(self) -> NetworkConfig:
