@@ -20,7 +20,9 @@ from cloud_server.training.trainer import PartConfig, Trainer, TrainerConfig
 from fleet.errors import OperatorError
 from fleet.export.coordinates import Coordinates
 from fleet.export.encoders import ImageEncoder, build_encoder
+from fleet.export.modules import PROJECTION
 from fleet.run.beginning import begin
+from fleet.run.frozen_layers import FrozenLayers, frozen_layers
 from fleet.run.job import Job
 from fleet.scenario import Scenario
 from protocol.noise import derive_seed
@@ -31,23 +33,35 @@ class JointNetwork(nn.Module):
     """Encoder and cloud network, trained in one place: image_BCHW, RGB 0 to 255, to logits_BKhw."""
 
     def __init__(
-        self, encoder: nn.Module, network: nn.Module, coordinates: Coordinates | None = None
+        self,
+        encoder: nn.Module,
+        network: nn.Module,
+        coordinates: Coordinates | None = None,
+        frozen: FrozenLayers | None = None,
     ) -> None:
-        """`coordinates`: what of the encoder learns; None = all."""
+        """`coordinates`: what of the encoder learns; None = all. `frozen`: what is computed but once."""
         super().__init__()
         self.encoder = encoder
         self.network = network
         self.coordinates = coordinates
+        self._frozen = frozen
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
-        image_BHWC = image_BCHW.permute(0, 2, 3, 1)
-        features_BCHW = (
-            self.encoder(image_BHWC)
-            if self.coordinates is None
-            else functional_call(self.encoder, self.coordinates.moved(), image_BHWC)
-        )
-        logits_BKhw: Tensor = self.network(features_BCHW)
+        logits_BKhw: Tensor = self.network(self._features(image_BCHW.permute(0, 2, 3, 1)))
         return logits_BKhw
+
+    def _features(self, image_BHWC: Tensor) -> Tensor:
+        if self.coordinates is None:
+            features_BCHW: Tensor = self.encoder(image_BHWC)
+        elif self._frozen is None:
+            features_BCHW = functional_call(self.encoder, self.coordinates.moved(), image_BHWC)
+        else:
+            projection = {
+                name.rpartition(f"{PROJECTION}.")[2]: value
+                for name, value in self.coordinates.moved().items()
+            }
+            features_BCHW = functional_call(self._frozen.projection, projection, self._frozen(image_BHWC))
+        return features_BCHW
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """With the encoder as it is now under its own names, whatever of it learns."""
@@ -88,7 +102,7 @@ def joint_trainer(job: Job, *, steps: int) -> Trainer:
     coordinates = None if subspace == "all" else Coordinates(encoder, subspace, name=name)
     learns, rate = "coordinates." if coordinates else "encoder.", config.way(WhiteBoxPlan).rate
     return Trainer(
-        JointNetwork(encoder, network, coordinates),
+        JointNetwork(encoder, network, coordinates, frozen_layers(encoder, subspace)),
         TrainerConfig(
             loss=first.loss,
             rate=first.rate,
