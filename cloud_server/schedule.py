@@ -7,7 +7,7 @@ Its number is the turn id of its turns.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 
@@ -16,6 +16,9 @@ class Kind(str, Enum):
 
     INITIAL = "initial"
     """Evaluation of the untrained start on each vehicle's own test frames."""
+    LEARN = "learn"
+    """Vehicles learn by themselves, and what they make of the encoder is brought together: a stage of `TRAIN`
+    follows."""
     TRAIN = "train"
     FINAL = "final"
     """Evaluation of the result on each vehicle's own test frames and on the others'."""
@@ -37,20 +40,30 @@ class Stage:
 
 def round_robin(vehicles: Sequence[str], rounds: int) -> tuple[Stage, ...]:
     """BlackFed's order: in each round one vehicle after the other has a turn of its own."""
-    return _stages(vehicles, rounds, [(vehicle,) for vehicle in vehicles])
+    return _stages(vehicles, rounds, [(Kind.TRAIN, (vehicle,)) for vehicle in vehicles])
 
 
 def all_together(vehicles: Sequence[str], rounds: int) -> tuple[Stage, ...]:
     """One stage a round with everyone's turn, for vehicles whose turns have nothing to do with each other."""
-    return _stages(vehicles, rounds, [tuple(vehicles)])
+    return _stages(vehicles, rounds, [(Kind.TRAIN, tuple(vehicles))])
+
+
+def apart(vehicles: Sequence[str], rounds: int, deadline_s: float | None) -> tuple[Stage, ...]:
+    """Two stages a round with everyone's turn: in the first vehicles learn, in the second the cloud does."""
+    kinds = [(kind, tuple(vehicles)) for kind in (Kind.LEARN, Kind.TRAIN)]
+    stages = _stages(vehicles, rounds, kinds)
+    return tuple(
+        replace(stage, deadline_s=deadline_s) if stage.kind in (Kind.LEARN, Kind.TRAIN) else stage
+        for stage in stages
+    )
 
 
 def _stages(
-    vehicles: Sequence[str], rounds: int, stages_of_round: Sequence[tuple[str, ...]]
+    vehicles: Sequence[str], rounds: int, stages_of_round: Sequence[tuple[Kind, tuple[str, ...]]]
 ) -> tuple[Stage, ...]:
     everyone = tuple(vehicles)
     plan: list[tuple[int, Kind, tuple[str, ...]]] = [(0, Kind.INITIAL, everyone)]
-    plan += [(number, Kind.TRAIN, members) for number in range(1, rounds + 1) for members in stages_of_round]
+    plan += [(number, *stage) for number in range(1, rounds + 1) for stage in stages_of_round]
     plan.append((rounds + 1, Kind.FINAL, everyone))
     return tuple(
         Stage(number=number, round=round_number, kind=kind, vehicles=members)

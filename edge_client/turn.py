@@ -100,6 +100,8 @@ class TurnTools:
         self.local_head = local_head
         self.views = TrainViews(frames, turn, encoder.spec.image_size)
         """Train frames as the turn's augmentation shows them."""
+        self.displacement: NDArray[np.float32] | None = None
+        """Of the fleet's φ from its start, float32 (m,), where the turn begins there."""
         self._labels = labels
         self._conversation = conversation
         self._steps = itertools.count()

@@ -18,6 +18,7 @@ from edge_client.encoder.runtime import Encoder
 from edge_client.errors import CloudSilent, TurnRefused
 from edge_client.frames import VehicleFrames
 from edge_client.learners import LEARNERS, takes_labels
+from edge_client.learners.shared_encoder import FetchedEncoder, hand_in, take_over
 from edge_client.local.head import LocalHead
 from edge_client.state import StateStore, VehicleState
 from edge_client.turn import LabelMemory, LocalModelTools, TurnTools
@@ -98,6 +99,7 @@ class Vehicle:
         self._local_model = local_model
         self._local_head = local_head
         self._labels = LabelMemory()
+        self._fetched = FetchedEncoder()
         self._states = StateStore(
             settings.state_folder, vehicle=settings.vehicle, bundle_digest=bundle_digest(bundle)
         )
@@ -234,8 +236,12 @@ class Vehicle:
                 "network stay as it is and vehicles lower its entropy (objective entropy, network.learns "
                 "false), or give the vehicle labelled frames"
             )
+        if turn.sharing is not None:
+            state = take_over(tools, state, self._fetched)
         if turn.learner is not None:
             state, loss = LEARNERS[type(turn.learner)](tools, state)
+            if turn.sharing is not None and turn.sharing.sends:
+                state = hand_in(tools, state)
         for split in turn.uploads:
             tools.upload(split, state.theta)
         if turn.learner is not None:

@@ -6,7 +6,7 @@ Legend: B frames, K classes, C channels, H W feature rows and columns.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +31,7 @@ from evaluation.predictions import write_prediction
 from evaluation.scores import ConfusionMatrix
 from protocol.batches import batch_bounds
 from protocol.errors import SettingError
-from protocol.messages import Learner
+from protocol.messages import Learner, Shared
 from protocol.plans.first_order import FirstOrder
 from protocol.plans.own import OwnSettings
 
@@ -55,6 +55,7 @@ class TurnPlan:
     loss_map_frames: tuple[int, ...] | None = None
     scores: tuple[str, ...] = ()
     save_predictions: bool = False
+    sharing: Shared | None = None
     limits: Mapping[str, UploadLimit] = field(default_factory=dict)
     """Of splits in `uploads` of which not every frame is wanted."""
 
@@ -86,6 +87,8 @@ class Context:
     alike. The trainer has those of all vehicles."""
     fleet_frames: Mapping[str, int] = field(default_factory=dict)
     """Number of frames of the fleet's test split by vehicle whose model is scored on it."""
+    bundles: Mapping[str, str] = field(default_factory=dict)
+    """By vehicle: what its encoder bundle is known by; those with the same one began alike."""
 
     def own_settings(self, kind: type[T]) -> T:
         """`own.algorithm` of the run's settings, as the struct of an algorithm that is not ours."""
@@ -169,6 +172,8 @@ class TrainingProgress:
     """By vehicle: mean training loss of its latest pass."""
     val_miou: dict[str, float] = field(default_factory=dict)
     """By vehicle: mIoU on its validation frames of the weights that it would be served with."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """By vehicle: how often what it made of the fleet's encoder was not taken."""
 
     @property
     def mean_loss(self) -> float | None:
@@ -182,7 +187,17 @@ class TrainingProgress:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types, for the checkpoint."""
-        return {"frames_seen": self.frames_seen, "loss": dict(self.loss), "val_miou": dict(self.val_miou)}
+        return {
+            "frames_seen": self.frames_seen,
+            "loss": dict(self.loss),
+            "val_miou": dict(self.val_miou),
+            "left_out": dict(self.left_out),
+        }
+
+    def leave_out(self, vehicles: Iterable[str]) -> None:
+        """Count that what these vehicles made of the fleet's encoder was not taken."""
+        for vehicle in vehicles:
+            self.left_out[vehicle] = self.left_out.get(vehicle, 0) + 1
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> TrainingProgress:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,15 +21,20 @@ from cloud_server.algorithms.base import Context, TurnPlan, evaluation_plan, upl
 from cloud_server.algorithms.kept_loss_maps import KeptLossMaps
 from cloud_server.algorithms.one_network import OneNetwork
 from cloud_server.algorithms.replay import EVERYONE
-from cloud_server.config import CloudConfig
+from cloud_server.algorithms.shared_encoder import SharedEncoder
+from cloud_server.config import CloudConfig, RunSettings
+from cloud_server.desk.handlers.loss_maps import loss_map_handlers
+from cloud_server.desk.handlers.shared_encoder import shared_encoder_handlers
+from cloud_server.desk.handlers.visit import Handlers
 from cloud_server.desk.turns import Features
-from cloud_server.schedule import Kind, Stage, all_together
+from cloud_server.schedule import Kind, Stage, all_together, apart
 from cloud_server.storage.vehicle_store import VehicleStore
 from protocol.batches import batch_bounds
 from protocol.codec.tensor import EncodedTensor
-from protocol.messages import LocalLossPlan
+from protocol.messages import LocalLossPlan, Shared
 from protocol.noise import derive_seed, permutation
 from protocol.plans.blackfleet import BlackFleetSettings
+from protocol.plans.sharing import Sharing
 from protocol.rates import SCHEDULES
 
 _LIVE_LINES_A_STAGE = 10
@@ -59,14 +65,36 @@ class BlackFleet(OneNetwork):
         self._loss_maps = KeptLossMaps(
             batch_size=config.first_order.batch_size, map_stride=self._local.weight_map_stride
         )
-        self.stages = all_together(self._config.vehicles, self._config.rounds)
+        self.shared_encoder = SharedEncoder(context)
+        sharing = config.way(Sharing)
+        self.stages = (
+            apart(config.vehicles, config.rounds, sharing.deadline_s)
+            if sharing.is_on
+            else all_together(config.vehicles, config.rounds)
+        )
         self._arrived: dict[str, Mapping[str, Features]] = {}
         """By vehicle: what it has uploaded in this stage, once its turn is done."""
 
     def plan(self, stage: Stage, vehicle: str) -> TurnPlan:
-        batch_size = self._config.first_order.batch_size
-        if stage.kind is not Kind.TRAIN:
-            return evaluation_plan(self._context, stage, vehicle, batch_size)
+        if stage.kind in (Kind.INITIAL, Kind.FINAL):
+            plan = evaluation_plan(self._context, stage, vehicle, self._config.first_order.batch_size)
+            return plan if stage.kind is Kind.INITIAL else replace(plan, sharing=self._shared_turn(stage))
+        if stage.kind is Kind.LEARN:
+            return replace(self._learning(stage, vehicle), sharing=self._shared_turn(stage))
+        if self._shared_turn(stage) is None:
+            plan = self._learning(stage, vehicle)
+        else:
+            plan = TurnPlan(
+                learner=None, epochs=0, batches=0, batch_size=self._config.first_order.batch_size, uploads=()
+            )
+        return replace(
+            plan,
+            uploads=("train", "val") if self._config.network.learns or self._statistics else ("val",),
+            limits=upload_limits(self._config, stage),
+            sharing=self._shared_turn(stage),
+        )
+
+    def _learning(self, stage: Stage, vehicle: str) -> TurnPlan:
         shares = local_rate_shares(self._config, stage.round)
         return TurnPlan(
             learner=self._local,
@@ -76,21 +104,26 @@ class BlackFleet(OneNetwork):
             else None,
             epochs=len(shares),
             batches=0,
-            batch_size=batch_size,
-            uploads=("train", "val") if self._config.network.learns or self._statistics else ("val",),
-            limits=upload_limits(self._config, stage),
+            batch_size=self._config.first_order.batch_size,
+            uploads=(),
         )
+
+    def _shared_turn(self, stage: Stage) -> Shared | None:
+        return self.shared_encoder.turn(sends=stage.kind is Kind.LEARN)
 
     def begin(self, stage: Stage, vehicle: str) -> None:
         self._arrived.pop(vehicle, None)
+        self.shared_encoder.begin(vehicle)
 
     def turn_done(self, stage: Stage, vehicle: str, uploads: Mapping[str, Features]) -> None:
         if stage.kind is Kind.TRAIN:
             self._arrived[vehicle] = uploads
-        else:
+        elif stage.kind is not Kind.LEARN:
             self._evaluate(stage, vehicle, uploads)
 
     def stage_done(self, stage: Stage) -> None:
+        if stage.kind is Kind.LEARN:
+            self.progress.leave_out(self.shared_encoder.average(stage))
         if stage.kind is Kind.TRAIN:
             if self._config.network.learns:
                 self._learn(stage)
@@ -104,17 +137,19 @@ class BlackFleet(OneNetwork):
         return self._loss_maps.find(vehicle, indices)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        return super().tensors() | self._loss_maps.tensors()
+        return super().tensors() | self._loss_maps.tensors() | self.shared_encoder.tensors()
 
     def meta(self) -> dict[str, Any]:
         return {
             **super().meta(),
             "statistics": self._statistics.references() if self._statistics else {},
+            "sharing": self.shared_encoder.meta(),
         }
 
     def restore(self, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
         super().restore(tensors, meta)
         self._loss_maps.restore(tensors)
+        self.shared_encoder.restore(tensors, meta.get("sharing", {}))
         if self._statistics:
             self._statistics.restore(meta["statistics"])
 
@@ -219,6 +254,16 @@ class BlackFleet(OneNetwork):
             )
             for group in pieces.values()
         ]
+
+
+def blackfleet_handlers(algorithm: BlackFleet) -> Handlers:
+    """Those of its turns."""
+    return {**loss_map_handlers(algorithm), **shared_encoder_handlers(algorithm)}
+
+
+def ends_with_one_model(settings: RunSettings) -> bool:
+    """Whether vehicles share their encoders, and are all served by the latest network."""
+    return settings.way(Sharing).is_on and settings.way(BlackFleetSettings).serving == "latest"
 
 
 def local_rate_shares(config: CloudConfig, round_number: int) -> tuple[float, ...]:

@@ -87,6 +87,8 @@ class AlgorithmRow(Generic[A]):
     heeds_views: bool = False
     """Labels of uploaded train frames are looked up by `Context.labels_of`, which knows how augmentation has
     shown them; or none are looked up."""
+    shares: tuple[str, ...] = ()
+    """What `sharing.encoder` may say besides `none`: ways in which its vehicles can have one encoder."""
     cloud_rests: bool = False
     """The cloud's network does next to nothing during a turn: every core may be a vehicle's."""
     trains_in_turns: bool = False

@@ -7,14 +7,13 @@ from typing import Any
 
 from cloud_server.algorithms.base import Algorithm, Context
 from cloud_server.algorithms.blackfed import BlackFed
-from cloud_server.algorithms.blackfleet import BlackFleet
+from cloud_server.algorithms.blackfleet import BlackFleet, blackfleet_handlers, ends_with_one_model
 from cloud_server.algorithms.fedavg import FedAvg, averages_statistics
 from cloud_server.algorithms.individual import individual
 from cloud_server.algorithms.row import AlgorithmRow, BuildsAlgorithm, Needs, no_handlers, one_model
 from cloud_server.algorithms.split import split
 from cloud_server.desk.handlers.feedback import feedback_handlers
 from cloud_server.desk.handlers.gradients import gradient_handlers
-from cloud_server.desk.handlers.loss_maps import loss_map_handlers
 from cloud_server.desk.handlers.visit import Handlers
 from cloud_server.desk.handlers.weights import weight_handlers
 from protocol.doors import Door, is_foreign, misfit
@@ -24,12 +23,14 @@ _ROWS: tuple[AlgorithmRow[Any], ...] = (
         name="blackfleet",
         title="a local loss on each vehicle, all at once",
         build=BlackFleet,
-        handlers=loss_map_handlers,
+        handlers=blackfleet_handlers,
         colour="#0c8599",
         heeds_views=True,
         may_go_on=True,
         needs=Needs(local_head=True),
         cloud_rests=True,
+        shares=("weights",),
+        ends_with_one_model=ends_with_one_model,
     ),
     AlgorithmRow(
         name="blackfed-v1",

@@ -6,7 +6,7 @@ from typing import Any
 
 from cloud_server.algorithms.base import own_settings
 from cloud_server.algorithms.row import AlgorithmRow
-from cloud_server.algorithms.table import algorithm_row
+from cloud_server.algorithms.table import ALGORITHMS, algorithm_row
 from cloud_server.config import CloudConfig
 from cloud_server.desk.declaration import Declaration
 from datasets.catalog import label_space
@@ -14,6 +14,7 @@ from datasets.class_weights import table_weights
 from protocol.errors import SettingError
 from protocol.plans.adaptation import Adaptation
 from protocol.plans.own import OwnSettings
+from protocol.plans.sharing import Sharing
 
 
 def check_combination(config: CloudConfig) -> None:
@@ -51,6 +52,7 @@ def check_combination(config: CloudConfig) -> None:
                 f"got {steps:g}"
             )
     _check_augmentation(row, config)
+    _check_sharing(row, config)
     if not isinstance(config.class_weights, str):
         table_weights(config.class_weights, label_space(config.label_space))
     if entropy and row.needs.local_head:
@@ -86,6 +88,24 @@ def _check_augmentation(row: AlgorithmRow[Any], config: CloudConfig) -> None:
             "augmentation.flip and augmentation.crop vary labels in the cloud, too, which needs them at the "
             f"encoder's size: uploads.train_labels must be input, got {config.uploads.train_labels}"
         )
+
+
+def _check_sharing(row: AlgorithmRow[Any], config: CloudConfig) -> None:
+    """Whether vehicles can have one encoder in the way that is wanted."""
+    sharing = config.way(Sharing)
+    if sharing.encoder not in ("none", *row.shares):
+        able = [name for name, other in ALGORITHMS.items() if sharing.encoder in other.shares]
+        raise SettingError(
+            f"{row.name}'s vehicles can't share an encoder by {sharing.encoder}: sharing.encoder must be one "
+            f"of {', '.join(('none', *row.shares))}; algorithms that can: {', '.join(able)}"
+        )
+    apart = row.needs.local_head and sharing.encoder == "weights"
+    for name, given in (("head", sharing.head), ("deadline_s", sharing.deadline_s is not None)):
+        if given and not apart:
+            raise SettingError(
+                f"sharing.{name} is for blackfleet with sharing.encoder weights, got {row.name} with "
+                f"{sharing.encoder}; remove it"
+            )
 
 
 def _check_own_settings(row: AlgorithmRow[Any], config: CloudConfig) -> None:

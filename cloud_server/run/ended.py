@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from cloud_server.algorithms.base import Algorithm, Context, Serves
+from cloud_server.algorithms.shared_encoder import SharedEncoder
 from cloud_server.algorithms.table import algorithm_row, build_algorithm
 from cloud_server.config import CloudConfig
 from cloud_server.desk.ledger import UploadLedger
@@ -15,6 +18,7 @@ from cloud_server.desk.registry import Registry
 from cloud_server.desk.roster import Roster
 from cloud_server.errors import CloudError
 from cloud_server.events import Events
+from cloud_server.run.combinations import settled_adaptation
 from cloud_server.run.persistence import RunState
 from cloud_server.run.shared_trainer import build_trainer
 from cloud_server.storage.label_store import LabelStore
@@ -64,9 +68,11 @@ class EndedRun:
                     train_frames={v: len(registry.frames(v, "train")) for v in config.vehicles},
                     ledger=UploadLedger(),
                     source_frames={v: len(registry.frames(v, "source")) for v in config.vehicles},
+                    bundles={v: declared.bundle_digest for v, declared in roster.declared.items()},
                 ),
             )
             committed.restore(self._algorithm, registry)
+        self._declared = roster.declared
         self.last_trained: Mapping[str, int] = committed.last_trained
         """By vehicle: the latest turn that it has learnt in; without those that never did."""
 
@@ -83,6 +89,17 @@ class EndedRun:
             )
         with self._algorithm.serving(vehicle):
             return self._trainer.network()
+
+    def displacement(self, vehicle: str) -> NDArray[np.float32] | None:
+        """How far the fleet's encoder went from its start, float32 (m,); None where there is none."""
+        shared = getattr(self._algorithm, "shared_encoder", None)
+        return shared.displacement(vehicle) if isinstance(shared, SharedEncoder) else None
+
+    def subspace(self, vehicle: str) -> str:
+        """What of the vehicle's encoder learns."""
+        subspace = settled_adaptation(self._config, self._declared[vehicle]).subspace
+        assert subspace is not None
+        return subspace
 
     def whole_weights(self, shapes: Mapping[str, tuple[int, ...]]) -> WeightArrays:
         """The weights of encoder and network by name, where vehicles train both (`Needs.whole_network`).

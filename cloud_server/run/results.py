@@ -63,6 +63,7 @@ def assemble(
             "queries": record.queries,
             "answers_per_frame": record.answers_per_frame,
             "rejects": record.rejects,
+            "left_out": progress.left_out.get(vehicle, 0),
             "uploads": msgspec.to_builtins(record.uploads),
         }
     everything = ConfusionMatrix(label_space)

@@ -207,6 +207,7 @@ class Server:
                 check_stop=self._check_stop,
                 train_frames=train_frames,
                 ledger=self._ledger,
+                bundles={name: self._registry.declaration(name).bundle_digest for name in config.vehicles},
                 class_weights=class_weights,
                 source_frames={
                     vehicle: len(self._registry.frames(vehicle, "source")) for vehicle in config.vehicles

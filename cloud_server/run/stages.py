@@ -114,7 +114,7 @@ class StageLoop:
 
     def _note_curve(self, stage: Stage) -> None:
         """Log how far the run is, before the commit, so that no committed stage is without it."""
-        if stage.kind is Kind.FINAL:
+        if stage.kind in (Kind.LEARN, Kind.FINAL):
             return
         records, progress = self._registry.vehicles.values(), self._learning.progress
         spent = {

@@ -27,7 +27,8 @@ from protocol.batches import batch_bounds
 from protocol.errors import SettingError
 from protocol.messages import FetchLossMaps, LocalLossPlan
 
-_PARAMETERS = "head"
+HEAD_PARAMETERS = "head"
+"""In the vehicle's state: all parameters of the local head."""
 _ENCODER, _HEAD = "encoder/", "head/"
 """Prefixes, in the vehicle's state, of the two optimizers; the encoder's subspace is with its own."""
 _Weights = dict[int, NDArray[np.float32]]
@@ -113,7 +114,7 @@ class _Training:
         self._encoder = begin_learning(tools, encoder_state, encoder_adam, rate_name="local-loss rate")
 
     def _take_up(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
-        parameters = arrays.get(_PARAMETERS)
+        parameters = arrays.get(HEAD_PARAMETERS)
         if parameters is None or parameters.shape != self._head.initial.shape:
             raise StateError("the vehicle's state is of another way of learning, or of another local head")
         self._parameters = parameters.astype(np.float32)
@@ -122,7 +123,7 @@ class _Training:
     def state(self) -> VehicleState:
         """Everything that the next turn starts from."""
         encoder = self._encoder.state()
-        arrays: dict[str, NDArray[np.generic]] = {_PARAMETERS: self._parameters}
+        arrays: dict[str, NDArray[np.generic]] = {HEAD_PARAMETERS: self._parameters}
         for prefix, part in ((_ENCODER, encoder.optimizer), (_HEAD, self._head_adam.state_arrays())):
             arrays |= {prefix + name: array for name, array in part.items()}
         return VehicleState(theta=encoder.theta, optimizer=arrays)

@@ -125,7 +125,8 @@ def begin_learning(
     *,
     rate_name: str = "zeroth-order rate",
 ) -> Learning:
-    """A turn's start: on its subspace from where the vehicle stands, held as the turn says.
+    """A turn's start: on its subspace from where the vehicle stands, or else the fleet does, held as the turn
+    says.
 
     Raises:
         TurnRefused: see `Learning.resume`.
@@ -133,6 +134,25 @@ def begin_learning(
     spec = tools.encoder.spec
     adaptation = tools.turn.adaptation.of_encoder(spec.subspace)
     assert adaptation.subspace is not None
+    if tools.displacement is not None:
+        state = VehicleState(theta=tools.encoder.theta0, optimizer=state.optimizer)
     learning = Learning.resume(state, adaptation.subspace, spec, optimizer, rate_name=rate_name)
+    if tools.displacement is not None:
+        learning.phi = learning.subspace.start() + tools.displacement
     learning.hold(adaptation.anchor, tools.encoder.theta0)
     return learning
+
+
+def displacement(state: VehicleState, subspace: Subspace) -> Vector:
+    """φ − φ_start float32 (m,) of a vehicle that has learnt on a subspace around the bundle's θ."""
+    if subspace.name == "all":
+        return state.theta - subspace.start()
+    [phi] = (array for name, array in state.optimizer.items() if name.endswith(_PHI))
+    return phi.astype(np.float32)
+
+
+def displaced(state: VehicleState, subspace: Subspace, moved: Vector) -> VehicleState:
+    """The state of a vehicle that stands at φ_start + `moved`, whatever it has learnt."""
+    phi = subspace.start() + moved
+    arrays = {name: phi if name.endswith(_PHI) else array for name, array in state.optimizer.items()}
+    return VehicleState(theta=subspace.theta_of(phi), optimizer=arrays)

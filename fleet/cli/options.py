@@ -234,6 +234,12 @@ SCENARIO_OPTIONS = (
         f"What of an encoder learns: {', '.join(SUBSPACES)} (film: each channel's scale and bias).",
     ),
     ScenarioOption(
+        "share_encoder",
+        "sharing.encoder",
+        str,
+        "One encoder for the fleet: none, or weights: what learns of it crosses, and is averaged.",
+    ),
+    ScenarioOption(
         "objective",
         "adaptation.objective",
         str,

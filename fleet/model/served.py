@@ -21,7 +21,9 @@ from cloud_server.networks.build import build_network
 from cloud_server.run.ended import EndedRun
 from datasets.catalog import label_space
 from edge_client.encoder.bundle import EncoderBundle, write_theta
+from edge_client.encoder.subspaces import subspace_of
 from edge_client.learners.federated import own_statistics
+from edge_client.learners.subspaces import displaced
 from edge_client.state import StateStore, VehicleState
 from edge_client.vehicle import bundle_digest
 from fleet.export.encoders import ImageEncoder, folder_name
@@ -108,7 +110,12 @@ def _bundle_folder(scenario: Scenario, run_folder: Path, vehicle: str) -> Path:
 
 
 def _last_state(run: EndedRun, bundle: EncoderBundle, run_folder: Path, vehicle: str) -> VehicleState:
-    """The vehicle's state after the last turn that it has learnt in, or what it began with."""
+    """The fleet's encoder, or else the vehicle's state after the last turn that it has learnt in, or what it
+    began with."""
+    displacement = run.displacement(vehicle)
+    if displacement is not None:
+        shared = subspace_of(run.subspace(vehicle), bundle.spec, bundle.theta0)
+        return displaced(VehicleState(theta=bundle.theta0, optimizer={}), shared, displacement)
     turn = run.last_trained.get(vehicle)
     if turn is None:
         return VehicleState(theta=bundle.theta0, optimizer={})

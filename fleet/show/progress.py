@@ -98,7 +98,7 @@ class Progress(Recorder):
                 view.state = "joined"
             case "turn":
                 self._round, self._kind = event["round"], event["kind"]
-                view.state = "learning" if event["kind"] == "train" else "being tested"
+                view.state = "learning" if event["kind"] in ("learn", "train") else "being tested"
             case "traffic":
                 view.queries = event["queries"]
                 view.uplink_bytes, view.downlink_bytes = event["uplink_bytes"], event["downlink_bytes"]

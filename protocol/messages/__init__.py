@@ -40,6 +40,7 @@ from protocol.plans.federated import FederatedPlan, FetchWeights, SplitScores, U
 from protocol.plans.first_order import FirstOrder
 from protocol.plans.local_loss import FetchLossMaps, LocalLossPlan
 from protocol.plans.own import Ask, OwnPlan, Told
+from protocol.plans.sharing import FetchEncoder, Judged, SendEncoder, Shared, SharedEncoder
 from protocol.plans.spsa import Feedback, Query, SpsaPlan
 from protocol.plans.surrogate import SurrogatePlan
 from protocol.plans.white_box import Gradient, TrainStep, WhiteBoxPlan
@@ -78,12 +79,14 @@ __all__ = [
     "EncodedTensor",
     "FederatedPlan",
     "Feedback",
+    "FetchEncoder",
     "FetchLossMaps",
     "FetchWeights",
     "Finish",
     "FirstOrder",
     "Gradient",
     "Hello",
+    "Judged",
     "LabelOffer",
     "LabelWant",
     "Labels",
@@ -100,6 +103,9 @@ __all__ = [
     "RequestIdentity",
     "Resend",
     "SeededQuery",
+    "SendEncoder",
+    "Shared",
+    "SharedEncoder",
     "SplitScores",
     "SpsaPlan",
     "Status",

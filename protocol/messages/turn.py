@@ -14,6 +14,7 @@ from protocol.plans.augmentation import Augmentation
 from protocol.plans.class_weights import ClassWeights
 from protocol.plans.coding import Coding
 from protocol.plans.first_order import FirstOrder
+from protocol.plans.sharing import Shared
 
 RateShare = Annotated[float, Meta(ge=0, le=1)]
 
@@ -62,6 +63,9 @@ class Turn(Turned, frozen=True, array_like=True, kw_only=True, tag="turn"):
     class_weights: ClassWeights | None = None
     """What a pixel counts by its class in the loss that a vehicle computes from its own labels; None = all
     alike."""
+    sharing: Shared | None = None
+    """Whether the turn begins at the fleet's encoder, and gives back what it makes of it; None = the encoder
+    is the vehicle's own."""
 
     @property
     def follows_labels(self) -> bool:

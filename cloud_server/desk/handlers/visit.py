@@ -20,6 +20,7 @@ from cloud_server.errors import RequestError
 from cloud_server.storage.label_store import LabelStore
 from protocol.messages import (
     Answer,
+    FetchEncoder,
     FetchLossMaps,
     FetchWeights,
     Query,
@@ -27,6 +28,7 @@ from protocol.messages import (
     Request,
     RequestIdentity,
     SeededQuery,
+    SendEncoder,
     SplitScores,
     TrainStep,
     Update,
@@ -74,6 +76,8 @@ _WITHOUT: Mapping[type, str] = {
     SeededQuery: "this turn has no seeded queries",
     TrainStep: "this turn has no training steps",
     FetchLossMaps: "this turn fetches no loss maps",
+    FetchEncoder: "this turn's encoder is the vehicle's own",
+    SendEncoder: "this turn's encoder is the vehicle's own",
     FetchWeights: "this run exchanges no weights",
     Update: "this run exchanges no weights",
     SplitScores: "this run exchanges no weights",

@@ -1,0 +1,233 @@
+"""One encoder for all vehicles with the same bundle: what they send of it, judged, and averaged or handed on.
+
+Legend: φ what of an encoder learns; d = φ − φ_start, float32 (m,), which is what crosses.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cloud_server.algorithms.base import Context
+from cloud_server.errors import RequestError
+from cloud_server.schedule import Stage
+from protocol.codec.weights import WeightArrays, WeightsError, WeightTensor, pack, unpack
+from protocol.messages import Turn
+from protocol.plans.sharing import HEAD, PHI, Shared, Sharing
+
+log = logging.getLogger(__name__)
+
+_PREFIX = "sharing/"
+"""Of its tensors in a checkpoint, followed by bundle and name."""
+_FEWEST_OTHERS = 2
+"""Vehicles that have to have moved before another can be told from them."""
+
+
+class SharedEncoder:
+    """What is shared, by bundle, and what has arrived for it in the stage under way."""
+
+    def __init__(self, context: Context, *, judges_at_once: bool = False) -> None:
+        """`judges_at_once`: what a vehicle sends is handed on after its turn, not averaged with others'."""
+        self._context = context
+        self._judges_at_once = judges_at_once
+        self._settings = context.config.way(Sharing)
+        self._shared: dict[str, WeightArrays] = {}
+        """By bundle: d, and the head where it is shared; nothing before the first stage that sends."""
+        self._packed: dict[str, tuple[WeightTensor, ...]] = {}
+        self._sent: dict[str, WeightArrays] = {}
+        """By vehicle: what it has sent in this attempt at its turn."""
+        self._moves: dict[str, float] = {}
+        """By vehicle: how far its φ went in its latest turn that counted."""
+
+    def turn(self, *, sends: bool) -> Shared | None:
+        """What a turn says of it; None where nothing is shared."""
+        if not self._settings.is_on:
+            return None
+        return Shared(sends=sends, head=self._settings.head)
+
+    def displacement(self, vehicle: str) -> NDArray[np.float32] | None:
+        """d of a vehicle's encoder; None where nothing is shared."""
+        shared = self._shared.get(self._bundle(vehicle))
+        return None if shared is None else shared[PHI]
+
+    # What vehicles say --------------------------------------------------------------------------------
+
+    def begin(self, vehicle: str) -> None:
+        """A turn starts, perhaps over again."""
+        self._sent.pop(vehicle, None)
+
+    def fetch(self, vehicle: str) -> tuple[WeightTensor, ...]:
+        """What the vehicle's turn starts from; empty where nothing is shared yet."""
+        return self._packed.get(self._bundle(vehicle), ())
+
+    def take(self, turn: Turn, tensors: Sequence[WeightTensor]) -> bool:
+        """Keep what a vehicle sends until its turn is done; false where it is judged now, and left out.
+
+        Raises:
+            RequestError: it is not asked for, comes a second time, is of another shape or not finite.
+        """
+        vehicle = turn.vehicle
+        if turn.sharing is None or not turn.sharing.sends:
+            raise RequestError("this turn asks for no encoder")
+        if vehicle in self._sent:
+            raise RequestError("a second encoder in the same turn")
+        try:
+            self._sent[vehicle] = unpack(tensors, self._expected(vehicle, tensors))
+        except WeightsError as error:
+            raise RequestError(f"encoder rejected: {error}") from error
+        return not self._judges_at_once or self._is_likely(vehicle, self._moves_with(vehicle))
+
+    def check_complete(self, turn: Turn) -> None:
+        """Check that a turn may end.
+
+        Raises:
+            RequestError: it has not sent what it asks for.
+        """
+        if turn.sharing is not None and turn.sharing.sends and turn.vehicle not in self._sent:
+            raise RequestError(f"turn {turn.turn_id} ended without its encoder")
+
+    # What comes of it ---------------------------------------------------------------------------------
+
+    def hand_on(self, stage: Stage, vehicle: str) -> tuple[str, ...]:
+        """What a vehicle has sent is what the next one starts from; returns who was left out, if any."""
+        sent, moves = self._sent[vehicle], self._moves_with(vehicle)
+        del self._sent[vehicle]
+        if not self._is_likely(vehicle, moves):
+            self._leave_out(stage, vehicle, moves[vehicle])
+            return (vehicle,)
+        self._moves = moves
+        self._share(self._bundle(vehicle), sent)
+        return ()
+
+    def average(self, stage: Stage) -> tuple[str, ...]:
+        """Σ nₖ dₖ / Σ nₖ over the stage's vehicles of each bundle, nₖ their train frames as they declared
+        them when they joined; sums in float64 and in the fleet's order.
+
+        A vehicle that has moved too far, or sends something of another shape than most, is left out. Returns
+        who was.
+        """
+        sent = {vehicle: self._sent[vehicle] for vehicle in stage.vehicles if vehicle in self._sent}
+        self._sent.clear()
+        moves = {vehicle: self._move(vehicle, tensors) for vehicle, tensors in sent.items()}
+        known = {**self._moves, **moves}
+        kept: dict[str, dict[str, WeightArrays]] = {}
+        shapes = self._usual_shapes(sent)
+        left_out = []
+        for vehicle, tensors in sent.items():
+            bundle = self._bundle(vehicle)
+            fits = _shapes(tensors) == shapes[bundle]
+            if fits and self._is_likely(vehicle, known):
+                kept.setdefault(bundle, {})[vehicle] = tensors
+                self._moves[vehicle] = moves[vehicle]
+            else:
+                self._leave_out(stage, vehicle, moves[vehicle])
+                left_out.append(vehicle)
+        for bundle, updates in kept.items():
+            self._share(bundle, self._mean(updates))
+        return tuple(left_out)
+
+    def _mean(self, updates: Mapping[str, WeightArrays]) -> WeightArrays:
+        frames = {vehicle: self._context.train_frames[vehicle] for vehicle in updates}
+        total = sum(frames.values())
+        names = next(iter(updates.values()))
+        return {
+            name: (
+                np.sum([updates[v][name].astype(np.float64) * frames[v] for v in updates], axis=0) / total
+            ).astype(np.float32)
+            for name in names
+        }
+
+    def _share(self, bundle: str, tensors: WeightArrays) -> None:
+        self._shared[bundle] = tensors
+        self._packed[bundle] = pack(tensors)
+
+    def _leave_out(self, stage: Stage, vehicle: str, move: float) -> None:
+        log.warning(
+            "what vehicle %s has made of the encoder in turn %d is left out: it does not look like that of "
+            "the others (it moved %.3g)",
+            vehicle,
+            stage.number,
+            move,
+        )
+        self._context.events.event("left-out", vehicle=vehicle, stage=stage.number, move=move)
+
+    # How likely it is ---------------------------------------------------------------------------------
+
+    def _is_likely(self, vehicle: str, moves: Mapping[str, float]) -> bool:
+        """Whether a vehicle has not moved much further than the others; true where too few are known."""
+        others = [move for other, move in moves.items() if other != vehicle and self._same(other, vehicle)]
+        usual = median(others) if len(others) >= _FEWEST_OTHERS else 0.0
+        return usual == 0 or moves[vehicle] <= self._settings.most_move * usual
+
+    def _moves_with(self, vehicle: str) -> dict[str, float]:
+        """All vehicles' latest moves, of this one what it has sent."""
+        return {**self._moves, vehicle: self._move(vehicle, self._sent[vehicle])}
+
+    def _move(self, vehicle: str, tensors: WeightArrays) -> float:
+        """How far φ went from what the vehicle had fetched, ‖·‖₂."""
+        before = self.displacement(vehicle)
+        moved = tensors[PHI].astype(np.float64)
+        return float(np.linalg.norm(moved if before is None else moved - before))
+
+    def _same(self, one: str, other: str) -> bool:
+        return self._bundle(one) == self._bundle(other)
+
+    def _bundle(self, vehicle: str) -> str:
+        return self._context.bundles.get(vehicle, "")
+
+    def _expected(self, vehicle: str, tensors: Sequence[WeightTensor]) -> dict[str, tuple[int, ...]]:
+        """Shapes of what a vehicle may send: of what is shared or, before there is anything, any vectors."""
+        shared = self._shared.get(self._bundle(vehicle))
+        if shared is not None:
+            return _shapes(shared)
+        names = (PHI, HEAD) if self._settings.head else (PHI,)
+        given = {t.name: t.shape for t in tensors if len(t.shape) == 1 and t.shape[0] > 0}
+        return {name: given.get(name, (1,)) for name in names}
+
+    def _usual_shapes(self, sent: Mapping[str, WeightArrays]) -> dict[str, dict[str, tuple[int, ...]]]:
+        """By bundle: the shapes of most of its vehicles, in doubt those of the first."""
+        counts: dict[str, Counter[tuple[tuple[str, tuple[int, ...]], ...]]] = {}
+        for vehicle, tensors in sent.items():
+            counts.setdefault(self._bundle(vehicle), Counter())[tuple(_shapes(tensors).items())] += 1
+        return {bundle: dict(count.most_common(1)[0][0]) for bundle, count in counts.items()}
+
+    # What a checkpoint holds --------------------------------------------------------------------------
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """See `Algorithm.tensors`."""
+        return {
+            f"{_PREFIX}{bundle}/{name}": torch.from_numpy(np.array(array))
+            for bundle, tensors in self._shared.items()
+            for name, array in tensors.items()
+        }
+
+    def meta(self) -> dict[str, Any]:
+        """See `Algorithm.meta`; empty where nothing is shared."""
+        if not self._settings.is_on:
+            return {}
+        return {"moves": dict(self._moves)}
+
+    def restore(self, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
+        """See `Algorithm.restore`."""
+        found: dict[str, WeightArrays] = {}
+        for key, tensor in tensors.items():
+            if key.startswith(_PREFIX):
+                bundle, _, name = key.removeprefix(_PREFIX).rpartition("/")
+                found.setdefault(bundle, {})[name] = tensor.numpy().copy()
+        self._sent.clear()
+        self._shared, self._packed = {}, {}
+        for bundle, arrays in found.items():
+            names = [name for name in (PHI, HEAD) if name in arrays]
+            self._share(bundle, {name: arrays[name] for name in names})
+        self._moves = dict(meta.get("moves", {}))
+
+
+def _shapes(tensors: WeightArrays) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape for name, array in tensors.items()}
