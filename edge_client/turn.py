@@ -175,16 +175,16 @@ class TurnTools:
                 f"this way of learning needs the way back through an encoder: {error}"
             ) from error
 
-    def code(self, features_BCHW: NDArray[np.float32]) -> EncodedTensor:
-        """Features ready to be sent.
+    def code(self, features_BCHW: NDArray[np.float32], *, bits: int | None = None) -> EncodedTensor:
+        """Features ready to be sent, as the turn says or with so many bits an element.
 
         Raises:
             TurnRefused: they are not finite, or the turn asks for a coding that is unknown or too small.
         """
         try:
             coding = self.turn.coding
-            if coding.frame_bytes is None:
-                return encode(features_BCHW, coding.bits)
+            if bits is not None or coding.frame_bytes is None:
+                return encode(features_BCHW, coding.bits if bits is None else bits)
             return encode_within(features_BCHW, bytes_per_frame=coding.frame_bytes, most_bits=coding.bits)
         except (SettingError, UncodableError) as error:
             raise TurnRefused(f"features can't be sent: {error}") from error

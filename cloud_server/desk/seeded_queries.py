@@ -16,7 +16,7 @@ from cloud_server.errors import RequestError
 from protocol.codec.quantiser import UncodableError
 from protocol.codec.tensor import EncodedTensor, encode
 from protocol.errors import SettingError
-from protocol.messages import LossMapPlan, OwnPlan, SeededQuery
+from protocol.messages import LossMapPlan, MovedQuery, OwnPlan, RegionSpsaPlan, SeededQuery
 from protocol.perturbation import perturb, unpack_scale
 
 LossMapsOf = Callable[[Iterable[NDArray[np.float32]]], NDArray[np.float32]]
@@ -50,12 +50,23 @@ def checked_scale(
         raise RequestError(
             f"this turn's queries move squares of {plan.block} features a side, got {query.block}"
         )
-    expected = (height // plan.map_stride, width // plan.map_stride)
+    check_map_size(query, plan, (height, width))
+    return unpack_scale(query.scale, channels)
+
+
+def check_map_size(
+    query: SeededQuery | MovedQuery, plan: LossMapPlan | RegionSpsaPlan, features_HW: tuple[int, int]
+) -> None:
+    """Check that it asks for maps of the size that the turn's plan says.
+
+    Raises:
+        RequestError: of another.
+    """
+    expected = (features_HW[0] // plan.map_stride, features_HW[1] // plan.map_stride)
     if query.map_size != expected:
         raise RequestError(
             f"this turn's loss maps are {shape_text(expected)}, got {shape_text(query.map_size)}"
         )
-    return unpack_scale(query.scale, channels)
 
 
 def coded_loss_maps(
@@ -70,8 +81,17 @@ def coded_loss_maps(
     Raises:
         RequestError: the map's size does not fit the network, or a loss is not finite.
     """
+    return coded(lambda: evaluate_loss_maps(query, features_BCHW, scale_C, loss_maps), bits)
+
+
+def coded(evaluate: Callable[[], NDArray[np.float32]], bits: int) -> EncodedTensor:
+    """`LossMaps.maps` of the maps that `evaluate` returns.
+
+    Raises:
+        RequestError: the map's size does not fit the network, or a loss is not finite.
+    """
     try:
-        return encode(evaluate_loss_maps(query, features_BCHW, scale_C, loss_maps), bits)
+        return encode(evaluate(), bits)
     except (SettingError, UncodableError) as error:
         raise RequestError(f"no loss maps at these features: {error}") from error
 
@@ -95,9 +115,20 @@ def evaluate_loss_maps(
             if query.two_sided:
                 yield perturb(features_BCHW, scale_C, seed, sign=-1, block=query.block)
 
-    maps_MByx = loss_maps(copies()).reshape(-1, len(features_BCHW), *query.map_size)
+    return maps_and_differences(copies(), query, loss_maps, two_sided=query.two_sided)
+
+
+def maps_and_differences(
+    copies: Iterable[NDArray[np.float32]],
+    query: SeededQuery | MovedQuery,
+    loss_maps: LossMapsOf,
+    *,
+    two_sided: bool,
+) -> NDArray[np.float32]:
+    """float32[B, 1 + K, y, x] from the clean features and K perturbed ones, or K pairs of both sides."""
+    maps_MByx = loss_maps(copies).reshape(-1, len(query.frames), *query.map_size)
     clean_1Byx, perturbed_MByx = maps_MByx[:1], maps_MByx[1:]
-    if query.two_sided:
+    if two_sided:
         differences_KByx = perturbed_MByx[::2] - perturbed_MByx[1::2]
     else:
         differences_KByx = perturbed_MByx - clean_1Byx

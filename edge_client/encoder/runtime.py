@@ -175,7 +175,7 @@ class Encoder:
         if "all" not in self._ways_back:
             raise BundleError(
                 f"the bundle of encoder {self.spec.name} has no VJP; "
-                "use an estimator that needs forward passes only, such as spsa-gc"
+                "use an estimator that needs forward passes only: spsa-gc or region-spsa"
             )
         scale = subspace.scale_of(theta)
         if subspace.name in self._ways_back and scale is not None:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_client.estimators import Perturbations
+from edge_client.estimators.windows import check_distance, map_size, range_sums
 from protocol.errors import SettingError
 from protocol.noise import derive_seed
 from protocol.perturbation import directions
@@ -54,8 +55,7 @@ class Activation:
         box_width: int = 5,
         block: int = 1,
     ) -> None:
-        if not (math.isfinite(scale) and scale > 0):
-            raise SettingError(f"perturbation scale must be positive, got {scale}")
+        check_distance("perturbation scale", scale)
         for name, value in (
             ("number of seeds", seeds),
             ("map stride", map_stride),
@@ -81,12 +81,7 @@ class Activation:
         Raises:
             ValueError: the map stride doesn't divide them.
         """
-        height, width = feature_shape[-2:]
-        if height % self.map_stride or width % self.map_stride:
-            raise SettingError(
-                f"map stride {self.map_stride} must divide the feature map of {height}x{width}"
-            )
-        return height // self.map_stride, width // self.map_stride
+        return map_size(feature_shape, self.map_stride)
 
     def propose(self, features_BCHW: NDArray[np.float32], seed: int) -> Perturbations:
         """K seeds drawn from `seed`, and s·σ of each channel."""
@@ -129,32 +124,11 @@ class Activation:
             first = np.arange(length) // self.block * self.block
             stop = np.minimum(first + self.block, length)
             reach = self.box_width // 2
-            total = _range_sums(
+            total = range_sums(
                 total, axis, first // self.map_stride - reach, -(-stop // self.map_stride) + reach
             )
             total /= (stop - first).reshape(-1, *(1,) * (3 - axis))
         return total
-
-
-def box_sum(maps_BKyx: NDArray[np.floating], width: int) -> NDArray[np.float64]:
-    """Each cell replaced by the sum over the `width` × `width` window around it, cut at the borders."""
-    total = maps_BKyx.astype(np.float64)
-    for axis in (2, 3):
-        centre = np.arange(total.shape[axis])
-        total = _range_sums(total, axis, centre - width // 2, centre + width // 2 + 1)
-    return total
-
-
-def _range_sums(
-    values: NDArray[np.float64], axis: int, first: NDArray[np.int64], stop: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """Along an axis the sums over ranges, cut at its ends."""
-    length = values.shape[axis]
-    edges = np.zeros((*values.shape[:axis], 1, *values.shape[axis + 1 :]))
-    running = np.concatenate([edges, np.cumsum(values, axis=axis)], axis=axis)
-    total: NDArray[np.float64] = running.take(np.minimum(stop, length), axis=axis)
-    total -= running.take(np.maximum(first, 0), axis=axis)
-    return total
 
 
 def estimator_of(plan: LossMapPlan) -> Activation:

@@ -5,12 +5,12 @@ Spall (1992); BlackFed (arXiv 2410.24181), section 3; BlackVIP (arXiv 2303.14773
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_client.estimators.windows import check_distance
 from protocol.errors import SettingError
 from protocol.noise import derive_seed, segmented_uniform
 
@@ -34,8 +34,7 @@ class Spsa:
     name = "spsa-gc"
 
     def __init__(self, *, perturbation: float = 0.01, queries: int = 5) -> None:
-        if not (math.isfinite(perturbation) and perturbation > 0):
-            raise SettingError(f"perturbation scale must be positive, got {perturbation}")
+        check_distance("perturbation scale", perturbation)
         if queries < 1:
             raise SettingError(f"number of queries must be at least 1, got {queries}")
         self.perturbation = perturbation

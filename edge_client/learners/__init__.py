@@ -8,6 +8,7 @@ from edge_client.learners.activation import learn_from_loss_maps
 from edge_client.learners.federated import learn_with_weights
 from edge_client.learners.local_loss import learn_from_local_loss
 from edge_client.learners.own import learn_as_allowed
+from edge_client.learners.region_spsa import learn_from_regions
 from edge_client.learners.surrogate import learn_from_surrogate
 from edge_client.learners.white_box import learn_from_gradients
 from edge_client.learners.zeroth_order import learn_from_losses
@@ -18,6 +19,7 @@ from protocol.messages import (
     FederatedPlan,
     LocalLossPlan,
     OwnPlan,
+    RegionSpsaPlan,
     SpsaPlan,
     SurrogatePlan,
     Turn,
@@ -38,6 +40,7 @@ LEARNERS: dict[type, Learn] = {
     SpsaPlan: learn_from_losses,
     ActivationPlan: learn_from_loss_maps,
     SurrogatePlan: learn_from_surrogate,
+    RegionSpsaPlan: learn_from_regions,
     WhiteBoxPlan: learn_from_gradients,
     FederatedPlan: learn_with_weights,
     LocalLossPlan: learn_from_local_loss,

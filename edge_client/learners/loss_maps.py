@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from edge_client.errors import TurnRefused
 from edge_client.turn import TurnTools
 from protocol.codec.tensor import CodecError, decode
-from protocol.messages import FetchLossMaps, LossMaps, SeededQuery
+from protocol.messages import FetchLossMaps, LossMaps, MovedQuery, SeededQuery
 
 log = logging.getLogger(__name__)
 
@@ -22,23 +22,27 @@ _ASKED_AT_MOST = 3
 
 
 def ask_for_loss_maps(
-    tools: TurnTools, request: SeededQuery | FetchLossMaps, map_size: tuple[int, int]
+    tools: TurnTools, request: SeededQuery | MovedQuery | FetchLossMaps, map_size: tuple[int, int]
 ) -> NDArray[np.float32]:
-    """The answer to a request, float32 (B, M, rows, columns): the loss map, then one difference a seed.
+    """The answer to a request, float32 (B, M, rows, columns): the loss map, then a difference a seed or move.
 
     An unusable answer is asked for again under the same step: the cloud repeats what it has answered, and
     counts it once, so that only what was spoilt on the way comes out otherwise.
 
     Args:
         tools: of the turn.
-        request: whose frames are B; M is 1, or 1 + its number of seeds.
+        request: whose frames are B; M is 1, or 1 + its number of seeds or moves.
         map_size: rows, columns.
 
     Raises:
         TurnRefused: the answer stays of another size or number of maps than asked for, not finite, or holds
             a negative loss.
     """
-    maps = 1 + (len(request.seeds) if isinstance(request, SeededQuery) else 0)
+    maps = 1
+    if isinstance(request, SeededQuery):
+        maps += len(request.seeds)
+    elif isinstance(request, MovedQuery):
+        maps += len(request.moves)
     reason = ""
     for _ in range(_ASKED_AT_MOST):
         [answer] = tools.ask([request])

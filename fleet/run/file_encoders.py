@@ -6,8 +6,7 @@ from cloud_server.algorithms.table import algorithm_row
 from fleet.errors import OperatorError
 from fleet.export.onnx_encoder import OnnxEncoder, missing_way_back, some_of
 from fleet.scenario import Scenario
-from protocol.plans.own import OwnPlan
-from protocol.plans.spsa import SpsaPlan
+from protocol.plans.checks import EstimatorPlan
 
 
 def check_file_encoder(scenario: Scenario, name: str, encoder: OnnxEncoder) -> None:
@@ -38,7 +37,7 @@ def check_file_encoder(scenario: Scenario, name: str, encoder: OnnxEncoder) -> N
     if reason is not None:
         raise OperatorError(
             f"{row.name} goes back through encoder {name}, and {reason}; take --algorithm blackfed-v2 "
-            f"--estimator spsa-gc, which needs forward passes alone, or name weights behind it"
+            f"--estimator spsa-gc or region-spsa, which need forward passes alone, or name weights behind it"
         )
 
 
@@ -47,4 +46,5 @@ def _needs_way_back(scenario: Scenario) -> bool:
     row = algorithm_row(scenario.algorithm)
     if row.learners or row.settings is not None:
         return False
-    return not row.follows_estimator or not isinstance(scenario.estimator, SpsaPlan | OwnPlan)
+    plan = scenario.estimator
+    return not row.follows_estimator or (isinstance(plan, EstimatorPlan) and plan.needs_way_back)

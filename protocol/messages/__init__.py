@@ -40,6 +40,7 @@ from protocol.plans.federated import FederatedPlan, FetchWeights, SplitScores, U
 from protocol.plans.first_order import FirstOrder
 from protocol.plans.local_loss import FetchLossMaps, LocalLossPlan
 from protocol.plans.own import Ask, OwnPlan, Told
+from protocol.plans.region_spsa import MovedQuery, RegionSpsaPlan
 from protocol.plans.sharing import FetchEncoder, Judged, SendEncoder, Shared, SharedEncoder
 from protocol.plans.spsa import Feedback, Query, SpsaPlan
 from protocol.plans.surrogate import SurrogatePlan
@@ -94,10 +95,12 @@ __all__ = [
     "LocalLossPlan",
     "LossMapPlan",
     "LossMaps",
+    "MovedQuery",
     "OfferedLabel",
     "OwnPlan",
     "Query",
     "Recall",
+    "RegionSpsaPlan",
     "Reject",
     "Request",
     "RequestIdentity",

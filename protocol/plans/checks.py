@@ -100,6 +100,8 @@ class EstimatorPlan(Plan, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """What `zeroth_order.estimator` names it by."""
     needs_local_head: ClassVar[bool] = False
     """Whether the vehicle must have a local head, one whose normalisation is fixed."""
+    needs_way_back: ClassVar[bool] = True
+    """Whether it derives features by the encoder's weights; else it takes forward passes alone."""
 
     @property
     def answers_per_frame(self) -> int:

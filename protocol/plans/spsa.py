@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from protocol.base import Answer, Draw, Index, Request
 from protocol.codec.tensor import EncodedTensor
 from protocol.plans.checks import EstimatorPlan
@@ -12,6 +14,7 @@ class SpsaPlan(EstimatorPlan, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     section = "spsa"
     estimator = "spsa-gc"
+    needs_way_back: ClassVar[bool] = False
 
     perturbation: float = 0.005
     """c: how far the weights are moved for a query."""

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from edge_client.estimators.activation import Activation, box_sum
+from edge_client.estimators.activation import Activation
+from edge_client.estimators.windows import box_sum
 from protocol.noise import derive_seed, signs
 from protocol.perturbation import perturb
 

@@ -6,7 +6,7 @@ Legend: B frames of a batch, C channels, H W feature rows and columns, y x rows 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,10 +16,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloud_server.desk.handlers.visit import Handlers, Visit, identity, refusal
-from cloud_server.desk.seeded_queries import checked_scale, coded_loss_maps
+from cloud_server.desk.moved_queries import checked_moves, coded_moved_maps
+from cloud_server.desk.seeded_queries import LossMapsOf, checked_scale, coded_loss_maps
 from cloud_server.training.trainer import Trainer
 from datasets.augment import View, seen_labels
-from protocol.messages import Feedback, LossMapPlan, LossMaps, OwnPlan, Query, SeededQuery, SpsaPlan
+from protocol.codec.tensor import EncodedTensor
+from protocol.messages import (
+    Feedback,
+    LossMapPlan,
+    LossMaps,
+    MovedQuery,
+    OwnPlan,
+    Query,
+    RegionSpsaPlan,
+    SeededQuery,
+    SpsaPlan,
+)
 
 OWN_MAP_BITS = 8
 """Quantisation of the loss maps that an estimator gets that is not ours."""
@@ -68,6 +80,7 @@ def feedback_handlers(algorithm: GivesFeedback) -> Handlers:
     return {
         Query: partial(_answer_query, algorithm),
         SeededQuery: partial(_answer_seeded_query, algorithm),
+        MovedQuery: partial(_answer_moved_query, algorithm),
     }
 
 
@@ -91,12 +104,49 @@ def _answer_seeded_query(algorithm: GivesFeedback, request: SeededQuery, visit: 
         raise refusal(SeededQuery)
     map_bits = plan.map_bits if isinstance(plan, LossMapPlan) else OWN_MAP_BITS
     scale_C = checked_scale(request, plan, features_BCHW.shape)
-    answers = 1 + len(request.seeds)
+    maps = _loss_maps_of(
+        algorithm,
+        request,
+        1 + len(request.seeds),
+        visit,
+        lambda loss_maps: coded_loss_maps(request, features_BCHW, scale_C, loss_maps, map_bits),
+    )
+    return LossMaps(**identity(request), maps=maps)
+
+
+def _answer_moved_query(algorithm: GivesFeedback, request: MovedQuery, visit: Visit) -> LossMaps:
+    """The same where the vehicle says itself how far each feature is moved."""
+    features_BCHW = visit.train_features(request)
+    plan = visit.active.turn.learner
+    if not isinstance(plan, RegionSpsaPlan):
+        raise refusal(MovedQuery)
+    moves = checked_moves(request, plan, features_BCHW.shape)
+    maps = _loss_maps_of(
+        algorithm,
+        request,
+        1 + len(moves),
+        visit,
+        lambda loss_maps: coded_moved_maps(request, features_BCHW, moves, loss_maps, plan.map_bits),
+    )
+    return LossMaps(**identity(request), maps=maps)
+
+
+def _loss_maps_of(
+    algorithm: GivesFeedback,
+    request: SeededQuery | MovedQuery,
+    answers: int,
+    visit: Visit,
+    code: Callable[[LossMapsOf], EncodedTensor],
+) -> EncodedTensor:
+    """What `code` makes of so many maps of each frame, and of whoever judges them, within the limit.
+
+    Raises:
+        RequestError: a frame would have had too many answers, or the maps don't fit.
+    """
     visit.check_answers(request.frames, answers)
     views = visit.checks.views(visit.active.turn, request.frames, request.draw)
     with algorithm.feedback(request.vehicle, request.frames) as judge:
-        loss_maps = partial(judge.of_views(views).loss_maps, map_size=request.map_size)
-        maps = coded_loss_maps(request, features_BCHW, scale_C, loss_maps, map_bits)
+        maps = code(partial(judge.of_views(views).loss_maps, map_size=request.map_size))
     visit.active.count_answers(request.frames, answers)
     visit.active.answered_largely(request.step)
-    return LossMaps(**identity(request), maps=maps)
+    return maps

@@ -23,6 +23,7 @@ from protocol.messages import (
     FetchEncoder,
     FetchLossMaps,
     FetchWeights,
+    MovedQuery,
     Query,
     Recall,
     Request,
@@ -74,6 +75,7 @@ Handlers = Mapping[type, Handler]
 _WITHOUT: Mapping[type, str] = {
     Query: "this turn has no queries",
     SeededQuery: "this turn has no seeded queries",
+    MovedQuery: "this turn has no moved queries",
     TrainStep: "this turn has no training steps",
     FetchLossMaps: "this turn fetches no loss maps",
     FetchEncoder: "this turn's encoder is the vehicle's own",

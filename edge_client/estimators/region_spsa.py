@@ -1,0 +1,148 @@
+"""SPSA in each region of each frame: many directions of the weights in one query, read off a loss map.
+
+B frames, C channels, H W feature rows and columns, K moves, R regions of a frame, y x rows and columns of a
+loss map; φ float32 (m,) what learns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_client.estimators.windows import check_distance, map_size, range_sums
+from protocol.errors import SettingError
+from protocol.noise import signs
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionPoint:
+    """Where the weights are to be, for some of the features of one frame."""
+
+    move: int
+    frame: int
+    rows: slice
+    """Of features."""
+    columns: slice
+    phi: NDArray[np.float32]
+
+
+class RegionSpsa:
+    """The gradient of the loss at φ from loss maps of features that moved as φ was moved, region by region.
+
+    ĝ = mean over K of Σ_b Σ_r w_br·u_br / 2c, u = ±1 elementwise, another one for each region r of each
+    frame b and each move. w_br is what the move from −d to +d adds to the region's share of the batch's
+    loss, d being f(φ + c·u_br) − f(φ) in the region, f the encoder. If features matter to the loss of
+    their own region alone, the expectation of ĝ is the gradient up to O(c). Its variance is m − 1 times
+    the sum of squares of the regions' gradients, where one direction for all has m − 1 times the square
+    of their sum: the less, the more regions agree. What a region does to the loss of others is left out,
+    what others do to its own is noise. After SPSA (Spall 1992); a direction for each example is Flipout's
+    (Wen et al. 2018, arXiv 1803.04386).
+
+    Args:
+        perturbation: c, in units of φ.
+        region: features along each side of a region; those at the far edges are cut where they don't fit.
+        moves: K.
+        map_stride: feature cells that a cell of the map covers along each side.
+        margin: cells of the map around a region whose loss counts for it, too.
+
+    Raises:
+        SettingError: a value out of its range.
+    """
+
+    name = "region-spsa"
+
+    def __init__(
+        self,
+        *,
+        perturbation: float = 0.01,
+        region: int = 8,
+        moves: int = 1,
+        map_stride: int = 4,
+        margin: int = 0,
+    ) -> None:
+        check_distance("perturbation scale", perturbation)
+        for name, value, least in (
+            ("region", region, 1),
+            ("number of moves", moves, 1),
+            ("map stride", map_stride, 1),
+            ("margin", margin, 0),
+        ):
+            if value < least:
+                raise SettingError(f"{name} must be at least {least}, got {value}")
+        self.perturbation = perturbation
+        self.region = region
+        self.moves = moves
+        self.map_stride = map_stride
+        self.margin = margin
+        self._shape_BCHW: tuple[int, ...] = ()
+        self._signs_KBRm: NDArray[np.int8] | None = None
+
+    def map_size(self, feature_shape: tuple[int, ...]) -> tuple[int, int]:
+        """Rows and columns of the loss maps of features whose shape ends with (H, W).
+
+        Raises:
+            SettingError: the map stride doesn't divide them.
+        """
+        return map_size(feature_shape, self.map_stride)
+
+    def regions(self, feature_shape: tuple[int, ...]) -> list[tuple[slice, slice]]:
+        """Rows and columns of features of each region of a frame, row by row."""
+        rows, columns = (
+            [slice(first, min(first + self.region, length)) for first in range(0, length, self.region)]
+            for length in feature_shape[-2:]
+        )
+        return [(row, column) for row in rows for column in columns]
+
+    def propose(
+        self, phi: NDArray[np.float32], shape_BCHW: tuple[int, ...], seed: int
+    ) -> Iterator[RegionPoint]:
+        """φ + c·u of each region of each frame and each move, u drawn from `seed`."""
+        regions = self.regions(shape_BCHW)
+        self._shape_BCHW = shape_BCHW
+        self._signs_KBRm = signs(seed, (self.moves, shape_BCHW[0], len(regions), phi.size))
+        reach = np.float32(self.perturbation)
+        for move, frame, number in np.ndindex(*self._signs_KBRm.shape[:-1]):
+            rows, columns = regions[number]
+            yield RegionPoint(
+                move=move,
+                frame=frame,
+                rows=rows,
+                columns=columns,
+                phi=phi + reach * self._signs_KBRm[move, frame, number],
+            )
+
+    def estimate(self, maps_BMyx: NDArray[np.float32]) -> NDArray[np.float32]:
+        """ĝ float32 (m,) of the mean of the frames' losses, from maps (B, 1 + K, y, x): that of the clean
+        features, then of each move what it adds between −d and +d; all points must have been proposed.
+
+        Raises:
+            ValueError: another shape than was asked for, or a number that is not finite.
+        """
+        assert self._signs_KBRm is not None, "estimate() before propose()"
+        frames = self._shape_BCHW[0]
+        expected = (frames, 1 + self.moves, *self.map_size(self._shape_BCHW))
+        if maps_BMyx.shape != expected or not np.isfinite(maps_BMyx).all():
+            raise ValueError(f"expected finite loss maps {expected}, got {maps_BMyx.shape}")
+        added_KBR = self._region_sums(maps_BMyx[:, 1:]).swapaxes(0, 1)
+        # A map's mean is its frame's loss: this is what a cell adds to the mean over frames and moves.
+        weight = 1 / (frames * math.prod(expected[2:]) * self.moves * 2 * self.perturbation)
+        parameters = self._signs_KBRm.shape[-1]
+        gradient: NDArray[np.float32] = (
+            (weight * added_KBR).astype(np.float32).ravel() @ self._signs_KBRm.reshape(-1, parameters)
+        ).astype(np.float32)
+        return gradient
+
+    def _region_sums(self, maps_BKyx: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Of each region the sum over its cells and the margin around them, (B, K, R)."""
+        total = maps_BKyx.astype(np.float64)
+        for axis, length in ((2, self._shape_BCHW[2]), (3, self._shape_BCHW[3])):
+            first = np.arange(0, length, self.region)
+            stop = np.minimum(first + self.region, length)
+            total = range_sums(
+                total, axis, first // self.map_stride - self.margin, -(-stop // self.map_stride) + self.margin
+            )
+        return total.reshape(*total.shape[:2], -1)
