@@ -86,6 +86,16 @@ METHODS: dict[str, Method] = {
         without_labels=False,
         network_learns=False,
     ),
+    "region-spsa": Method(
+        # Features and a move take about a third more than features: three quarters of the steps.
+        settings={
+            **_ZEROTH,
+            "zeroth_order.epochs": _PASSES * 3 // 4,
+            "zeroth_order.estimator": "region-spsa",
+        },
+        rate_key="region_spsa.rate",
+        rates=(1e-3, 3e-3, 1e-2),
+    ),
     "surrogate K=1": Method(
         settings={**_SURROGATE, "surrogate.seeds": 1},
         rate_key="surrogate.rate",

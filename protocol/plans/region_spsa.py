@@ -35,7 +35,7 @@ class RegionSpsaPlan(EstimatorPlan, frozen=True, kw_only=True, forbid_unknown_fi
     moves: int = 1
     """K: directions of each region of each frame for one update; features cross once for all of them, each
     move at `move_bits`."""
-    move_bits: int = 4
+    move_bits: int = 3
     """Quantisation of the moves: 32, 8, 6, 4, 3 or 2 bits an element."""
     map_stride: int = 4
     """Feature cells that a cell of the loss map covers along each side; must divide the feature map."""

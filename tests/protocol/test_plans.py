@@ -65,7 +65,7 @@ def test_every_section_knows_the_key_that_it_stands_under(settings: type[msgspec
 def test_plans_are_tagged_by_their_sections_and_each_has_a_learner() -> None:
     assert {plan.__struct_config__.tag: plan for plan in PLANS.values()} == PLANS
     assert set(LEARNERS) == {*PLANS.values(), OwnPlan}
-    assert set(ESTIMATORS) == {"spsa-gc", "activation", "surrogate"}
+    assert set(ESTIMATORS) == {"spsa-gc", "activation", "surrogate", "region-spsa"}
 
 
 def test_what_is_said_for_one_way_is_part_of_the_protocol() -> None:
