@@ -28,17 +28,20 @@ from benchmarks.joint_training import (
     features_gradient,
     quantised,
 )
+from cloud_server.desk.moved_queries import checked_moves, coded_moved_maps
 from cloud_server.desk.seeded_queries import coded_loss_maps
 from cloud_server.training.losses import downsample_labels, loss_map
 from edge_client.encoder.runtime import Linearisation
 from edge_client.encoder.subspaces import Everything, Part, Subspace
 from edge_client.estimators.activation import Activation
 from edge_client.estimators.spsa import Spsa
+from edge_client.learners.region_spsa import estimator_of as region_spsa_of
 from protocol.codec.tensor import decode, encode
-from protocol.messages import Feedback, Gradient, LossMaps, Query, SeededQuery, TrainStep
+from protocol.messages import Feedback, Gradient, LossMaps, MovedQuery, Query, SeededQuery, TrainStep
 from protocol.noise import derive_seed, permutation
 from protocol.perturbation import pack_scale
 from protocol.plans.activation import ActivationPlan
+from protocol.plans.region_spsa import RegionSpsaPlan
 from protocol.plans.spsa import SpsaPlan
 from protocol.plans.surrogate import SurrogatePlan
 
@@ -55,7 +58,7 @@ class Setting:
 
     estimator: str
     count: int = 0
-    """q, or K."""
+    """q, K, or moves."""
     scale: float = 0.0
     two_sided: bool = False
     box_width: int = 0
@@ -151,6 +154,7 @@ class _Moment:
         yield from self._white_box()
         yield from self._local_head()
         yield from self._spsa()
+        yield from self._region_spsa()
         yield from self._activation()
 
     def _compare(
@@ -220,6 +224,40 @@ class _Moment:
                 up, down = zip(*answers, strict=True)
                 setting = Setting(estimator="spsa-gc", count=count, scale=SPSA.perturbation)
                 yield self._compare(setting, estimate, (up, down), name)
+
+    def _region_spsa(self) -> Iterator[Measurement]:
+        z_BCHW = self._linearised.features_BCHW
+        for name, subspace in self._subspaces.items():
+
+            def forward(phi: Vector, frame: int, subspace: Subspace = subspace) -> Features:
+                image_1HWC = self._image_BHWC[frame : frame + 1]
+                features_CHW: Features = self._training.encoder.forward(subspace.theta_of(phi), image_1HWC)[0]
+                return features_CHW
+
+            for count in self._study.moves:
+                plan = RegionSpsaPlan(moves=count)
+                estimator = region_spsa_of(plan)
+                moves = estimator.propose(subspace.start(), z_BCHW, forward, self._seed)
+                query = MovedQuery(
+                    **_HEADER,
+                    frames=self._indices,
+                    features=self._coded,
+                    moves=tuple(encode(move_BCHW, plan.move_bits) for move_BCHW in moves),
+                    map_size=estimator.map_size(z_BCHW.shape),
+                )
+                maps = coded_moved_maps(
+                    query,
+                    self._features_BCHW,
+                    checked_moves(query, plan, z_BCHW.shape),
+                    lambda copies, size=query.map_size: self._training.trainer.loss_maps(
+                        copies, self._label_BHW, size
+                    ),
+                    plan.map_bits,
+                )
+                shape = (len(self._indices), 1 + count, *query.map_size)
+                estimate = estimator.estimate(decode(maps, expected_shape=shape))
+                setting = Setting(estimator="region-spsa", count=count, scale=plan.perturbation)
+                yield self._compare(setting, estimate, ([query], [LossMaps(**_HEADER, maps=maps)]), name)
 
     def _asker(self, subspace: Subspace) -> Callable[[Vector], tuple[Query, Feedback]]:
         """φ → the query and its answer; a φ that more than one q asks for is evaluated once."""

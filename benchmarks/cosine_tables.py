@@ -70,8 +70,8 @@ def title(setting: Setting) -> str:
     """How a row is called."""
     if setting.estimator == "spsa-gc":
         return f"`spsa-gc`, q = {setting.count}"
-    if setting.estimator == "surrogate":
-        return f"`surrogate`, K = {setting.count}"
+    if setting.estimator in ("surrogate", "region-spsa"):
+        return f"`{setting.estimator}`, K = {setting.count}"
     if setting.estimator.startswith("activation"):
         stride = f", map stride {setting.map_stride}" if setting.map_stride > 1 else ""
         name, _, kind = setting.estimator.partition(", ")

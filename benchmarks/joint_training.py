@@ -58,6 +58,8 @@ class Study:
     """Those of them that the other scales are measured with too."""
     queries: tuple[int, ...] = (1, 2, 4, 16, 64)
     """q of `spsa-gc`."""
+    moves: tuple[int, ...] = (1, 4)
+    """K of `region-spsa`."""
     scales: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
     box_widths: tuple[int, ...] = (1, 3, 5, 7, 9)
     map_strides: tuple[int, ...] = (1, 2, 4)

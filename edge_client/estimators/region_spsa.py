@@ -7,8 +7,7 @@ loss map; φ float32 (m,) what learns.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,17 +16,8 @@ from edge_client.estimators.windows import check_distance, map_size, range_sums
 from protocol.errors import SettingError
 from protocol.noise import signs
 
-
-@dataclass(frozen=True, kw_only=True)
-class RegionPoint:
-    """Where the weights are to be, for some of the features of one frame."""
-
-    move: int
-    frame: int
-    rows: slice
-    """Of features."""
-    columns: slice
-    phi: NDArray[np.float32]
+Forward = Callable[[NDArray[np.float32], int], NDArray[np.float32]]
+"""(φ, number of a frame of the batch) → the frame's features float32 (C, H, W)."""
 
 
 class RegionSpsa:
@@ -98,26 +88,32 @@ class RegionSpsa:
         return [(row, column) for row in rows for column in columns]
 
     def propose(
-        self, phi: NDArray[np.float32], shape_BCHW: tuple[int, ...], seed: int
-    ) -> Iterator[RegionPoint]:
-        """φ + c·u of each region of each frame and each move, u drawn from `seed`."""
-        regions = self.regions(shape_BCHW)
-        self._shape_BCHW = shape_BCHW
-        self._signs_KBRm = signs(seed, (self.moves, shape_BCHW[0], len(regions), phi.size))
+        self, phi: NDArray[np.float32], features_BCHW: NDArray[np.float32], forward: Forward, seed: int
+    ) -> NDArray[np.float32]:
+        """The moves d of all features, float32 (K, B, C, H, W), u drawn from `seed`.
+
+        One forward pass of a frame for each of its regions and moves, of which the region is taken.
+
+        Args:
+            phi: where the weights are.
+            features_BCHW: there.
+            forward: runs the encoder elsewhere.
+            seed: of the directions.
+        """
+        regions = self.regions(features_BCHW.shape)
+        self._shape_BCHW = features_BCHW.shape
+        self._signs_KBRm = signs(seed, (self.moves, len(features_BCHW), len(regions), phi.size))
         reach = np.float32(self.perturbation)
+        moves_KBCHW = np.zeros((self.moves, *features_BCHW.shape), np.float32)
         for move, frame, number in np.ndindex(*self._signs_KBRm.shape[:-1]):
-            rows, columns = regions[number]
-            yield RegionPoint(
-                move=move,
-                frame=frame,
-                rows=rows,
-                columns=columns,
-                phi=phi + reach * self._signs_KBRm[move, frame, number],
-            )
+            at = (slice(None), *regions[number])
+            moved_CHW = forward(phi + reach * self._signs_KBRm[move, frame, number], frame)
+            moves_KBCHW[move, frame][at] = moved_CHW[at] - features_BCHW[frame][at]
+        return moves_KBCHW
 
     def estimate(self, maps_BMyx: NDArray[np.float32]) -> NDArray[np.float32]:
         """ĝ float32 (m,) of the mean of the frames' losses, from maps (B, 1 + K, y, x): that of the clean
-        features, then of each move what it adds between −d and +d; all points must have been proposed.
+        features proposed last, then of each move what it adds between −d and +d.
 
         Raises:
             ValueError: another shape than was asked for, or a number that is not finite.

@@ -1,7 +1,7 @@
 """Learning from forward passes: other weights in each region of each frame, and one loss map of them all.
 
-Legend: B frames of a batch, C channels, H W feature rows and columns, K moves; θ all encoder parameters,
-float32 (n,); φ those that learn.
+Legend: B frames of a batch, C channels, H W rows and columns, K moves; θ all encoder parameters, φ those that
+learn.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edge_client.encoder.subspaces import Subspace
 from edge_client.errors import TurnRefused
-from edge_client.estimators.region_spsa import RegionSpsa
+from edge_client.estimators.region_spsa import Forward, RegionSpsa
 from edge_client.learners.loss_maps import ask_for_loss_maps
 from edge_client.learners.subspaces import begin_learning
 from edge_client.optimizers import Adam
@@ -46,9 +46,8 @@ def learn_from_regions(tools: TurnTools, state: VehicleState) -> tuple[VehicleSt
             image_BHWC = tools.views.images(batch, draw)
             features_BCHW = tools.encoder.forward(learning.theta, image_BHWC)
             seed = derive_seed(tools.turn.seed, "zeroth-order", epoch, number)
-            moves_KBCHW = moves_of(
-                tools, estimator, learning.phi, learning.subspace, image_BHWC, features_BCHW, seed
-            )
+            forward = _forward(tools, learning.subspace, image_BHWC)
+            moves_KBCHW = estimator.propose(learning.phi, features_BCHW, forward, seed)
             query = MovedQuery(
                 **tools.header(),
                 frames=batch,
@@ -63,24 +62,16 @@ def learn_from_regions(tools: TurnTools, state: VehicleState) -> tuple[VehicleSt
     return learning.state(), float(np.mean(losses)) if losses else None
 
 
-def moves_of(
-    tools: TurnTools,
-    estimator: RegionSpsa,
-    phi: NDArray[np.float32],
-    subspace: Subspace,
-    image_BHWC: NDArray[np.uint8],
-    features_BCHW: NDArray[np.float32],
-    seed: int,
-) -> NDArray[np.float32]:
-    """How the features move with the weights, float32 (K, B, C, H, W): one forward pass of a frame for each
-    of its regions, of which the region is taken."""
-    moves_KBCHW = np.zeros((estimator.moves, *features_BCHW.shape), np.float32)
-    for point in estimator.propose(phi, features_BCHW.shape, seed):
+def _forward(tools: TurnTools, subspace: Subspace, image_BHWC: NDArray[np.uint8]) -> Forward:
+    """Runs the encoder at any φ, heeding what else there is to do."""
+
+    def forward(phi: NDArray[np.float32], frame: int) -> NDArray[np.float32]:
         tools.attend()
-        frame, at = point.frame, (slice(None), point.rows, point.columns)
-        [moved_CHW] = tools.encoder.forward(subspace.theta_of(point.phi), image_BHWC[frame : frame + 1])
-        moves_KBCHW[point.move, frame][at] = moved_CHW[at] - features_BCHW[frame][at]
-    return moves_KBCHW
+        features_1CHW = tools.encoder.forward(subspace.theta_of(phi), image_BHWC[frame : frame + 1])
+        features_CHW: NDArray[np.float32] = features_1CHW[0]
+        return features_CHW
+
+    return forward
 
 
 def estimator_of(plan: RegionSpsaPlan) -> RegionSpsa:

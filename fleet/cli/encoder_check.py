@@ -8,6 +8,11 @@ from collections.abc import Mapping
 
 from fleet.export.examine import Examination
 from fleet.show.progress import format_bytes
+from protocol.plans import ESTIMATORS
+
+_WITHOUT_VJP = "learns by --estimator " + " or ".join(
+    name for name, plan in ESTIMATORS.items() if not plan.needs_way_back
+)
 
 
 def as_json(found: Examination) -> str:
@@ -33,7 +38,7 @@ def as_text(found: Examination) -> str:
         "multiply-adds": f"{found.multiply_adds / 1e6:.1f} million a frame",
         "forward": f"{frames}; on this CPU, one thread",
         "features": f"{'x'.join(map(str, found.feature_shape))}; {sent} bits a frame, before entropy coding",
-        "VJP": "yes" if found.no_way_back is None else f"no: {found.no_way_back}",
+        "VJP": "yes" if found.no_way_back is None else f"no: {found.no_way_back}; {_WITHOUT_VJP}",
     }
     for name, cost in found.subspaces.items():
         back = (

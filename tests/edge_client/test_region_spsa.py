@@ -1,4 +1,4 @@
-"""The region-wise estimator against exact derivatives: an encoder and a loss that are known in closed form."""
+"""The region-wise estimator against exact derivatives, of an encoder and a loss in closed form."""
 
 from __future__ import annotations
 
@@ -35,12 +35,13 @@ def exact() -> np.ndarray:
     return (JACOBIAN * slope).sum((1, 2, 3, 4))
 
 
+def propose(estimator: RegionSpsa, seed: int) -> np.ndarray:
+    return estimator.propose(PHI, encode(PHI), lambda phi, frame: encode(phi)[frame], seed)
+
+
 def estimate(estimator: RegionSpsa, seed: int) -> np.ndarray:
     clean = encode(PHI)
-    moves = np.zeros((estimator.moves, *SHAPE))
-    for point in estimator.propose(PHI, SHAPE, seed):
-        at = (point.frame, slice(None), point.rows, point.columns)
-        moves[point.move][at] = (encode(point.phi) - clean)[at]
+    moves = propose(estimator, seed)
     stride = estimator.map_stride
     differences = [loss_map(clean + move, stride) - loss_map(clean - move, stride) for move in moves]
     return estimator.estimate(np.stack([loss_map(clean, stride), *differences], 1).astype(np.float32))
@@ -76,7 +77,7 @@ def test_regions_and_moves_lower_the_variance() -> None:
 def test_margin_counts_the_cells_around_a_region_cut_at_the_borders() -> None:
     estimator = RegionSpsa(region=4, map_stride=2, margin=1)
     maps = RANDOM.standard_normal((3, 2, 3, 4))
-    list(estimator.propose(PHI, SHAPE, 0))
+    propose(estimator, 0)
     sums = estimator._region_sums(maps)
     by_hand = [maps[:, :, :3, :3], maps[:, :, :3, 1:], maps[:, :, 1:, :3], maps[:, :, 1:, 1:]]
     np.testing.assert_allclose(sums, np.stack([part.sum((2, 3)) for part in by_hand], 2))
@@ -89,7 +90,7 @@ def test_wrong_settings_and_answers_are_told() -> None:
     with pytest.raises(SettingError, match="map stride 4 must divide the feature map of 6x8"):
         RegionSpsa(map_stride=4).map_size(SHAPE)
     estimator = RegionSpsa(map_stride=2)
-    list(estimator.propose(PHI, SHAPE, 0))
+    propose(estimator, 0)
     for maps in (np.zeros((3, 1, 3, 4)), np.full((3, 2, 3, 4), np.nan)):
         with pytest.raises(ValueError, match=r"expected finite loss maps \(3, 2, 3, 4\)"):
             estimator.estimate(maps.astype(np.float32))

@@ -56,6 +56,7 @@ def test_file_without_a_way_back_names_the_operator(
     assert _check(monkeypatch, file, "--image-size", "64x48") == 0
     said = capsys.readouterr().out
     assert f"{file} at 64x48" in said and "operator Softplus" in said and "way back" in said
+    assert "learns by --estimator region-spsa or spsa-gc" in said
     assert "forwards" not in said.split("subspace")[1]
     # Behind the operator there is one.
     assert _check(monkeypatch, file, "--image-size", "64x48", "--encoder-trainable", "b.*") == 0
