@@ -1,8 +1,8 @@
 """Federated averaging (McMahan et al., AISTATS 2017): weights go down, are trained by vehicles, and come up.
 
-With client sampling, FedProx (arXiv 1812.06127), federated optimisers (`server_optimizers`) and SiloBN
-(arXiv 2008.07424). No feature and no label crosses the network; vehicles evaluate themselves and
-report counts of pixels. The cloud averages tensors by name and knows no architecture.
+With client sampling, federated optimisers (`server_optimizers`), SiloBN (arXiv 2008.07424) and, as `fedprox`,
+a proximal term on the vehicles (arXiv 1812.06127). No feature and no label crosses the network; vehicles
+evaluate themselves and report counts of pixels. The cloud averages tensors by name and knows no architecture.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 
@@ -32,6 +33,7 @@ from cloud_server.training.server_optimizers import build_server_optimizer
 from evaluation.errors import EvaluationError
 from evaluation.scores import ConfusionMatrix
 from protocol.codec.weights import WeightArrays, WeightsError, WeightTensor, pack, unpack
+from protocol.errors import SettingError
 from protocol.local_model import FOLDER_NAME, LocalModel, LocalModelError
 from protocol.messages import FederatedPlan, SplitScores, Turn, Update
 from protocol.noise import derive_seed, permutation
@@ -63,8 +65,8 @@ class _Report:
 class FedAvg:
     """Rounds of local training and averaging."""
 
-    def __init__(self, context: Context) -> None:
-        """Read the initial weights.
+    def __init__(self, context: Context, *, proximal: bool = False) -> None:
+        """Read the initial weights; `proximal`: vehicles are held near the weights that a round begins with.
 
         Raises:
             CloudError: the run folder holds no local model, or one for other labels.
@@ -72,13 +74,16 @@ class FedAvg:
         self._context = context
         self._config = context.config
         self._federated = context.config.way(FederatedPlan)
+        if not proximal:
+            self._federated = msgspec.structs.replace(self._federated, proximal=0.0)
+        name = context.config.algorithm
         if self._config.first_order.epochs < 1:
-            raise CloudError("fedavg needs at least 1 local epoch, got first_order.epochs = 0")
+            raise CloudError(f"{name} needs at least 1 local epoch, got first_order.epochs = 0")
         folder = context.run_folder / FOLDER_NAME
         try:
             model = LocalModel.load(folder)
         except LocalModelError as error:
-            raise CloudError(f"fedavg needs the initial weights of the whole network: {error}") from error
+            raise CloudError(f"{name} needs the initial weights of the whole network: {error}") from error
         if model.spec.label_space != context.label_space.name:
             raise CloudError(
                 f"the local model in {folder} is for {model.spec.label_space} labels, this run is about "
@@ -258,6 +263,16 @@ class FedAvg:
         if self._rounds_without_gain == self._federated.patience_rounds:
             log.info("converged in round %d: mean validation mIoU %.4f", stage.round, self._best_miou)
             self._context.events.event("converged", round=stage.round, best_val_miou=self._best_miou)
+
+
+def needs_proximal(settings: RunSettings) -> None:
+    """Refuse a proximal term of no weight.
+
+    Raises:
+        SettingError: it is 0.
+    """
+    if settings.way(FederatedPlan).proximal == 0:
+        raise SettingError("fedprox with federated.proximal 0 is fedavg: give a μ above 0, or choose fedavg")
 
 
 def averages_statistics(settings: RunSettings) -> bool:

@@ -59,6 +59,10 @@ def one_model(settings: RunSettings) -> bool:
     return True
 
 
+def any_settings(settings: RunSettings) -> None:
+    """There are none that contradict it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class AlgorithmRow(Generic[A]):
     """One algorithm: how it is built, and its traits, which the cloud and the operator read."""
@@ -99,6 +103,8 @@ class AlgorithmRow(Generic[A]):
     """Whether vehicles of one encoder all end with the same bits of encoder and network, so that one of them
     speaks for all on a test split."""
 
+    check: Callable[[RunSettings], None] = any_settings
+    """Refuses, by a `SettingError`, settings that contradict it."""
     settings: type[msgspec.Struct] | None = None
     """What `own.algorithm` in the settings is checked by; None: it takes nothing there."""
     learners: tuple[str, ...] = ()

@@ -8,7 +8,7 @@ from typing import Any
 from cloud_server.algorithms.base import Algorithm, Context
 from cloud_server.algorithms.blackfed import BlackFed
 from cloud_server.algorithms.blackfleet import BlackFleet, blackfleet_handlers, ends_with_one_model
-from cloud_server.algorithms.fedavg import FedAvg, averages_statistics
+from cloud_server.algorithms.fedavg import FedAvg, averages_statistics, needs_proximal
 from cloud_server.algorithms.individual import individual
 from cloud_server.algorithms.row import AlgorithmRow, BuildsAlgorithm, Needs, no_handlers, one_model
 from cloud_server.algorithms.split import split
@@ -95,6 +95,20 @@ _ROWS: tuple[AlgorithmRow[Any], ...] = (
         in_one_piece=True,
         cloud_rests=True,
         ends_with_one_model=averages_statistics,
+    ),
+    AlgorithmRow(
+        name="fedprox",
+        title="as fedavg, each vehicle held near the round's weights",
+        build=partial(FedAvg, proximal=True),
+        handlers=weight_handlers,
+        colour="#b5541c",
+        heeds_views=True,
+        may_go_on=True,
+        needs=Needs(whole_network=True),
+        in_one_piece=True,
+        cloud_rests=True,
+        ends_with_one_model=averages_statistics,
+        check=needs_proximal,
     ),
     AlgorithmRow(
         name="centralized",

@@ -25,6 +25,7 @@ def check_combination(config: CloudConfig) -> None:
     """
     row, entropy = algorithm_row(config.algorithm), config.adaptation.objective == "entropy"
     _check_own_settings(row, config)
+    row.check(config)
     if row.in_one_piece:
         for name, value, needed in (
             ("network.learns", str(config.network.learns).lower(), "true"),

@@ -13,7 +13,7 @@ from protocol.plans.checks import Plan
 
 
 class FederatedPlan(Plan, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="federated"):
-    """`fedavg` only: fetch the global weights, score them, train them, send them back.
+    """`fedavg` and `fedprox`: fetch the global weights, score them, train them, send them back.
 
     Rate, its schedule, weight decay, epochs and batch size are those of `first_order`. A turn of no epochs is
     for the scores alone."""
@@ -26,8 +26,9 @@ class FederatedPlan(Plan, frozen=True, kw_only=True, forbid_unknown_fields=True,
     """Of the vehicles: `adamw` or `sgd`; it starts anew in each round."""
     momentum: float = 0.0
     """Of `sgd`."""
-    proximal: float = 0.0
-    """μ of FedProx (Li et al., MLSys 2020): μ/2 ‖w − w_global‖² is added to the loss; 0 = plain training."""
+    proximal: float = 0.01
+    """Of `fedprox`: μ (Li et al., MLSys 2020, arXiv 1812.06127); μ/2 ‖w − w_global‖² is added to the loss.
+    The paper chooses among 0.001, 0.01, 0.1 and 1. `fedavg` has no such term: its turns carry 0."""
     statistics: str = "average"
     """BatchNorm statistics: `average` them like weights, keep them `local` on the vehicle (SiloBN, Andreux et
     al., 2020), or leave them `frozen` as they are at the start and normalise with them."""
