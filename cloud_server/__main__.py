@@ -1,4 +1,7 @@
-"""`python -m cloud_server`: the cloud of one fleet, on any broker."""
+"""`python -m cloud_server`: the cloud of one fleet, on any broker.
+
+What learns is imported once the options are understood: torch takes seconds to load, a mistake needs none.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,6 @@ import msgspec
 from cloud_server.algorithms.table import FLEET_ALGORITHMS
 from cloud_server.config import DEVICES, PRECISIONS, CloudConfig, read_config
 from cloud_server.errors import CloudError, Stopped
-from cloud_server.run.service import serve
-from cloud_server.training.compute import check_device
 from cloud_server.unknown_keys import explain
 from datasets.catalog import LABEL_SPACES
 from datasets.class_file import is_class_file
@@ -48,6 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
         if options.broker is None:
             raise CloudError("--broker missing; give the broker's URL, for instance mqtt://127.0.0.1:1883")
         config = _config(options)
+        from cloud_server.run.service import serve
+        from cloud_server.training.compute import check_device
+
         check_device(config.device)
         with NetworkLoop() as loop:
             serve(

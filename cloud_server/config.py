@@ -42,7 +42,7 @@ class NetworkConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     section = "network"
 
     name: str = "compact"
-    """A row of `cloud_server.networks.build.NETWORKS`, or `package.module:name` of your own."""
+    """A row of `cloud_server.networks.table.NETWORKS`, or `package.module:name` of your own."""
     weights: str | None = None
     """Pretrained weights for networks that take them: a folder (SegFormer) or a file (`lite0-unet`); None =
     random from the seed, or those that come with the network."""

@@ -10,11 +10,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import msgspec
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from cloud_server.algorithms.upload_limit import UploadLimit
@@ -24,7 +23,6 @@ from cloud_server.desk.turns import Features
 from cloud_server.events import Events
 from cloud_server.schedule import Kind, Stage
 from cloud_server.storage.label_store import LabelStore
-from cloud_server.training.trainer import Trainer
 from datasets.augment import seen_labels
 from datasets.labels import LabelSpace
 from evaluation.predictions import write_prediction
@@ -34,6 +32,11 @@ from protocol.errors import SettingError
 from protocol.messages import Learner, Shared
 from protocol.plans.first_order import FirstOrder
 from protocol.plans.own import OwnSettings
+
+if TYPE_CHECKING:  # the operator reads the table of algorithms, and torch takes seconds to load
+    import torch
+
+    from cloud_server.training.trainer import Trainer
 
 T = TypeVar("T", bound=msgspec.Struct)
 

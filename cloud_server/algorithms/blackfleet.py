@@ -22,10 +22,7 @@ from cloud_server.algorithms.kept_loss_maps import KeptLossMaps
 from cloud_server.algorithms.one_network import OneNetwork
 from cloud_server.algorithms.replay import EVERYONE
 from cloud_server.algorithms.shared_encoder import SharedEncoder
-from cloud_server.config import CloudConfig, RunSettings
-from cloud_server.desk.handlers.loss_maps import loss_map_handlers
-from cloud_server.desk.handlers.shared_encoder import shared_encoder_handlers
-from cloud_server.desk.handlers.visit import Handlers
+from cloud_server.config import CloudConfig
 from cloud_server.desk.turns import Features
 from cloud_server.schedule import Kind, Stage, all_together, apart
 from cloud_server.storage.vehicle_store import VehicleStore
@@ -254,16 +251,6 @@ class BlackFleet(OneNetwork):
             )
             for group in pieces.values()
         ]
-
-
-def blackfleet_handlers(algorithm: BlackFleet) -> Handlers:
-    """Those of its turns."""
-    return {**loss_map_handlers(algorithm), **shared_encoder_handlers(algorithm)}
-
-
-def ends_with_one_model(settings: RunSettings) -> bool:
-    """Whether vehicles share their encoders, and are all served by the latest network."""
-    return settings.way(Sharing).is_on and settings.way(BlackFleetSettings).serving == "latest"
 
 
 def local_rate_shares(config: CloudConfig, round_number: int) -> tuple[float, ...]:

@@ -25,7 +25,7 @@ from cloud_server.algorithms.base import (
     evaluation_splits,
     note_score,
 )
-from cloud_server.config import CloudConfig, RunSettings
+from cloud_server.config import CloudConfig
 from cloud_server.desk.turns import Features
 from cloud_server.errors import CloudError, RequestError
 from cloud_server.schedule import Kind, Stage
@@ -263,21 +263,6 @@ class FedAvg:
         if self._rounds_without_gain == self._federated.patience_rounds:
             log.info("converged in round %d: mean validation mIoU %.4f", stage.round, self._best_miou)
             self._context.events.event("converged", round=stage.round, best_val_miou=self._best_miou)
-
-
-def needs_proximal(settings: RunSettings) -> None:
-    """Refuse a proximal term of no weight.
-
-    Raises:
-        SettingError: it is 0.
-    """
-    if settings.way(FederatedPlan).proximal == 0:
-        raise SettingError("fedprox with federated.proximal 0 is fedavg: give a μ above 0, or choose fedavg")
-
-
-def averages_statistics(settings: RunSettings) -> bool:
-    """Whether every vehicle has the very same network: none keeps BatchNorm statistics of its own."""
-    return settings.way(FederatedPlan).statistics != "local"
 
 
 def weighted_average(updates: Sequence[LocalUpdate]) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:

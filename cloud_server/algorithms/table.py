@@ -1,41 +1,84 @@
-"""Every algorithm, one row each. Whoever treats one differently from another asks its row."""
+"""Every algorithm, one row each. Whoever treats one differently from another asks its row.
+
+Rows are read by the operator's command, too: what builds an algorithm, and with it torch, is loaded when one
+is built.
+"""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cloud_server.algorithms.base import Algorithm, Context
-from cloud_server.algorithms.blackfed import BlackFed
-from cloud_server.algorithms.blackfleet import BlackFleet, blackfleet_handlers, ends_with_one_model
-from cloud_server.algorithms.fedavg import FedAvg, averages_statistics, needs_proximal
-from cloud_server.algorithms.individual import individual
 from cloud_server.algorithms.row import AlgorithmRow, BuildsAlgorithm, Needs, no_handlers, one_model
-from cloud_server.algorithms.split import split
+from cloud_server.algorithms.traits import averages_statistics, needs_proximal, shares_all
 from cloud_server.desk.handlers.feedback import feedback_handlers
 from cloud_server.desk.handlers.gradients import gradient_handlers
+from cloud_server.desk.handlers.loss_maps import loss_map_handlers
+from cloud_server.desk.handlers.shared_encoder import shared_encoder_handlers
 from cloud_server.desk.handlers.visit import Handlers
 from cloud_server.desk.handlers.weights import weight_handlers
 from protocol.doors import Door, is_foreign, misfit
+
+if TYPE_CHECKING:
+    from cloud_server.algorithms.blackfed import BlackFed
+    from cloud_server.algorithms.blackfleet import BlackFleet
+    from cloud_server.algorithms.fedavg import FedAvg
+    from cloud_server.algorithms.white_box import WhiteBox
+
+
+def _blackfleet(context: Context) -> BlackFleet:
+    from cloud_server.algorithms.blackfleet import BlackFleet
+
+    return BlackFleet(context)
+
+
+def _blackfleet_handlers(algorithm: BlackFleet) -> Handlers:
+    return {**loss_map_handlers(algorithm), **shared_encoder_handlers(algorithm)}
+
+
+def _blackfed(context: Context, *, personal: bool, frozen_encoders: bool = False) -> BlackFed:
+    from cloud_server.algorithms.blackfed import BlackFed
+
+    return BlackFed(context, personal=personal, frozen_encoders=frozen_encoders)
+
+
+def _split(context: Context) -> WhiteBox:
+    from cloud_server.algorithms.split import split
+
+    return split(context)
+
+
+def _individual(context: Context) -> WhiteBox:
+    from cloud_server.algorithms.individual import individual
+
+    return individual(context)
+
+
+def _fedavg(context: Context, *, proximal: bool = False) -> FedAvg:
+    from cloud_server.algorithms.fedavg import FedAvg
+
+    return FedAvg(context, proximal=proximal)
+
 
 _ROWS: tuple[AlgorithmRow[Any], ...] = (
     AlgorithmRow(
         name="blackfleet",
         title="a local loss on each vehicle, all at once",
-        build=BlackFleet,
-        handlers=blackfleet_handlers,
+        build=_blackfleet,
+        handlers=_blackfleet_handlers,
         colour="#0c8599",
         heeds_views=True,
         may_go_on=True,
         needs=Needs(local_head=True),
         cloud_rests=True,
         shares=("weights",),
-        ends_with_one_model=ends_with_one_model,
+        ends_with_one_model=shares_all,
     ),
     AlgorithmRow(
         name="blackfed-v1",
         title="losses alone, one network for all",
-        build=partial(BlackFed, personal=False),
+        build=partial(_blackfed, personal=False),
         handlers=feedback_handlers,
         colour="#74b3f0",
         heeds_views=True,
@@ -45,7 +88,7 @@ _ROWS: tuple[AlgorithmRow[Any], ...] = (
     AlgorithmRow(
         name="blackfed-v2",
         title="losses alone, each vehicle served by its best weights",
-        build=partial(BlackFed, personal=True),
+        build=partial(_blackfed, personal=True),
         handlers=feedback_handlers,
         colour="#2b6fe0",
         heeds_views=True,
@@ -55,7 +98,7 @@ _ROWS: tuple[AlgorithmRow[Any], ...] = (
     AlgorithmRow(
         name="frozen",
         title="encoders never learn: the lower bound",
-        build=partial(BlackFed, personal=False, frozen_encoders=True),
+        build=partial(_blackfed, personal=False, frozen_encoders=True),
         moves_encoders=False,
         handlers=no_handlers,
         colour="#8a94a3",
@@ -66,7 +109,7 @@ _ROWS: tuple[AlgorithmRow[Any], ...] = (
     AlgorithmRow(
         name="split",
         title="gradients cross the network: the upper bound",
-        build=split,
+        build=_split,
         handlers=gradient_handlers,
         colour="#2f9e55",
         trains_in_turns=True,
@@ -76,7 +119,7 @@ _ROWS: tuple[AlgorithmRow[Any], ...] = (
     AlgorithmRow(
         name="individual",
         title="a network for each vehicle, nothing shared",
-        build=individual,
+        build=_individual,
         handlers=gradient_handlers,
         colour="#d04a7a",
         trains_in_turns=True,
@@ -86,7 +129,7 @@ _ROWS: tuple[AlgorithmRow[Any], ...] = (
     AlgorithmRow(
         name="fedavg",
         title="vehicles train the whole network, the cloud averages",
-        build=FedAvg,
+        build=_fedavg,
         handlers=weight_handlers,
         colour="#e8701a",
         heeds_views=True,
@@ -99,7 +142,7 @@ _ROWS: tuple[AlgorithmRow[Any], ...] = (
     AlgorithmRow(
         name="fedprox",
         title="as fedavg, each vehicle held near the round's weights",
-        build=partial(FedAvg, proximal=True),
+        build=partial(_fedavg, proximal=True),
         handlers=weight_handlers,
         colour="#b5541c",
         heeds_views=True,

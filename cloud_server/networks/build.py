@@ -11,21 +11,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from cloud_server.networks.compact import build_compact
 from cloud_server.networks.foreign import fitted
-from cloud_server.networks.lite0_unet import build_lite0_unet
-from cloud_server.networks.segformer import SEGFORMER_SIZES, build_segformer
-from cloud_server.networks.spec import BuildsNetwork, NetworkSpec
-from protocol.doors import Door, is_foreign
-
-NETWORKS: dict[str, BuildsNetwork] = {
-    "compact": build_compact,
-    "lite0-unet": build_lite0_unet,
-    **{f"segformer-{size}": partial(build_segformer, size) for size in SEGFORMER_SIZES},
-}
-"""Every network of ours that a scenario can name."""
-
-NETWORK_DOOR: Door[BuildsNetwork] = Door("network", BuildsNetwork, NETWORKS)  # type: ignore[type-abstract]
+from cloud_server.networks.spec import NetworkSpec
+from cloud_server.networks.table import NETWORK_DOOR
+from protocol.doors import is_foreign
 
 
 def build_network(
@@ -44,7 +33,8 @@ def build_network(
     and its logits are resized where they are of another size.
 
     Args:
-        name: a key of `NETWORKS`, or `package.module:name` of a function as `BuildsNetwork` says.
+        name: a key of `NETWORKS` in `cloud_server.networks.table`, or `package.module:name` of a function as
+            `BuildsNetwork` says.
         feature_shape: C, H, W of one frame's features.
         feature_stride: image pixels per feature cell, one of `FEATURE_STRIDES`.
         num_classes: K.

@@ -5,6 +5,7 @@ Legend: B frames, C feature channels, H W feature rows and columns, K classes, h
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,14 +14,6 @@ from cloud_server.networks.spec import NetworkSpec
 from protocol.errors import SettingError
 
 _FIRST_STRIDE = 4
-
-SEGFORMER_SIZES: dict[str, dict[str, Any]] = {
-    "b0": {"hidden_sizes": [32, 64, 160, 256], "depths": [2, 2, 2, 2], "decoder_hidden_size": 256},
-    "b1": {"hidden_sizes": [64, 128, 320, 512], "depths": [2, 2, 2, 2], "decoder_hidden_size": 256},
-    "b2": {"hidden_sizes": [64, 128, 320, 512], "depths": [3, 4, 6, 3], "decoder_hidden_size": 768},
-    "b3": {"hidden_sizes": [64, 128, 320, 512], "depths": [3, 4, 18, 3], "decoder_hidden_size": 768},
-}
-"""The paper's table 6, as arguments of `SegformerConfig`."""
 
 
 class SegformerNetwork(nn.Module):
@@ -37,9 +30,10 @@ class SegformerNetwork(nn.Module):
         return logits_BKhw
 
 
-def build_segformer(size: str, spec: NetworkSpec) -> SegformerNetwork:
+def build_segformer(size: Mapping[str, Any], spec: NetworkSpec) -> SegformerNetwork:
     """Return a SegFormer whose stages have strides 4, 8, 16 and 32 of the image.
 
+    `size` are arguments of `SegformerConfig`.
     `spec.weights` is a folder written by transformers' `save_pretrained` (config.json, model.safetensors), of
     an encoder alone or of a whole segmentation model; it decides the size then, and what doesn't fit (the
     first projection, a classifier for other classes) starts at random, from torch's generator.
@@ -57,9 +51,7 @@ def build_segformer(size: str, spec: NetworkSpec) -> SegformerNetwork:
         ) from exc
     weights = spec.weights
     if weights is None:
-        model = SegformerForSemanticSegmentation(
-            SegformerConfig(num_labels=spec.num_classes, **SEGFORMER_SIZES[size])
-        )
+        model = SegformerForSemanticSegmentation(SegformerConfig(num_labels=spec.num_classes, **size))
     else:
         if not (weights / "config.json").is_file():
             raise FileNotFoundError(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
-
-from torch import nn
+from typing import TYPE_CHECKING, Protocol
 
 from protocol.errors import SettingError
+
+if TYPE_CHECKING:  # the table of networks is read without torch
+    from torch import nn
 
 LOGIT_STRIDE = 4
 """Image pixels per logit, both ways."""

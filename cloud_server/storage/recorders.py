@@ -10,8 +10,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-
 from cloud_server.events import Recorder
 
 LOG_NAME = "log.jsonl"
@@ -55,6 +53,9 @@ class Board(Recorder):
         Raises:
             OSError: the folder is unwritable or full.
         """
+        # Here, because others read this file's names, and torch takes seconds to load.
+        from torch.utils.tensorboard import SummaryWriter
+
         self._writer = SummaryWriter(str(run_folder / "tensorboard"))
 
     def __enter__(self) -> Board:

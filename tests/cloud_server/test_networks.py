@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from cloud_server.networks.build import NETWORKS, build_network
+from cloud_server.networks.build import build_network
 from cloud_server.networks.spec import FEATURE_STRIDES
+from cloud_server.networks.table import NETWORKS
 from cloud_server.training.trainer import Trainer, TrainerConfig
 from protocol.doors import DoorError
 

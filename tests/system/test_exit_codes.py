@@ -15,10 +15,10 @@ from fleet.run.processes import ProcessSpec, ProcessTable
 
 CLOUD = ("--broker=mqtt://127.0.0.1:1", "--fleet=f", "--vehicles=a")
 PROCESSES = {
-    "cloud_server": ("cloud_server.__main__", "serve", CLOUD),
+    "cloud_server": ("cloud_server.__main__", "_config", CLOUD),
     "edge_client": ("edge_client.__main__", "_config", ("--broker=mqtt://127.0.0.1:1",)),
     "fleet.broker": ("fleet.broker", "choose_kind", ("--port=18831",)),
-    "fleet.cli": ("fleet.run.launch", "default_run_folder", ("launch",)),
+    "fleet.cli": ("fleet.cli.evaluate", "run_evaluate", ("evaluate", "predictions", "labels")),
 }
 """By process: the module and its function that is made to have a bug, and arguments that lead there."""
 

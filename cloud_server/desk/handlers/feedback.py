@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from cloud_server.desk.handlers.visit import Handlers, Visit, identity, refusal
 from cloud_server.desk.moved_queries import checked_moves, coded_moved_maps
 from cloud_server.desk.seeded_queries import LossMapsOf, checked_scale, coded_loss_maps
-from cloud_server.training.trainer import Trainer
 from datasets.augment import View, seen_labels
 from protocol.codec.tensor import EncodedTensor
 from protocol.messages import (
@@ -32,6 +31,9 @@ from protocol.messages import (
     SeededQuery,
     SpsaPlan,
 )
+
+if TYPE_CHECKING:  # see cloud_server.algorithms.base
+    from cloud_server.training.trainer import Trainer
 
 OWN_MAP_BITS = 8
 """Quantisation of the loss maps that an estimator gets that is not ours."""

@@ -1,0 +1,29 @@
+"""What rows of the table say of a run's settings; without torch, as everyone asks them."""
+
+from __future__ import annotations
+
+from cloud_server.config import RunSettings
+from protocol.errors import SettingError
+from protocol.plans.blackfleet import BlackFleetSettings
+from protocol.plans.federated import FederatedPlan
+from protocol.plans.sharing import Sharing
+
+
+def shares_all(settings: RunSettings) -> bool:
+    """Whether vehicles share their encoders, and are all served by the latest network."""
+    return settings.way(Sharing).is_on and settings.way(BlackFleetSettings).serving == "latest"
+
+
+def averages_statistics(settings: RunSettings) -> bool:
+    """Whether every vehicle has the very same network: none keeps BatchNorm statistics of its own."""
+    return settings.way(FederatedPlan).statistics != "local"
+
+
+def needs_proximal(settings: RunSettings) -> None:
+    """Refuse a proximal term of no weight.
+
+    Raises:
+        SettingError: it is 0.
+    """
+    if settings.way(FederatedPlan).proximal == 0:
+        raise SettingError("fedprox with federated.proximal 0 is fedavg: give a μ above 0, or choose fedavg")
