@@ -18,15 +18,15 @@ from datasets.entry import (
     ReadsClasses,
 )
 from datasets.frame import DatasetError, FrameSource
-from datasets.generated.entry import GENERATED
 from datasets.labels import LabelSpace
-from datasets.readers import camvid, cityscapes, tabled, unlabelled
+from datasets.readers import camvid, cityscapes, generated, tabled, unlabelled
 from datasets.readers.folder import DatasetMissing
 from protocol.doors import FOREIGN_CHOICE, Door, is_foreign, misfit
 from protocol.errors import SettingError
 
 DATASETS: dict[str, DatasetEntry] = {
-    entry.name: entry for entry in (tabled.ENTRY, cityscapes.ENTRY, camvid.ENTRY, GENERATED, unlabelled.ENTRY)
+    entry.name: entry
+    for entry in (tabled.ENTRY, cityscapes.ENTRY, camvid.ENTRY, generated.ENTRY, unlabelled.ENTRY)
 }
 """Where nobody says which it is, a folder is tried in this order: a table says it, the rest are looks."""
 
