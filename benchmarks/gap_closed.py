@@ -22,9 +22,9 @@ from rich.table import Table
 from benchmarks.camvid import camvid_folder
 from benchmarks.options import read_seeds, some_of
 from benchmarks.runs import Run, finish, local_start
+from fleet.broker import MEMORY_BUS
 from fleet.compare.spread import sample_deviation
 from fleet.frames.allocation import open_data
-from fleet.run.checks import MEMORY_BUS
 from fleet.scenario import load_scenario
 
 UPLINK_TARGET = 1.1

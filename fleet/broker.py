@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import importlib.util
 import logging
@@ -25,6 +24,10 @@ from protocol.showing import show_anything
 
 Kind = Literal["mosquitto", "amqtt"]
 KINDS: tuple[Kind, ...] = ("mosquitto", "amqtt")
+OWN_BROKERS = ("auto", *KINDS)
+"""What `broker` in a scenario may name to have one started."""
+MEMORY_BUS = "memory"
+"""What `broker` in a scenario names to have the whole fleet in the launcher's process, without a network."""
 HOST = "127.0.0.1"
 
 _SYSTEM_FOLDERS = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin")
@@ -124,7 +127,7 @@ def main(arguments: list[str] | None = None) -> int:
         _check_port(options.port)
         if kind == "mosquitto":
             _become_mosquitto(options.port, options.workdir)
-        asyncio.run(_run_amqtt(options.port))
+        _run_amqtt(options.port)
     except MENDABLE as exc:
         print(f"broker: {exc}", file=sys.stderr)
         return 2
@@ -164,7 +167,9 @@ def _become_mosquitto(port: int, workdir: Path) -> None:
     os.execv(program, [program, "-c", str(config)])
 
 
-async def _run_amqtt(port: int) -> None:
+def _run_amqtt(port: int) -> None:
+    import asyncio
+
     from amqtt.broker import Broker, BrokerConfig
 
     logging.basicConfig(level=logging.ERROR)
@@ -174,13 +179,17 @@ async def _run_amqtt(port: int) -> None:
             "plugins": {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}},
         }
     )
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    broker = Broker(config)
-    await broker.start()
-    await stop.wait()
-    await broker.shutdown()
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        broker = Broker(config)
+        await broker.start()
+        await stop.wait()
+        await broker.shutdown()
+
+    asyncio.run(run())
 
 
 if __name__ == "__main__":

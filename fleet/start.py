@@ -15,17 +15,18 @@ import hashlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
-import torch
-from torch import Tensor, nn
 
-from cloud_server.storage.checkpoint import CheckpointError, read_tensors
 from edge_client.encoder.bundle import BundleError, EncoderBundle
-from edge_client.local.head import SPEC_NAME as HEAD_SPEC_NAME
 from fleet.errors import OperatorError
 from protocol.atomic import new_folder_beside, sync_folder, write_bytes_atomic
+
+if (
+    TYPE_CHECKING
+):  # every command knows what a start is: torch and ONNX Runtime are for those that begin at one
+    from torch import Tensor, nn
 
 FOLDER_NAME = "start"
 """Of the copy in a run folder."""
@@ -110,6 +111,8 @@ class Start:
     @property
     def head_folder(self) -> Path | None:
         """Of the head that stands for the network; None: it was pretrained before there were any."""
+        from edge_client.local.head import SPEC_NAME as HEAD_SPEC_NAME
+
         has_one = f"{HEAD_NAME}/{HEAD_SPEC_NAME}" in self.spec.sha256
         return self.folder / HEAD_NAME if has_one else None
 
@@ -121,6 +124,10 @@ class Start:
         Raises:
             OperatorError: they are of other architectures.
         """
+        import torch
+
+        from cloud_server.storage.checkpoint import CheckpointError
+
         try:
             theta = torch.from_numpy(EncoderBundle.load(self.encoder_folder).theta0.copy())
             own = sum(parameter.numel() for parameter in encoder.parameters())
@@ -140,6 +147,8 @@ class Start:
         Raises:
             CheckpointError, OSError: the file is damaged, or can't be read.
         """
+        from cloud_server.storage.checkpoint import read_tensors
+
         return read_tensors(self.folder / NETWORK_NAME)[0]
 
     def copy(self, folder: Path) -> Start:

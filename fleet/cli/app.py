@@ -1,4 +1,8 @@
-"""`blackfleet`: the operator's command."""
+"""`blackfleet`: the operator's command.
+
+What runs a command is imported in its body: torch alone takes seconds to load, and help, a mistake in an
+option or a table of scores need none of it.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +13,14 @@ from typing import Annotated, NoReturn
 
 import typer
 
-import edge_client.predict.command as predicting
-import fleet.cli.encoder_check as checking
-import fleet.cli.sweep as comparing
-import fleet.run.launch as launching
-import fleet.run.pretrain as pretraining
 from cloud_server.algorithms.table import ALGORITHM_DOOR
 from datasets.catalog import LABELLED_CHOICES
-from datasets.generated import GeneratorSettings, generate_dataset
 from evaluation.official_python import VARIABLE
-from fleet.cli.evaluate import run_evaluate
 from fleet.cli.interrupts import stopping_line
 from fleet.cli.options import PRETRAIN_KEYS, SCENARIO_KEYS
 from fleet.cli.scenario_options import with_scenario_options
 from fleet.cli.vehicle_only import PREDICT
 from fleet.errors import OperatorError
-from fleet.export.bundle import export_bundle
 from fleet.export.encoders import (
     DEFAULT_ENCODER,
     ENCODER_DOOR,
@@ -32,9 +28,6 @@ from fleet.export.encoders import (
     fitting_size,
     resizing_remark,
 )
-from fleet.export.examine import examine
-from fleet.model.export import export_model
-from fleet.report.page import write_report
 from fleet.scenario import Scenario, parse_image_size
 from fleet.show.screen import screen
 from protocol.errors import MENDABLE
@@ -80,6 +73,8 @@ def launch(
     """
     if resume and run_dir is None:
         raise OperatorError("--resume needs --run-dir, the folder of the run to go on with")
+    import fleet.run.launch as launching
+
     folder = run_dir or launching.default_run_folder(scenario)
     with stopping_line(f"go on with: blackfleet launch --resume --run-dir {folder}"):
         launching.launch(scenario, folder, resume=resume, console=screen())
@@ -109,6 +104,8 @@ def pretrain(
     --source-replay, and start.json. Fleets that start from it are also tested on test frames of this domain,
     before and after, which shows what they forget.
     """
+    import fleet.run.pretrain as pretraining
+
     with stopping_line(f"go on with: blackfleet pretrain {out_folder} --resume"):
         pretraining.pretrain(scenario, out_folder, resume=resume, console=screen())
 
@@ -132,6 +129,8 @@ def compare(
 
     Ctrl-C stops cleanly; the same command goes on: finished runs are kept, an interrupted one is resumed.
     """
+    import fleet.cli.sweep as comparing
+
     with stopping_line("go on with the same command"):
         comparing.compare(
             scenario,
@@ -165,6 +164,8 @@ def evaluate(
 
     With --official, exit code 1 says that the cityscapesscripts come to other scores.
     """
+    from fleet.cli.evaluate import run_evaluate
+
     official = official or official_python is not None
     raise typer.Exit(run_evaluate(predictions, ground_truth, dataset, official, output, official_python))
 
@@ -189,6 +190,8 @@ def export(
 
     Encoder and network are also written as a file each. The model runs wherever ONNX Runtime does.
     """
+    from fleet.model.export import export_model
+
     export_model(run_folder, output, vehicle=vehicle, logits=logits, int8=int8, console=screen())
 
 
@@ -199,6 +202,8 @@ def export(
 )
 def predict(context: typer.Context) -> None:
     """Predict pictures, a video or a data set with an exported model; see its own --help."""
+    import edge_client.predict.command as predicting
+
     raise typer.Exit(predicting.main(context.args))
 
 
@@ -209,6 +214,8 @@ def report(
     ],
 ) -> None:
     """Put a run or a comparison on one page: report.html, with tables, curves and pictures."""
+    from fleet.report.page import write_report
+
     print(write_report(folder))
 
 
@@ -224,6 +231,8 @@ def dataset_generate(
     workers: Annotated[int, typer.Option(help="Processes that render.")] = 1,
 ) -> None:
     """Render driving scenes with exact labels and instances, as every Cityscapes tool reads them."""
+    from datasets.generated import GeneratorSettings, generate_dataset
+
     settings = GeneratorSettings(
         cities=cities,
         sequences_per_city=sequences,
@@ -259,6 +268,8 @@ def encoder_export(
     fitting = fitting_size(asked, architecture(encoder, trainable=encoder_trainable).stride)
     if fitting != asked:
         print(resizing_remark(asked, fitting))
+    from fleet.export.bundle import export_bundle
+
     bundle = export_bundle(encoder, folder, image_size=fitting, seed=seed, trainable=encoder_trainable)
     shape = "x".join(map(str, bundle.spec.feature_shape))
     print(f"{encoder}: {len(bundle.theta0)} parameters, features {shape}, in {folder}")
@@ -282,6 +293,9 @@ def encoder_check(
     fitting = fitting_size(asked, architecture(encoder, encoder_weights, encoder_trainable).stride)
     if fitting != asked:
         print(resizing_remark(asked, fitting), file=sys.stderr)
+    import fleet.cli.encoder_check as checking
+    from fleet.export.examine import examine
+
     found = examine(encoder, image_size=fitting, weights=encoder_weights, trainable=encoder_trainable)
     print(checking.as_json(found) if as_json else checking.as_text(found))
 

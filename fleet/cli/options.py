@@ -8,7 +8,7 @@ from typing import Any
 
 from cloud_server.algorithms.table import ALGORITHMS
 from cloud_server.config import DEVICES, PRECISIONS
-from cloud_server.networks.build import NETWORK_DOOR
+from cloud_server.networks.table import NETWORK_DOOR
 from datasets.catalog import LABELLED_CHOICES
 from datasets.conditions import CONDITIONS
 from datasets.partition import METHODS

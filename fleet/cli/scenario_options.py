@@ -25,6 +25,7 @@ _PRESET = Annotated[
         + ". --scenario and the other options override it.",
     ),
 ]
+_DEFAULTS = Scenario()
 _SCENARIO_FILE = Annotated[
     Path | None, typer.Option("--scenario", help="Scenario file (YAML); the other options override it.")
 ]
@@ -86,7 +87,7 @@ def _parameter(name: str, annotation: Any) -> inspect.Parameter:
 
 def _default(option: ScenarioOption) -> str:
     """What holds where neither a file nor an option says otherwise; empty where that is nothing."""
-    value: Any = Scenario()
+    value: Any = _DEFAULTS
     for name in option.key.split("."):
         value = getattr(value, name)
     return "" if value is None or value == {} else str(value)

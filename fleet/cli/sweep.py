@@ -18,8 +18,6 @@ from fleet.compare.milestones import DEFAULT_REFERENCE, find_milestones
 from fleet.compare.tables import COMPARISON_NAME, comparison_tables, markdown, summarise
 from fleet.errors import OperatorError
 from fleet.report.data import read_training
-from fleet.report.page import write_report
-from fleet.run.checks import check_runnable
 from fleet.run.folder import (
     LEFT_BY_COMPARISONS,
     LEFT_BY_RUNS,
@@ -30,7 +28,6 @@ from fleet.run.folder import (
     write_scenario,
 )
 from fleet.run.job import read_object
-from fleet.run.launch import launch
 from fleet.run.resuming import BROKER_KEYS, differences
 from fleet.scenario import Scenario, load_scenario
 from protocol.atomic import write_bytes_atomic, write_json_atomic
@@ -100,6 +97,10 @@ def compare(
         Mistake, OSError: the folder holds another comparison, or see `launch`.
         Interrupted, KeyboardInterrupt: the user stopped it; calling again goes on.
     """
+    # Here, for a mistake in an option needs neither torch nor charts.
+    from fleet.report.page import write_report
+    from fleet.run.checks import check_runnable
+
     reference = _reference(algorithms, reference)
     for algorithm in algorithms:
         # What the last of them refuses must not be found out after the runs of the others.
@@ -158,6 +159,8 @@ def _reference(algorithms: Sequence[str], given: str | None) -> str:
 
 
 def _run_all(scenario: Scenario, runs: Sequence[_Run], folder: Path, console: Console) -> None:
+    from fleet.run.launch import launch
+
     open_runs = [run for run in runs if not run.is_complete]
     if len(open_runs) < len(runs):
         console.print(f"{len(runs) - len(open_runs)} of {len(runs)} runs are complete already")

@@ -4,6 +4,8 @@ An encoder is a chain of convolutions (`convolutions.py`), any torch module (`mo
 (`onnx_encoder.py`). All know their
 `stride` and `channels`, draw initial weights from a seed (`initialise`), give the same function without
 BatchNorm (`folded`), and write themselves as a graph (`forward_graph`, `parameter_specs`).
+
+Names are read by every command: torch, and with it those files, is loaded when an encoder is built.
 """
 
 from __future__ import annotations
@@ -13,23 +15,27 @@ import inspect
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias, Union
 
-from torch import nn
-
-from fleet.export.convolutions import ConvolutionEncoder, Layer
-from fleet.export.lite0 import STRIDE4_BLOCKS, STRIDE8_BLOCKS, Lite0Encoder
-from fleet.export.modules import ModuleEncoder
-from fleet.export.onnx_encoder import ENDING, OnnxEncoder, file_encoder, is_onnx_file
 from protocol.doors import MOST_CHARACTERS, Door, file_name
 from protocol.errors import SettingError
 
-ImageEncoder = ConvolutionEncoder | ModuleEncoder | OnnxEncoder
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fleet.export.convolutions import ConvolutionEncoder
+    from fleet.export.modules import ModuleEncoder
+    from fleet.export.onnx_encoder import OnnxEncoder
+
+ImageEncoder: TypeAlias = Union["ConvolutionEncoder", "ModuleEncoder", "OnnxEncoder"]
 """What an encoder is to everything that exports, trains or starts from one."""
+ONNX_ENDING = ".onnx"
 
 
 def _stack(strides: Sequence[int], channels: int) -> ConvolutionEncoder:
     """3x3 convolutions of 16, 32 and `channels` channels, ReLU between them, the last one linear."""
+    from fleet.export.convolutions import ConvolutionEncoder, Layer
+
     widths = (16, 32, channels)
     return ConvolutionEncoder(
         [
@@ -46,9 +52,23 @@ def _blackfed_double_convolution() -> ConvolutionEncoder:
     stride 4; its published code uses stride 1 there. This one has the stride of the embedding that it
     stands in for, so that the network behind it sees the resolution it was designed for.
     """
+    from fleet.export.convolutions import ConvolutionEncoder, Layer
+
     return ConvolutionEncoder(
         [Layer(channels=64, norm=True), Layer(channels=64, kernel=7, stride=4, relu=False)]
     )
+
+
+def _lite0_stride8(weights: Path | None = None) -> ModuleEncoder:
+    from fleet.export.lite0 import STRIDE8_BLOCKS, Lite0Encoder
+
+    return Lite0Encoder(STRIDE8_BLOCKS, weights=weights)
+
+
+def _lite0_stride4(weights: Path | None = None) -> ModuleEncoder:
+    from fleet.export.lite0 import STRIDE4_BLOCKS, Lite0Encoder
+
+    return Lite0Encoder(STRIDE4_BLOCKS, weights=weights)
 
 
 def fitting_size(image_size: tuple[int, int], stride: int) -> tuple[int, int]:
@@ -105,8 +125,8 @@ CHAINS: dict[str, BuildsEncoder] = {
 }
 """Those that start from a seed."""
 PRETRAINED: dict[str, BuildsEncoder] = {
-    "efficientnet-lite0-s8": partial(Lite0Encoder, STRIDE8_BLOCKS),
-    "efficientnet-lite0-s4": partial(Lite0Encoder, STRIDE4_BLOCKS),
+    "efficientnet-lite0-s8": _lite0_stride8,
+    "efficientnet-lite0-s4": _lite0_stride4,
 }
 """Those that start from weights of ImageNet."""
 ENCODERS = CHAINS | PRETRAINED
@@ -116,8 +136,13 @@ ENCODER_DOOR: Door[BuildsEncoder] = Door(
     "encoder",
     BuildsEncoder,  # type: ignore[type-abstract]
     ENCODERS,
-    f"or the path of a file that ends in {ENDING}",
+    f"or the path of a file that ends in {ONNX_ENDING}",
 )
+
+
+def is_onnx_file(name: str) -> bool:
+    """Whether the name of an encoder is the path of a file."""
+    return name.endswith(ONNX_ENDING)
 
 
 def check_encoder_name(name: str) -> None:
@@ -160,6 +185,8 @@ def architecture(
     if is_onnx_file(name):
         if weights is not None:
             raise ENCODER_DOOR.refuse(name, f"has its own weights, got {weights}; leave out encoder.weights")
+        from fleet.export.onnx_encoder import file_encoder
+
         return file_encoder(Path(name), trainable)
     if trainable:
         raise ENCODER_DOOR.refuse(
@@ -172,6 +199,11 @@ def architecture(
         if "weights" not in inspect.signature(build).parameters:
             raise ENCODER_DOOR.refuse(name, f"takes no weights, got {weights}; leave out encoder.weights")
         build = partial(build, weights=weights)  # type: ignore[call-arg]  # as its signature says
+    from torch import nn
+
+    from fleet.export.convolutions import ConvolutionEncoder
+    from fleet.export.modules import ModuleEncoder
+
     with ENCODER_DOOR.guard(name):
         encoder = build()
         if isinstance(encoder, nn.Module) and not isinstance(encoder, ConvolutionEncoder | ModuleEncoder):

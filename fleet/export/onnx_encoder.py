@@ -27,7 +27,6 @@ from fleet.export.graphs import Graph, pixels_graph
 from fleet.export.onnx_file import OnnxFile, read_onnx_file
 from protocol.plans.adaptation import SubspaceName
 
-ENDING = ".onnx"
 _FEATURES = "features_BCHW"
 _PROBE_SIDE = 64
 _NAMED = 6
@@ -218,11 +217,6 @@ class OnnxEncoder(nn.Module):
             raise self._file.refuse(
                 f"its weight {still[0]!r} has no part in the features: it would never learn"
             )
-
-
-def is_onnx_file(name: str) -> bool:
-    """Whether the name of an encoder is the path of a file."""
-    return name.endswith(ENDING)
 
 
 def file_encoder(path: Path, trainable: Sequence[str] | None = None) -> OnnxEncoder:

@@ -26,8 +26,11 @@ from edge_client.learners.federated import own_statistics
 from edge_client.learners.subspaces import displaced
 from edge_client.state import StateStore, VehicleState
 from edge_client.vehicle import bundle_digest
-from fleet.export.encoders import ImageEncoder, folder_name
+from fleet.export.convolutions import ConvolutionEncoder
+from fleet.export.encoders import folder_name
 from fleet.export.local_model import build_whole_network
+from fleet.export.modules import ModuleEncoder
+from fleet.export.onnx_encoder import OnnxEncoder
 from fleet.frames.allocation import vehicle_encoder
 from fleet.run.fleet_run import CLOUD_SETTINGS_NAME
 from fleet.run.joint_network import read_trained
@@ -171,7 +174,7 @@ def _centralized(scenario: Scenario, run_folder: Path) -> Served:
 
 def _in_one_piece(scenario: Scenario, name: str, encoder: nn.Module, network: nn.Module) -> Served:
     """Of halves that were trained as one: the features between them were never coded."""
-    assert isinstance(encoder, ImageEncoder)
+    assert isinstance(encoder, ConvolutionEncoder | ModuleEncoder | OnnxEncoder)
     image_size = scenario.frame_size
     encoder.eval()
     theta = torch.nn.utils.parameters_to_vector(encoder.parameters()).detach().numpy()

@@ -6,7 +6,8 @@ from collections.abc import Collection
 from pathlib import Path
 
 from cloud_server.algorithms.table import algorithm_row
-from cloud_server.networks.build import NETWORK_DOOR, build_network
+from cloud_server.networks.build import build_network
+from cloud_server.networks.table import NETWORK_DOOR
 from cloud_server.run.combinations import check_combination
 from cloud_server.training.compute import check_device
 from cloud_server.training.losses import LOSSES
@@ -14,6 +15,7 @@ from datasets.partition import METHODS
 from edge_client.encoder.subspaces import check_subspace
 from edge_client.learners.own import check_settings, find_learner
 from fleet import broker
+from fleet.broker import MEMORY_BUS, OWN_BROKERS
 from fleet.errors import OperatorError
 from fleet.export.encoders import check_image_size
 from fleet.export.onnx_encoder import OnnxEncoder
@@ -23,11 +25,6 @@ from fleet.start import StartSpec
 from protocol.messages import OwnPlan
 from protocol.mqtt.broker_url import parse_broker_url
 from protocol.plans.local_loss import LocalLossPlan
-
-OWN_BROKERS = ("auto", *broker.KINDS)
-"""What `broker` in a scenario may name to have one started."""
-MEMORY_BUS = "memory"
-"""What `broker` in a scenario names to have the whole fleet in the launcher's process, without a network."""
 
 
 def check_runnable(scenario: Scenario) -> None:

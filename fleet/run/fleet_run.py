@@ -18,13 +18,14 @@ from edge_client.encoder.bundle import EncoderBundle
 from edge_client.encoder.runtime import Encoder
 from edge_client.host import HostConfig, VehicleConfig, read_host_config
 from fleet import broker
+from fleet.broker import MEMORY_BUS, OWN_BROKERS
 from fleet.errors import OperatorError
 from fleet.export.bundle import SPEC_NAME, export_encoder
 from fleet.export.encoders import folder_name, short_name
 from fleet.export.local_model import export_local_model
 from fleet.frames.allocation import data_folder, sights
 from fleet.run.beginning import begin
-from fleet.run.checks import MEMORY_BUS, OWN_BROKERS, named_learners
+from fleet.run.checks import named_learners
 from fleet.run.heads import write_heads
 from fleet.run.in_process import run_in_process
 from fleet.run.job import Job

@@ -14,9 +14,9 @@ from typing import Any
 import msgspec
 
 from datasets.class_file import CLASSES_NAME
+from fleet.broker import MEMORY_BUS, OWN_BROKERS
 from fleet.errors import OperatorError
-from fleet.export.onnx_encoder import is_onnx_file
-from fleet.run.checks import MEMORY_BUS, OWN_BROKERS
+from fleet.export.encoders import is_onnx_file
 from fleet.scenario import Scenario, load_scenario, save_scenario
 from protocol.atomic import write_bytes_atomic
 from protocol.mqtt.broker_url import parse_broker_url

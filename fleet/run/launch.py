@@ -17,12 +17,13 @@ from rich.console import Console
 from cloud_server.algorithms.table import algorithm_row
 from cloud_server.run.results import RESULT_NAME
 from datasets.class_file import CLASSES_NAME
+from fleet.broker import MEMORY_BUS, OWN_BROKERS
 from fleet.export.encoders import resizing_remark
 from fleet.frames.allocation import open_data, source_test_frames
 from fleet.frames.check import check_before_allotting, check_shares
 from fleet.frames.partition_record import PARTITION_NAME, record_shares, settle_classes, settle_shares
 from fleet.run.centralized import run_centralized
-from fleet.run.checks import MEMORY_BUS, OWN_BROKERS, check_runnable, check_start
+from fleet.run.checks import check_runnable, check_start
 from fleet.run.fleet_run import run_fleet
 from fleet.run.folder import (
     SCENARIO_NAME,

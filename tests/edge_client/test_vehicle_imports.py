@@ -43,7 +43,7 @@ Encoder(EncoderBundle.load(Path(sys.argv[1])))
 """
 
 
-@pytest.mark.parametrize("first", ["", "import fleet.cli.app", "import edge_client.__main__"])
+@pytest.mark.parametrize("first", ["", "import fleet.run.launch", "import edge_client.__main__"])
 def test_onnx_runtime_leaves_nothing_in_the_user_s_folders(
     tiny_world: World, tmp_path: Path, first: str
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,6 +52,32 @@ def test_a_command_without_arguments_shows_its_help() -> None:
     done = run(module("fleet.cli"))
     assert done.returncode == 2
     assert "launch" in done.stdout + done.stderr
+
+
+LIGHT = """
+import runpy, sys
+
+def codes(module, *commands):
+    for arguments in commands:
+        sys.argv = [module, *arguments.split()]
+        try:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        except SystemExit as ending:
+            yield ending.code
+
+commands = ["--help", "launch --help", "compare --help", "launch --rounds many", "launch --rounds 0",
+            "compare --algorithms nothing --compare-dir nowhere", "encoder check nothing",
+            "evaluate nowhere nowhere"]
+operator = [*codes("fleet.cli", *commands)]
+cloud = [*codes("cloud_server", "--help", "--run-dir nowhere --broker mqtt://nowhere --rounds 0")]
+print(operator, cloud, *{"torch", "matplotlib", "onnx"} & set(sys.modules), file=sys.stderr)
+"""
+
+
+def test_help_and_mistakes_load_nothing_that_takes_seconds(tmp_path: Path) -> None:
+    """In a clean interpreter: no torch, no charts."""
+    done = run([sys.executable, "-c", LIGHT], cwd=tmp_path)
+    assert done.stderr.splitlines()[-1] == "[0, 0, 0, 2, 2, 2, 2, 2] [0, 2]", done.stderr
 
 
 def test_an_option_of_the_wrong_type_is_refused_without_traceback() -> None:
