@@ -33,7 +33,6 @@ from cloud_server.training.server_optimizers import build_server_optimizer
 from evaluation.errors import EvaluationError
 from evaluation.scores import ConfusionMatrix
 from protocol.codec.weights import WeightArrays, WeightsError, WeightTensor, pack, unpack
-from protocol.errors import SettingError
 from protocol.local_model import FOLDER_NAME, LocalModel, LocalModelError
 from protocol.messages import FederatedPlan, SplitScores, Turn, Update
 from protocol.noise import derive_seed, permutation
