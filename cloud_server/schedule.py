@@ -6,7 +6,7 @@ Its number is the turn id of its turns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -58,13 +58,31 @@ def apart(vehicles: Sequence[str], rounds: int, deadline_s: float | None) -> tup
     )
 
 
+def in_drawn_order(
+    vehicles: Sequence[str], rounds: int, order: Callable[[int], Sequence[str]]
+) -> tuple[Stage, ...]:
+    """In each round vehicles learn one after the other, in the order of its number, each in a stage of its
+    own; a stage with everyone's turn follows."""
+    plan: list[tuple[int, Kind, tuple[str, ...]]] = []
+    for number in range(1, rounds + 1):
+        plan += [(number, Kind.LEARN, (vehicle,)) for vehicle in order(number)]
+        plan.append((number, Kind.TRAIN, tuple(vehicles)))
+    return _numbered(vehicles, rounds, plan)
+
+
 def _stages(
     vehicles: Sequence[str], rounds: int, stages_of_round: Sequence[tuple[Kind, tuple[str, ...]]]
 ) -> tuple[Stage, ...]:
+    learning = [(number, *stage) for number in range(1, rounds + 1) for stage in stages_of_round]
+    return _numbered(vehicles, rounds, learning)
+
+
+def _numbered(
+    vehicles: Sequence[str], rounds: int, learning: Sequence[tuple[int, Kind, tuple[str, ...]]]
+) -> tuple[Stage, ...]:
+    """Stages of learning, (round, kind, vehicles) each, between the two evaluations."""
     everyone = tuple(vehicles)
-    plan: list[tuple[int, Kind, tuple[str, ...]]] = [(0, Kind.INITIAL, everyone)]
-    plan += [(number, *stage) for number in range(1, rounds + 1) for stage in stages_of_round]
-    plan.append((rounds + 1, Kind.FINAL, everyone))
+    plan = [(0, Kind.INITIAL, everyone), *learning, (rounds + 1, Kind.FINAL, everyone)]
     return tuple(
         Stage(number=number, round=round_number, kind=kind, vehicles=members)
         for number, (round_number, kind, members) in enumerate(plan)

@@ -298,6 +298,18 @@ def evaluation_plan(context: Context, stage: Stage, vehicle: str, batch_size: in
     return TurnPlan(learner=None, epochs=0, batches=0, batch_size=batch_size, uploads=uploads)
 
 
+def validation_plan(config: CloudConfig, stage: Stage) -> TurnPlan:
+    """Features of the vehicle's validation frames, and no learning."""
+    return TurnPlan(
+        learner=None,
+        epochs=0,
+        batches=0,
+        batch_size=config.first_order.batch_size,
+        uploads=("val",),
+        limits=upload_limits(config, stage),
+    )
+
+
 def validation_miou(
     context: Context,
     vehicle: str,

@@ -31,7 +31,7 @@ _STRUCTURE = "structure"
 def individual(context: Context) -> WhiteBox:
     """The algorithm in its row of the table."""
     config = context.config
-    networks = _OwnNetworks(
+    networks = OwnNetworks(
         context.trainer,
         VehicleStore(context.run_folder / "cloud" / "own", capacity=config.store_capacity),
         {vehicle: training_steps(config, frames) for vehicle, frames in context.train_frames.items()},
@@ -41,7 +41,7 @@ def individual(context: Context) -> WhiteBox:
     return WhiteBox(context, networks=networks, replay=Replay(context, shared=False), stages=stages)
 
 
-class _OwnNetworks:
+class OwnNetworks:
     """Each on disk once committed, in memory while its turn is under way, in the trainer while it is used."""
 
     def __init__(
@@ -79,7 +79,7 @@ class _OwnNetworks:
         yield
 
     def keep(self, vehicle: str, turn_id: int, score: float) -> None:
-        self._store.put(vehicle, _pack(self._trainer.state_dict()), score=score, turn_id=turn_id)
+        self._store.put(vehicle, pack_state(self._trainer.state_dict()), score=score, turn_id=turn_id)
         self._learning.discard(vehicle)
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -99,27 +99,28 @@ class _OwnNetworks:
             if self._holder in self._learning:
                 assert self._holder is not None
                 self._set_aside[self._holder] = self._trainer.state_dict()
-            state = self._set_aside.pop(vehicle, None) or self._kept(vehicle)
+            state = self._set_aside.pop(vehicle, None) or self._from_before(vehicle)
             self._trainer.load_state_dict(state)
             self._trainer.span_schedule(self._total_steps[vehicle])
             if self._class_weights is not None:
                 self._trainer.weigh_classes(partial(self._class_weights, (vehicle,)))
             self._holder = vehicle
 
-    def _kept(self, vehicle: str) -> dict[str, Any]:
+    def _from_before(self, vehicle: str) -> dict[str, Any]:
+        """The trainer's state that the vehicle's turn starts from."""
         tensors = self._store.get(vehicle)
-        return self._start if tensors is None else _unpack(tensors)
+        return self._start if tensors is None else unpack_state(tensors)
 
 
-def _pack(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def pack_state(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """A trainer's snapshot as tensors alone, for a store that holds nothing else."""
     tensors, structure = flatten_state(state)
     text = json.dumps(structure).encode()
     return {**tensors, _STRUCTURE: torch.frombuffer(bytearray(text), dtype=torch.uint8)}
 
 
-def _unpack(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """The snapshot that `_pack` was given."""
+def unpack_state(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """The snapshot that `pack_state` was given."""
     structure = json.loads(tensors[_STRUCTURE].numpy().tobytes())
     state: dict[str, Any] = unflatten_state(tensors, structure)
     return state

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -24,8 +25,8 @@ from protocol.plans.sharing import HEAD, PHI, Shared, Sharing
 
 log = logging.getLogger(__name__)
 
-_PREFIX = "sharing/"
-"""Of its tensors in a checkpoint, followed by bundle and name."""
+_PREFIX, _SENT_PREFIX = "sharing/", "sharing-sent/"
+"""Of its tensors in a checkpoint, followed by bundle, or vehicle, and name."""
 _FEWEST_OTHERS = 2
 """Vehicles that have to have moved before another can be told from them."""
 
@@ -33,16 +34,19 @@ _FEWEST_OTHERS = 2
 class SharedEncoder:
     """What is shared, by bundle, and what has arrived for it in the stage under way."""
 
-    def __init__(self, context: Context, *, judges_at_once: bool = False) -> None:
-        """`judges_at_once`: what a vehicle sends is handed on after its turn, not averaged with others'."""
+    def __init__(
+        self, context: Context, *, judges_at_once: bool = False, settings: Sharing | None = None
+    ) -> None:
+        """`judges_at_once`: what a vehicle sends is handed on after its turn, not averaged with others';
+        `settings`: None = the run's."""
         self._context = context
         self._judges_at_once = judges_at_once
-        self._settings = context.config.way(Sharing)
+        self._settings = context.config.way(Sharing) if settings is None else settings
         self._shared: dict[str, WeightArrays] = {}
         """By bundle: d, and the head where it is shared; nothing before the first stage that sends."""
         self._packed: dict[str, tuple[WeightTensor, ...]] = {}
         self._sent: dict[str, WeightArrays] = {}
-        """By vehicle: what it has sent in this attempt at its turn."""
+        """By vehicle: what it has sent, of this attempt at its turn or of an earlier stage of the round."""
         self._moves: dict[str, float] = {}
         """By vehicle: how far its φ went in its latest turn that counted."""
 
@@ -51,6 +55,11 @@ class SharedEncoder:
         if not self._settings.is_on:
             return None
         return Shared(sends=sends, head=self._settings.head)
+
+    @property
+    def waits(self) -> bool:
+        """Whether anything that vehicles have sent is yet to be averaged."""
+        return bool(self._sent)
 
     def displacement(self, vehicle: str) -> NDArray[np.float32] | None:
         """d of a vehicle's encoder; None where nothing is shared."""
@@ -203,8 +212,9 @@ class SharedEncoder:
     def tensors(self) -> dict[str, torch.Tensor]:
         """See `Algorithm.tensors`."""
         return {
-            f"{_PREFIX}{bundle}/{name}": torch.from_numpy(np.array(array))
-            for bundle, tensors in self._shared.items()
+            f"{prefix}{owner}/{name}": torch.from_numpy(np.array(array))
+            for prefix, content in ((_PREFIX, self._shared), (_SENT_PREFIX, self._sent))
+            for owner, tensors in content.items()
             for name, array in tensors.items()
         }
 
@@ -216,18 +226,31 @@ class SharedEncoder:
 
     def restore(self, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
         """See `Algorithm.restore`."""
-        found: dict[str, WeightArrays] = {}
-        for key, tensor in tensors.items():
-            if key.startswith(_PREFIX):
-                bundle, _, name = key.removeprefix(_PREFIX).rpartition("/")
-                found.setdefault(bundle, {})[name] = tensor.numpy().copy()
-        self._sent.clear()
+        self._sent = _stored(tensors, _SENT_PREFIX)
         self._shared, self._packed = {}, {}
-        for bundle, arrays in found.items():
-            names = [name for name in (PHI, HEAD) if name in arrays]
-            self._share(bundle, {name: arrays[name] for name in names})
+        for bundle, arrays in _stored(tensors, _PREFIX).items():
+            self._share(bundle, arrays)
         self._moves = dict(meta.get("moves", {}))
+
+
+def _stored(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, WeightArrays]:
+    """What a checkpoint holds under a prefix, by owner."""
+    found: dict[str, WeightArrays] = {}
+    for key, tensor in tensors.items():
+        if key.startswith(prefix):
+            owner, _, name = key.removeprefix(prefix).rpartition("/")
+            found.setdefault(owner, {})[name] = tensor.numpy().copy()
+    return {
+        owner: {name: arrays[name] for name in (PHI, HEAD) if name in arrays}
+        for owner, arrays in found.items()
+    }
 
 
 def _shapes(tensors: WeightArrays) -> dict[str, tuple[int, ...]]:
     return {name: array.shape for name, array in tensors.items()}
+
+
+def always_shared(context: Context, *, head: bool = False) -> SharedEncoder:
+    """For an algorithm whose vehicles share their encoders whatever the run says; `head`: and their heads."""
+    settings = msgspec.structs.replace(context.config.way(Sharing), encoder="weights", head=head)
+    return SharedEncoder(context, settings=settings)

@@ -26,14 +26,15 @@ def split(context: Context) -> WhiteBox:
     """The algorithm in its row of the table."""
     stages = round_robin(context.config.vehicles, context.config.rounds)
     served = VehicleStore(context.run_folder / "cloud" / "served", capacity=context.config.store_capacity)
-    networks = _SharedNetwork(context.trainer, served)
+    networks = OneNetworkInTurns(context.trainer, served)
     return WhiteBox(context, networks=networks, replay=Replay(context), stages=stages)
 
 
-class _SharedNetwork:
-    """The trainer's network learns in every turn; a copy from the end of its turn serves each vehicle."""
+class OneNetworkInTurns:
+    """The trainer's network learns in every turn; where there is a store, a copy from the end of its turn
+    serves each vehicle."""
 
-    def __init__(self, trainer: Trainer, served: VehicleStore) -> None:
+    def __init__(self, trainer: Trainer, served: VehicleStore | None = None) -> None:
         self._trainer = trainer
         self._served = served
         self._committed = trainer.state_dict()
@@ -48,10 +49,11 @@ class _SharedNetwork:
         self._changed = True
 
     def serving(self, vehicle: str) -> AbstractContextManager[None]:
-        return self._trainer.borrowed_weights(self._served.get(vehicle))
+        return self._trainer.borrowed_weights(self._served.get(vehicle) if self._served else None)
 
     def keep(self, vehicle: str, turn_id: int, score: float) -> None:
-        self._served.put(vehicle, self._trainer.weights(), score=score, turn_id=turn_id)
+        if self._served:
+            self._served.put(vehicle, self._trainer.weights(), score=score, turn_id=turn_id)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         return flatten_state(self._trainer.state_dict())[0]
@@ -59,16 +61,18 @@ class _SharedNetwork:
     def meta(self) -> dict[str, Any]:
         return {
             "trainer": flatten_state(self._trainer.state_dict())[1],
-            "served": self._served.references(),
+            "served": self._served.references() if self._served else {},
         }
 
     def restore(self, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
         self._trainer.load_state_dict(unflatten_state(tensors, meta["trainer"]))
         self._committed = self._trainer.state_dict()
-        self._served.restore(meta["served"])
+        if self._served:
+            self._served.restore(meta["served"])
 
     def committed(self) -> None:
-        self._served.prune()
+        if self._served:
+            self._served.prune()
         if self._changed:
             self._committed = self._trainer.state_dict()
             self._changed = False

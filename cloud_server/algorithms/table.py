@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from cloud_server.algorithms.blackfed import BlackFed
     from cloud_server.algorithms.blackfleet import BlackFleet
     from cloud_server.algorithms.fedavg import FedAvg
+    from cloud_server.algorithms.splitfed import SplitFed
     from cloud_server.algorithms.white_box import WhiteBox
 
 
@@ -47,6 +48,16 @@ def _split(context: Context) -> WhiteBox:
     from cloud_server.algorithms.split import split
 
     return split(context)
+
+
+def _splitfed(context: Context, *, copies: bool) -> SplitFed:
+    from cloud_server.algorithms.splitfed import splitfed_v1, splitfed_v2
+
+    return splitfed_v1(context) if copies else splitfed_v2(context)
+
+
+def _splitfed_handlers(algorithm: SplitFed) -> Handlers:
+    return {**gradient_handlers(algorithm), **shared_encoder_handlers(algorithm)}
 
 
 def _individual(context: Context) -> WhiteBox:
@@ -115,6 +126,30 @@ _ROWS: tuple[AlgorithmRow[Any], ...] = (
         trains_in_turns=True,
         heeds_views=True,
         may_go_on=True,
+    ),
+    AlgorithmRow(
+        name="splitfed-v1",
+        title="gradients and encoders' weights cross, all at once; copies of the network are averaged",
+        build=partial(_splitfed, copies=True),
+        handlers=_splitfed_handlers,
+        colour="#5aa02c",
+        trains_in_turns=True,
+        heeds_views=True,
+        may_go_on=True,
+        shares=("weights",),
+        ends_with_one_model=one_model,
+    ),
+    AlgorithmRow(
+        name="splitfed-v2",
+        title="the same with one network, vehicles one after the other in random order",
+        build=partial(_splitfed, copies=False),
+        handlers=_splitfed_handlers,
+        colour="#94b447",
+        trains_in_turns=True,
+        heeds_views=True,
+        may_go_on=True,
+        shares=("weights",),
+        ends_with_one_model=one_model,
     ),
     AlgorithmRow(
         name="individual",

@@ -1,4 +1,4 @@
-"""Learning with gradients on both sides of the split: what `split` and `individual` share.
+"""Learning with gradients on both sides of the split: what `split`, `individual` and SplitFed share.
 
 A vehicle sends the features of a batch, the cloud takes one first-order step on them and answers with the
 gradient at the features. Whose network learns is behind `Networks`.
@@ -135,7 +135,7 @@ class WhiteBox:
         if stage.kind is Kind.TRAIN:
             self._networks.learn(vehicle)
             self._note_losses(stage, vehicle)
-            self._validate(stage, vehicle, uploads["val"])
+            self._networks.keep(vehicle, stage.number, self._validate(stage, vehicle, uploads["val"]))
             return
         with self.serving(vehicle):
             evaluate_test_frames(self._context, self.scores, stage, vehicle, uploads, self._trainer.predict)
@@ -183,12 +183,13 @@ class WhiteBox:
         log.event("learned", stage=stage.number, vehicle=vehicle, losses=[round(mean, 5) for mean in means])
         log.scalar(f"loss/{vehicle}", means[-1], stage.number)
 
-    def _validate(self, stage: Stage, vehicle: str, val: Features) -> None:
+    def _validate(self, stage: Stage, vehicle: str, val: Features) -> float:
+        """The mIoU on a vehicle's validation frames of the weights that the trainer holds."""
         score = validation_miou(self._context, vehicle, val, self._trainer.predict)
-        self._networks.keep(vehicle, stage.number, score)
         self.progress.val_miou[vehicle] = score
         log = self._context.events
         log.event(
             "validation", stage=stage.number, round=stage.round, vehicle=vehicle, miou=score, best=score
         )
         log.scalar(f"val_miou/{vehicle}", score, stage.number)
+        return score
