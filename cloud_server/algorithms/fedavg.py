@@ -298,11 +298,12 @@ def drawn_vehicles(config: CloudConfig, round_number: int) -> tuple[str, ...]:
     return tuple(config.vehicles[position] for position in sorted(order[:count].tolist()))
 
 
-def epoch_rate_shares(config: CloudConfig, round_number: int) -> tuple[float, ...]:
+def epoch_rate_shares(config: CloudConfig, round_number: int, passes: int | None = None) -> tuple[float, ...]:
     """Each local pass's share of the highest rate: the schedule of the whole run, of rounds times
-    passes, at the pass's middle."""
+    passes, at the pass's middle. `passes`: None = those of `first_order`, replay's among them."""
     first = config.first_order
+    passes = first.passes if passes is None else passes
     share = SCHEDULES[first.schedule]
-    begun = (round_number - 1) * first.passes
-    halves = 2 * first.passes * config.rounds + 1
-    return tuple(share(2 * (begun + number) + 1, halves) for number in range(first.passes))
+    begun = (round_number - 1) * passes
+    halves = 2 * passes * config.rounds + 1
+    return tuple(share(2 * (begun + number) + 1, halves) for number in range(passes))

@@ -16,6 +16,7 @@ from cloud_server.desk.handlers.feedback import feedback_handlers
 from cloud_server.desk.handlers.gradients import gradient_handlers
 from cloud_server.desk.handlers.loss_maps import loss_map_handlers
 from cloud_server.desk.handlers.shared_encoder import shared_encoder_handlers
+from cloud_server.desk.handlers.smashed import aligning_handlers, smashed_handlers
 from cloud_server.desk.handlers.visit import Handlers
 from cloud_server.desk.handlers.weights import weight_handlers
 from protocol.doors import Door, is_foreign, misfit
@@ -23,6 +24,7 @@ from protocol.doors import Door, is_foreign, misfit
 if TYPE_CHECKING:
     from cloud_server.algorithms.blackfed import BlackFed
     from cloud_server.algorithms.blackfleet import BlackFleet
+    from cloud_server.algorithms.cse_fsl import CseFsl, FslSage
     from cloud_server.algorithms.fedavg import FedAvg
     from cloud_server.algorithms.splitfed import SplitFed
     from cloud_server.algorithms.white_box import WhiteBox
@@ -58,6 +60,26 @@ def _splitfed(context: Context, *, copies: bool) -> SplitFed:
 
 def _splitfed_handlers(algorithm: SplitFed) -> Handlers:
     return {**gradient_handlers(algorithm), **shared_encoder_handlers(algorithm)}
+
+
+def _cse_fsl(context: Context) -> CseFsl:
+    from cloud_server.algorithms.cse_fsl import CseFsl
+
+    return CseFsl(context)
+
+
+def _cse_fsl_handlers(algorithm: CseFsl) -> Handlers:
+    return {**smashed_handlers(algorithm), **shared_encoder_handlers(algorithm)}
+
+
+def _fsl_sage(context: Context) -> FslSage:
+    from cloud_server.algorithms.cse_fsl import FslSage
+
+    return FslSage(context)
+
+
+def _fsl_sage_handlers(algorithm: FslSage) -> Handlers:
+    return {**_cse_fsl_handlers(algorithm), **aligning_handlers(algorithm)}
 
 
 def _individual(context: Context) -> WhiteBox:
@@ -148,6 +170,30 @@ _ROWS: tuple[AlgorithmRow[Any], ...] = (
         trains_in_turns=True,
         heeds_views=True,
         may_go_on=True,
+        shares=("weights",),
+        ends_with_one_model=one_model,
+    ),
+    AlgorithmRow(
+        name="cse-fsl",
+        title="a local loss, rare uploads; encoders' and heads' weights cross, no gradient",
+        build=_cse_fsl,
+        handlers=_cse_fsl_handlers,
+        colour="#12b5a5",
+        heeds_views=True,
+        needs=Needs(local_head=True),
+        cloud_rests=True,
+        shares=("weights",),
+        ends_with_one_model=one_model,
+    ),
+    AlgorithmRow(
+        name="fsl-sage",
+        title="the same with heads aligned to gradients, which cross now and then",
+        build=_fsl_sage,
+        handlers=_fsl_sage_handlers,
+        colour="#0b6e4f",
+        heeds_views=True,
+        needs=Needs(local_head=True),
+        cloud_rests=True,
         shares=("weights",),
         ends_with_one_model=one_model,
     ),

@@ -19,7 +19,8 @@ from datasets.augment import View, draw_view, view_seed
 from evaluation.predictions import PredictionError, prediction_name
 from protocol.batches import batch_bounds
 from protocol.codec.tensor import EncodedTensor, decode
-from protocol.messages import SPLITS, OfferedLabel, Turn, WhiteBoxPlan
+from protocol.messages import SPLITS, CseFslPlan, FslSagePlan, OfferedLabel, Turn, WhiteBoxPlan
+from protocol.plans.cse_fsl import uploaded_batches
 
 
 class Featured(Protocol):
@@ -136,12 +137,12 @@ class RequestChecks:
                 )
 
     def train_steps(self, turn: Turn) -> int:
-        """How many training steps a turn consists of."""
-        if not isinstance(turn.learner, WhiteBoxPlan):
-            return 0
-        return turn.epochs * len(
-            batch_bounds(len(self._registry.frames(turn.vehicle, "train")), turn.batch_size)
-        )
+        """How many training steps a turn consists of, or uploads of batches for later ones."""
+        frames = len(self._registry.frames(turn.vehicle, "train"))
+        batches = turn.epochs * len(batch_bounds(frames, turn.batch_size))
+        if isinstance(turn.learner, CseFslPlan | FslSagePlan):
+            return len(uploaded_batches(batches, turn.learner.upload_every))
+        return batches if isinstance(turn.learner, WhiteBoxPlan) else 0
 
     def asked_frames(self, turn: Turn, split: str) -> Sequence[int]:
         """The frames of a split that are to be uploaded in a turn that asks for the split."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from edge_client.learners.activation import learn_from_loss_maps
+from edge_client.learners.cse_fsl import learn_uploading
 from edge_client.learners.federated import learn_with_weights
+from edge_client.learners.fsl_sage import learn_aligned
 from edge_client.learners.local_loss import learn_from_local_loss
 from edge_client.learners.own import learn_as_allowed
 from edge_client.learners.region_spsa import learn_from_regions
@@ -16,7 +18,9 @@ from edge_client.state import VehicleState
 from edge_client.turn import TurnTools
 from protocol.messages import (
     ActivationPlan,
+    CseFslPlan,
     FederatedPlan,
+    FslSagePlan,
     LocalLossPlan,
     OwnPlan,
     RegionSpsaPlan,
@@ -43,6 +47,8 @@ LEARNERS: dict[type, Learn] = {
     RegionSpsaPlan: learn_from_regions,
     WhiteBoxPlan: learn_from_gradients,
     FederatedPlan: learn_with_weights,
+    CseFslPlan: learn_uploading,
+    FslSagePlan: learn_aligned,
     LocalLossPlan: learn_from_local_loss,
     OwnPlan: learn_as_allowed,
 }

@@ -8,7 +8,8 @@ encoder parameters and φ all head parameters, float32 vectors.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,24 @@ _Weights = dict[int, NDArray[np.float32]]
 """By train frame: the weight (y, x) of its cells in the loss; those of a frame that isn't named are 1."""
 
 
+class Rates(Protocol):
+    """Step sizes of Adam at their highest."""
+
+    @property
+    def rate(self) -> float:
+        """On the encoder."""
+        ...
+
+    @property
+    def head_rate(self) -> float:
+        """On the head."""
+        ...
+
+
+AfterStep = Callable[[tuple[int, ...], int | None, NDArray[np.float32]], None]
+"""(frames, draw of the augmentation, features_BCHW) of a batch."""
+
+
 def learn_from_local_loss(tools: TurnTools, state: VehicleState) -> tuple[VehicleState, float | None]:
     """Joint first-order training of encoder and head on the cross-entropy of the vehicle's own train frames,
     weighted where the plan says so.
@@ -45,20 +64,29 @@ def learn_from_local_loss(tools: TurnTools, state: VehicleState) -> tuple[Vehicl
         TurnRefused: a local head or the VJP is missing, plan or state don't fit, the cloud's loss maps stay
             unusable, or training diverged.
     """
-    plan, head = tools.turn.learner, tools.local_head
+    plan, head = tools.turn.learner, head_of(tools)
     assert isinstance(plan, LocalLossPlan)
-    if head is None:
-        raise TurnRefused(
-            "this vehicle has no local head, which this algorithm needs; give it the folder that the "
-            "launcher wrote (--local-head, or local_head in its settings)"
-        )
     shares, mapped = tools.turn.rate_shares, tools.turn.loss_map_frames
     if tools.turn.epochs != len(shares):
         raise TurnRefused(f"the turn has {tools.turn.epochs} epochs but {len(shares)} rates")
     weights = None if mapped is None else _fetch_weights(tools, plan, head, mapped)
-    training = _Training(tools, plan, head, state, weights)
+    training = Training(tools, plan, head, state, weights)
     means = [training.epoch(epoch, share) for epoch, share in enumerate(shares)]
     return training.state(), means[-1] if means else None
+
+
+def head_of(tools: TurnTools) -> LocalHead:
+    """The vehicle's local head.
+
+    Raises:
+        TurnRefused: it has none.
+    """
+    if tools.local_head is None:
+        raise TurnRefused(
+            "this vehicle has no local head, which this algorithm needs; give it the folder that the "
+            "launcher wrote (--local-head, or local_head in its settings)"
+        )
+    return tools.local_head
 
 
 def _fetch_weights(
@@ -87,21 +115,28 @@ def _fetch_weights(
     return dict(zip(train, weight_nyx, strict=True))
 
 
-class _Training:
+class Training:
     """θ, φ and the two optimizers on their way through a turn."""
 
     def __init__(
         self,
         tools: TurnTools,
-        plan: LocalLossPlan,
+        plan: Rates,
         head: LocalHead,
         state: VehicleState,
-        weights: _Weights | None,
+        weights: _Weights | None = None,
+        *,
+        head_learns: bool = True,
+        after_step: AfterStep = lambda batch, draw, features_BCHW: None,
     ) -> None:
+        """`head_learns`: from labels, with the encoder; `after_step` is told of each batch that was learnt
+        from, and of its features before."""
         self._tools = tools
         self._plan = plan
         self._head = head
         self._weights = weights
+        self._head_learns = head_learns
+        self._after_step = after_step
         self._class_weights = tools.class_weights()
         self._parameters = head.initial
         try:
@@ -127,6 +162,24 @@ class _Training:
         for prefix, part in ((_ENCODER, encoder.optimizer), (_HEAD, self._head_adam.state_arrays())):
             arrays |= {prefix + name: array for name, array in part.items()}
         return VehicleState(theta=encoder.theta, optimizer=arrays)
+
+    def fit_head(
+        self, gradient_of: Callable[[NDArray[np.float32]], NDArray[np.float32]], rate: float
+    ) -> None:
+        """One step of the head's Adam along a gradient, float32 (n,), at its parameters.
+
+        Raises:
+            TurnRefused: the parameters are no longer finite.
+        """
+        self._head_adam.rate = rate
+        self._parameters = self._head_adam.step(self._parameters, gradient_of(self._parameters))
+        if not np.isfinite(self._parameters).all():
+            raise TurnRefused(f"the head diverged while it was fitted; lower the rate (now {rate:g})")
+
+    @property
+    def theta(self) -> NDArray[np.float32]:
+        """θ as it is now."""
+        return self._encoder.theta
 
     def epoch(self, epoch: int, rate_share: float) -> float:
         """One pass over the train frames; returns the mean loss of its frames."""
@@ -166,5 +219,7 @@ class _Training:
         head_gradient, features_gradient_BCHW = judged.pull_back(gradient_BKhw)
         gradient = encoded.pull_back(features_gradient_BCHW)
         self._encoder.step(gradient, where=where)
-        self._parameters = self._head_adam.step(self._parameters, head_gradient)
+        if self._head_learns:
+            self._parameters = self._head_adam.step(self._parameters, head_gradient)
+        self._after_step(tuple(batch), draw, encoded.features_BCHW)
         return loss

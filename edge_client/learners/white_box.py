@@ -49,7 +49,7 @@ def learn_from_gradients(tools: TurnTools, state: VehicleState) -> tuple[Vehicle
             step = TrainStep(**tools.header(), frames=batch, features=features, draw=draw)
             [answer] = tools.ask([step])
             assert isinstance(answer, Gradient)
-            gradient_BCHW = _checked_gradient(answer, linearised.features_BCHW.shape)
+            gradient_BCHW = checked_gradient(answer, linearised.features_BCHW.shape)
             optimizer.rate = plan.rate * answer.rate_share
             learning.step(linearised.pull_back(gradient_BCHW), where=f"epoch {epoch}")
             losses.append(answer.loss)
@@ -57,7 +57,7 @@ def learn_from_gradients(tools: TurnTools, state: VehicleState) -> tuple[Vehicle
     return learning.state(), mean_loss
 
 
-def _checked_gradient(answer: Gradient, shape_BCHW: tuple[int, ...]) -> NDArray[np.float32]:
+def checked_gradient(answer: Gradient, shape_BCHW: tuple[int, ...]) -> NDArray[np.float32]:
     """∂loss/∂features of the batch.
 
     Raises:

@@ -36,8 +36,10 @@ from protocol.plans.adaptation import Adaptation
 from protocol.plans.augmentation import Augmentation
 from protocol.plans.checks import MOST_SEEDS, LossMapPlan
 from protocol.plans.coding import Coding
+from protocol.plans.cse_fsl import CseFslPlan, Smashed
 from protocol.plans.federated import FederatedPlan, FetchWeights, SplitScores, Update, Weights
 from protocol.plans.first_order import FirstOrder
+from protocol.plans.fsl_sage import AskGradient, FslSagePlan
 from protocol.plans.local_loss import FetchLossMaps, LocalLossPlan
 from protocol.plans.own import Ask, OwnPlan, Told
 from protocol.plans.region_spsa import MovedQuery, RegionSpsaPlan
@@ -74,8 +76,10 @@ __all__ = [
     "Adaptation",
     "Answer",
     "Ask",
+    "AskGradient",
     "Augmentation",
     "Coding",
+    "CseFslPlan",
     "Down",
     "EncodedTensor",
     "FederatedPlan",
@@ -85,6 +89,7 @@ __all__ = [
     "FetchWeights",
     "Finish",
     "FirstOrder",
+    "FslSagePlan",
     "Gradient",
     "Hello",
     "Judged",
@@ -109,6 +114,7 @@ __all__ = [
     "SendEncoder",
     "Shared",
     "SharedEncoder",
+    "Smashed",
     "SplitScores",
     "SpsaPlan",
     "Status",

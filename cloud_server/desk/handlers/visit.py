@@ -20,6 +20,7 @@ from cloud_server.errors import RequestError
 from cloud_server.storage.label_store import LabelStore
 from protocol.messages import (
     Answer,
+    AskGradient,
     FetchEncoder,
     FetchLossMaps,
     FetchWeights,
@@ -30,6 +31,7 @@ from protocol.messages import (
     RequestIdentity,
     SeededQuery,
     SendEncoder,
+    Smashed,
     SplitScores,
     TrainStep,
     Update,
@@ -77,6 +79,8 @@ _WITHOUT: Mapping[type, str] = {
     SeededQuery: "this turn has no seeded queries",
     MovedQuery: "this turn has no moved queries",
     TrainStep: "this turn has no training steps",
+    Smashed: "this turn uploads no batches while it learns",
+    AskGradient: "this turn asks for no gradients",
     FetchLossMaps: "this turn fetches no loss maps",
     FetchEncoder: "this turn's encoder is the vehicle's own",
     SendEncoder: "this turn's encoder is the vehicle's own",
