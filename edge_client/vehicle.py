@@ -22,6 +22,7 @@ from edge_client.learners.shared_encoder import FetchedEncoder, hand_in, take_ov
 from edge_client.local.head import LocalHead
 from edge_client.state import StateStore, VehicleState
 from edge_client.turn import LabelMemory, LocalModelTools, TurnTools
+from edge_client.work import metered
 from protocol.errors import MENDABLE
 from protocol.messages import PROTOCOL_VERSION, Hello, Turn, TurnDone, TurnFailed
 from protocol.messages.up import LOCAL_HEAD, WHOLE_NETWORK
@@ -208,14 +209,16 @@ class Vehicle:
         log.info("turn %d begins", turn.turn_id)
         try:
             try:
-                loss = self._learn_and_upload(tools)
+                with metered() as meter:
+                    loss = self._learn_and_upload(tools)
             except _NOT_THE_TURN:
                 raise
             except Exception as error:  # whatever it is, the cloud must hear why before this vehicle gives up
                 failed = TurnFailed(**tools.header(), reason=_reason(error))
                 self._conversation.ask(turn, [failed])
                 raise
-            self._conversation.ask(turn, [TurnDone(**tools.header(), loss=loss)])
+            work = meter.work(self._bundle.spec.graphs["forward"].multiply_adds)
+            self._conversation.ask(turn, [TurnDone(**tools.header(), loss=loss, work=work)])
         except Superseded as superseded:
             log.info("turn %d starts over", superseded.turn.turn_id)
             return superseded.turn

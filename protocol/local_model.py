@@ -58,6 +58,8 @@ class LocalModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     entries: tuple[EntrySpec, ...]
     sha256: dict[str, str]
     """By file name."""
+    multiply_adds: int = 0
+    """Of one frame's prediction, of convolutions and matrix products; 0 = not counted."""
 
     def shapes(self, *, statistics: bool) -> dict[str, tuple[int, ...]]:
         """Shape by name of the parameters, and of the running statistics if they are wanted too."""

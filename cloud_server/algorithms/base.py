@@ -171,6 +171,8 @@ class TrainingProgress:
 
     frames_seen: int = 0
     """Train frames that networks have taken first-order steps on, each as often as it was used."""
+    steps: int = 0
+    """First-order steps that networks have taken, each on a batch; of `fedavg`, those of its vehicles."""
     loss: dict[str, float] = field(default_factory=dict)
     """By vehicle: mean training loss of its latest pass."""
     val_miou: dict[str, float] = field(default_factory=dict)
@@ -192,6 +194,7 @@ class TrainingProgress:
         """JSON types, for the checkpoint."""
         return {
             "frames_seen": self.frames_seen,
+            "steps": self.steps,
             "loss": dict(self.loss),
             "val_miou": dict(self.val_miou),
             "left_out": dict(self.left_out),

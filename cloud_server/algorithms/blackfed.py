@@ -105,6 +105,7 @@ class BlackFed(OneNetwork):
                 epoch, vehicle, (train.indices[position] for position in positions)
             ),
         )
+        self.progress.steps += first.passes * len(bounds)
         self.progress.frames_seen += first.epochs * len(train.indices) + replayed_frames
         self.progress.loss[vehicle] = losses[-1]
         log.event("learned", stage=stage.number, vehicle=vehicle, losses=[round(loss, 5) for loss in losses])

@@ -229,6 +229,7 @@ class BlackFleet(OneNetwork):
                 if done % max(1, steps // _LIVE_LINES_A_STAGE) <= first.replay_steps:
                     log.event("learning", stage=stage.number, done=done, total=steps, loss=loss)
             means.append(total / frames)
+        self.progress.steps += done
         self.progress.frames_seen += first.epochs * frames + replayed_frames
         self.progress.loss = dict.fromkeys(stage.vehicles, means[-1])
         log.event("learned", stage=stage.number, losses=[round(mean, 5) for mean in means])

@@ -115,6 +115,7 @@ class CseFsl(OneNetwork):
             label_BHW = self._context.labels_of(vehicle, batch)
             losses[vehicle].append((self._trainer.train_step(batch.features_BCHW, label_BHW), frames))
             replayed = self._replay.follow_up(EVERYONE, frames, stage.number, done)
+            self.progress.steps += 1 + self._config.first_order.replay_steps
             self.progress.frames_seen += frames + replayed
         for vehicle, known in losses.items():
             if known:

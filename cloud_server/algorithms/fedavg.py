@@ -32,6 +32,7 @@ from cloud_server.schedule import Kind, Stage
 from cloud_server.training.server_optimizers import build_server_optimizer
 from evaluation.errors import EvaluationError
 from evaluation.scores import ConfusionMatrix
+from protocol.batches import batch_bounds
 from protocol.codec.weights import WeightArrays, WeightsError, WeightTensor, pack, unpack
 from protocol.local_model import FOLDER_NAME, LocalModel, LocalModelError
 from protocol.messages import FederatedPlan, SplitScores, Turn, Update
@@ -186,6 +187,9 @@ class FedAvg:
             note_score(self.scores, self._context.events, stage, vehicle, split, matrix, frames=frames)
         if report.update is not None:
             self.progress.loss[vehicle] = report.update.loss
+            first = self._config.first_order
+            bounds = batch_bounds(report.update.samples, first.batch_size)
+            self.progress.steps += first.passes * len(bounds)
             self.progress.frames_seen += report.update.samples * self._config.first_order.passes
             self._context.events.scalar(f"loss/{vehicle}", report.update.loss, stage.number)
 

@@ -177,6 +177,8 @@ class WhiteBox:
             return
         passes = np.array(steps).reshape(self._config.first_order.epochs, -1, 2)
         means = [float(np.average(part[:, 0], weights=part[:, 1])) for part in passes]
+        if self._config.network.learns:
+            self.progress.steps += len(steps) * (1 + self._config.first_order.replay_steps)
         self.progress.frames_seen += sum(frames for _, frames in steps) + self._replayed_frames[vehicle]
         self.progress.loss[vehicle] = means[-1]
         log = self._context.events

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from cloud_server.desk.declaration import Declaration
 from cloud_server.desk.ledger import UploadCounts
+from cloud_server.desk.work import WorkCounts
 from cloud_server.errors import CloudError, RequestError
 from protocol.codec.bits import check_frame_bytes
 from protocol.errors import SettingError
@@ -73,6 +74,7 @@ class VehicleRecord:
     """PUBLISH bytes, `up` and `down`, about frames of the fleet's test split; not part of `uplink` and
     `downlink`, which are what a run costs that is not scored on one."""
     uploads: UploadCounts = field(default_factory=UploadCounts)
+    work: WorkCounts = field(default_factory=WorkCounts)
 
     @property
     def online(self) -> bool:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from cloud_server.errors import RequestError
 from datasets.augment import WHOLE, View
-from protocol.messages import Ack, Answer, Recall, Request, Turn
+from protocol.messages import Ack, Answer, Recall, Request, Turn, Work
 from protocol.session.outgoing import Sending
 
 _SLOWEST_RETRY_S = 60.0
@@ -56,6 +56,7 @@ class ActiveTurn:
     train_steps: int = 0
     _latest_large_step: int | None = None
     loss: float | None = None
+    work: Work | None = None
     done: bool = False
     failed: str | None = None
     """Why the vehicle can't do the turn, in its own words."""

@@ -15,6 +15,7 @@ import torch
 from cloud_server.config import CloudConfig
 from cloud_server.desk.ledger import UploadCounts
 from cloud_server.desk.registry import Registry
+from cloud_server.desk.work import WorkCounts
 from cloud_server.errors import CloudError
 from cloud_server.storage.checkpoint import CheckpointError, has_checkpoint, load_checkpoint, save_checkpoint
 from protocol.errors import BlackfleetError
@@ -80,6 +81,7 @@ class Committed:
             record.rejects += counters["rejects"]
             record.fleet_bytes.update(counters.get("fleet_bytes", {}))
             record.uploads = msgspec.convert(counters["uploads"], UploadCounts)
+            record.work = msgspec.convert(counters.get("work", {"forward_equivalents": None}), WorkCounts)
 
 
 class RunState:
@@ -168,6 +170,7 @@ class RunState:
                     "rejects": record.rejects,
                     "fleet_bytes": _plain(record.fleet_bytes),
                     "uploads": msgspec.to_builtins(record.uploads),
+                    "work": msgspec.to_builtins(record.work),
                 }
                 for vehicle, record in registry.vehicles.items()
             },

@@ -61,6 +61,9 @@ def assemble(
             "fleet_downlink_bytes": record.fleet_bytes["down"],
             "repeated_bytes": record.repeated_bytes,
             "queries": record.queries,
+            "forwards": record.work.forwards,
+            "ways_back": record.work.ways_back,
+            "forward_equivalents": record.work.forward_equivalents,
             "answers_per_frame": record.answers_per_frame,
             "rejects": record.rejects,
             "left_out": progress.left_out.get(vehicle, 0),
@@ -88,12 +91,20 @@ def assemble(
         "classes": _class_iou(everything),
         "confusion": everything.counts[:, :-1].tolist(),
         "frames_seen": progress.frames_seen,
+        "steps": progress.steps,
+        "forward_equivalents": total_work(registry),
         "uplink_bytes": sum(entry["uplink_bytes"] for entry in vehicles.values()),
         "downlink_bytes": sum(entry["downlink_bytes"] for entry in vehicles.values()),
         "fleet_uplink_bytes": sum(entry["fleet_uplink_bytes"] for entry in vehicles.values()),
         "fleet_downlink_bytes": sum(entry["fleet_downlink_bytes"] for entry in vehicles.values()),
         "wall_s": round(wall_s, 3),
     }
+
+
+def total_work(registry: Registry) -> float | None:
+    """Forward equivalents of all vehicles in turns of learning; None where one has not said."""
+    known = [record.work.forward_equivalents for record in registry.vehicles.values()]
+    return None if None in known else float(sum(value for value in known if value is not None))
 
 
 def _miou(matrix: ConfusionMatrix | None) -> float | None:

@@ -16,7 +16,7 @@ from cloud_server.desk.turns import ActiveTurn, new_grant
 from cloud_server.errors import CloudError
 from cloud_server.events import Events
 from cloud_server.run.combinations import settled_adaptation
-from cloud_server.schedule import Stage
+from cloud_server.schedule import Kind, Stage
 from cloud_server.training.trainer import DivergedError
 from protocol.messages import Turn
 from protocol.noise import derive_seed
@@ -194,6 +194,8 @@ class StageTurns:
         record = self._registry.vehicles[vehicle]
         record.queries += active.queries
         self._ledger.acknowledge(vehicle, active.uploaded["train"])
+        if stage.kind in (Kind.LEARN, Kind.TRAIN):
+            record.work.add(active.work)
         record.answers_per_frame = max(record.answers_per_frame, active.answers_per_frame)
         try:
             self._algorithm.turn_done(stage, vehicle, active.features())

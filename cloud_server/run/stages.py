@@ -16,7 +16,7 @@ from cloud_server.desk.registry import Registry
 from cloud_server.events import Events
 from cloud_server.run.more_rounds import first_stage
 from cloud_server.run.persistence import RunState
-from cloud_server.run.results import RESULT_NAME, assemble
+from cloud_server.run.results import RESULT_NAME, assemble, total_work
 from cloud_server.schedule import Kind, Stage
 from datasets.labels import LabelSpace
 from protocol.atomic import write_json_atomic
@@ -121,6 +121,8 @@ class StageLoop:
             "uplink_bytes": sum(sum(record.uplink.values()) for record in records),
             "downlink_bytes": sum(sum(record.downlink.values()) for record in records),
             "wall_s": round(self._state.wall_s(), 3),
+            "steps": progress.steps,
+            "forward_equivalents": total_work(self._registry),
         }
         if stage.kind is Kind.INITIAL:
             self._events.event("training", stage=stage.number, **spent)

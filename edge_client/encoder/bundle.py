@@ -67,6 +67,8 @@ class GraphSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     byte_offsets: tuple[NotNegative, ...] = ()
     """Where each parameter's little-endian float32 data starts in the file, in the order of
     `EncoderSpec.parameters`; empty where θ is an input of the graph."""
+    multiply_adds: NotNegative = 0
+    """Of one frame, of convolutions and matrix products; 0 = not counted."""
 
 
 class EncoderSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):

@@ -19,6 +19,7 @@ from edge_client.encoder.bundle import BundleError, EncoderBundle, EncoderSpec, 
 from edge_client.encoder.onnx_runtime import ort
 from edge_client.encoder.sessions import CPU, DEFAULT_PROVIDERS, open_session
 from edge_client.encoder.subspaces import Everything, Subspace
+from edge_client.work import count
 from protocol.errors import SettingError
 from protocol.plans.adaptation import SUBSPACES
 
@@ -112,6 +113,7 @@ class Encoder:
         self._check_theta(theta)
         self._check_images(image_BHWC)
         pieces = self._forward.run_pieces(theta, self._forward.split({"image_BHWC": image_BHWC}))
+        count(len(image_BHWC), self._forward.multiply_adds, forwards=True)
         return np.concatenate([piece["features_BCHW"] for piece in pieces])
 
     def linearise(
@@ -133,6 +135,7 @@ class Encoder:
         self._check_images(image_BHWC)
         tape, vjp, finish = self._way_back(theta, subspace or Everything(theta))
         pieces = tape.run_on_device(theta, tape.split({"image_BHWC": image_BHWC}))
+        count(len(image_BHWC), tape.multiply_adds, forwards=True)
         return Linearisation(vjp, theta, pieces, finish)
 
     def vjp(
@@ -168,6 +171,7 @@ class Encoder:
         for piece in tape.split({"image_BHWC": image_BHWC, "v_BCHW": v_BCHW}):
             linearised = Linearisation(vjp, theta, tape.run_on_device(theta, [piece]), finish)
             gradient += linearised.pull_back(piece["v_BCHW"])
+            count(len(piece["v_BCHW"]), tape.multiply_adds, forwards=True)
         return gradient
 
     def _way_back(self, theta: NDArray[np.float32], subspace: Subspace) -> tuple[_Graph, _Graph, _Finish]:
@@ -229,6 +233,7 @@ class Linearisation:
         gradient: NDArray[np.float32] = first["gradient"].numpy().copy()
         for part in others:
             gradient += part["gradient"].numpy()
+        count(len(v_BCHW), self._vjp.multiply_adds, ways_back=True)
         return self._finish(gradient)
 
 
@@ -242,6 +247,8 @@ class _Graph:
         self._provider = provider
         self._threads = threads
         graph, dash, subspace = name.partition("-")
+        self.multiply_adds = bundle.spec.graphs[name].multiply_adds
+        """Of one frame; 0 = not known."""
         self._model = bundle.graphs[name]
         self._bound_model = bundle.graphs.get(f"{graph}_bound{dash}{subspace}", self._model)
         self._lock = threading.Lock()

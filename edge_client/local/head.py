@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from edge_client.encoder.onnx_runtime import ort
 from edge_client.encoder.sessions import CPU, open_session
+from edge_client.work import count
 from protocol.errors import Mistake
 
 FORMAT_VERSION: Literal[1] = 1
@@ -50,6 +51,8 @@ class HeadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """n."""
     sha256: dict[str, Digest]
     """By file name."""
+    multiply_adds: dict[str, int] = {}
+    """Of one frame, by file name, of convolutions and matrix products; without those not counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,10 +120,10 @@ class LocalHead:
         Raises:
             ValueError: wrong shape or type of either.
         """
-        count = self.spec.parameter_count
-        if parameters.dtype != np.float32 or parameters.shape != (count,):
+        size = self.spec.parameter_count
+        if parameters.dtype != np.float32 or parameters.shape != (size,):
             raise ValueError(
-                f"head parameters must be float32 ({count},), got {parameters.dtype} {parameters.shape}"
+                f"head parameters must be float32 ({size},), got {parameters.dtype} {parameters.shape}"
             )
         shape = (len(features_BCHW), *self.spec.feature_shape)
         if features_BCHW.dtype != np.float32 or features_BCHW.shape != shape or not len(features_BCHW):
@@ -129,7 +132,9 @@ class LocalHead:
                 f"got {features_BCHW.dtype} {features_BCHW.shape}"
             )
         feeds = {"features_BCHW": features_BCHW, "theta": parameters}
-        return HeadLinearisation(self._vjp, feeds, _run(self._forward, feeds))
+        count(len(features_BCHW), self.spec.multiply_adds.get(FORWARD_NAME, 0))
+        way_back_adds = self.spec.multiply_adds.get(VJP_NAME, 0)
+        return HeadLinearisation(self._vjp, feeds, _run(self._forward, feeds), multiply_adds=way_back_adds)
 
 
 class HeadLinearisation:
@@ -144,7 +149,11 @@ class HeadLinearisation:
         vjp: ort.InferenceSession,
         feeds: Mapping[str, NDArray[np.float32]],
         tape: Mapping[str, NDArray[np.float32]],
+        *,
+        multiply_adds: int = 0,
     ) -> None:
+        """`multiply_adds`: of the way back, of one frame; 0 = not known."""
+        self._multiply_adds = multiply_adds
         self.logits_BKhw = tape["logits_BKhw"]
         self._vjp = vjp
         self._known = {**feeds, **tape}
@@ -158,6 +167,7 @@ class HeadLinearisation:
         if v_BKhw.dtype != np.float32 or v_BKhw.shape != self.logits_BKhw.shape:
             raise ValueError(f"v must be float32 {self.logits_BKhw.shape}, got {v_BKhw.dtype} {v_BKhw.shape}")
         found = _run(self._vjp, {**self._known, "v_BKhw": v_BKhw})
+        count(len(v_BKhw), self._multiply_adds)
         return found["gradient"], found["features_gradient_BCHW"]
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_client.errors import TurnRefused, VehicleError
+from edge_client.work import count
 from protocol.codec.weights import WeightArrays
 from protocol.local_model import LocalModel
 from protocol.noise import derive_seed
@@ -98,6 +99,7 @@ class LocalNetwork:
                     logits_BKhw, size=size_hw, mode="bilinear", align_corners=False
                 )
                 label_BHW: NDArray[np.uint8] = logits_BKhw.argmax(dim=1).to(torch.uint8).numpy()
+                count(len(image_BHWC), self._model.spec.multiply_adds, forwards=True)
                 return label_BHW
 
         return predict
@@ -141,6 +143,9 @@ class LocalNetwork:
                             assert parameter.grad is not None
                             parameter.grad.add_(parameter.detach() - start[name], alpha=training.proximal)
                     optimizer.step()
+                    # The way back has two products for each of the way there: to inputs, and to weights.
+                    step_adds = 3 * self._model.spec.multiply_adds
+                    count(len(image_BHWC), step_adds, forwards=True, ways_back=True)
                     steps += 1
                     total += value * len(image_BHWC)
                     frames += len(image_BHWC)

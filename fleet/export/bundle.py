@@ -29,6 +29,7 @@ from edge_client.encoder.subspaces import How, learning, subspace_of
 from fleet.export.encoders import ImageEncoder, build_encoder, check_image_size, short_name
 from fleet.export.errors import ExportError
 from fleet.export.graphs import byte_offsets
+from fleet.export.multiply_adds import counted
 from fleet.export.onnx_check import TOLERANCE, check_against_file, relative_difference
 from fleet.export.onnx_encoder import OnnxEncoder, missing_way_back
 from fleet.export.reverse import WayBack, derive
@@ -119,7 +120,9 @@ def _write(encoder: ImageEncoder, name: str, image_size: tuple[int, int], folder
     for graph, model in models.items():
         (folder / f"{graph}.onnx").write_bytes(model)
         offsets = byte_offsets(model, parameters) if holds_theta(graph) else ()
-        graphs[graph] = GraphSpec(sha256=hashlib.sha256(model).hexdigest(), byte_offsets=offsets)
+        graphs[graph] = GraphSpec(
+            sha256=hashlib.sha256(model).hexdigest(), byte_offsets=offsets, multiply_adds=counted(model)
+        )
     spec = EncoderSpec(
         format_version=FORMAT_VERSION,
         name=name,

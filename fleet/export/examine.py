@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import shape_inference
 
 from edge_client.encoder.bundle import EncoderBundle
 from edge_client.encoder.runtime import Encoder
@@ -23,6 +22,7 @@ from edge_client.encoder.sessions import CPU
 from edge_client.encoder.subspaces import subspace_of
 from fleet.export.bundle import export_encoder, subspaces
 from fleet.export.encoders import build_encoder, short_name
+from fleet.export.multiply_adds import multiply_adds
 from fleet.export.onnx_encoder import OnnxEncoder, missing_way_back
 from protocol.codec.tensor import BITS
 
@@ -113,30 +113,6 @@ def examine(
         subspaces=_costs(bundle, encoder, images[1], forward_s[1], has_way_back=reason is None),
         learns=bundle.spec.subspace,
     )
-
-
-def multiply_adds(model: onnx.ModelProto) -> int:
-    """Of one frame: multiplications of Conv, ConvTranspose, Gemm and MatMul."""
-    alone = onnx.ModelProto()
-    alone.CopyFrom(model)
-    for value in (*alone.graph.input, *alone.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_value = 1
-    inferred = shape_inference.infer_shapes(alone, data_prop=True).graph
-    shapes = {tensor.name: list(tensor.dims) for tensor in inferred.initializer}
-    for value in (*inferred.input, *inferred.output, *inferred.value_info):
-        shapes[value.name] = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-    total = 0
-    for node in inferred.node:
-        attributes = {attribute.name: attribute for attribute in node.attribute}
-        if node.op_type == "Conv":
-            total += math.prod(shapes[node.output[0]]) * math.prod(shapes[node.input[1]][1:])
-        elif node.op_type == "ConvTranspose":
-            total += math.prod(shapes[node.input[0]]) * math.prod(shapes[node.input[1]][1:])
-        elif node.op_type in ("MatMul", "Gemm"):
-            left = shapes[node.input[0]]
-            shared = left[0] if "transA" in attributes and attributes["transA"].i else left[-1]
-            total += math.prod(shapes[node.output[0]]) * shared
-    return total
 
 
 def _costs(

@@ -27,6 +27,7 @@ from fleet.export.bundle import KINK_DRAWS
 from fleet.export.errors import ExportError
 from fleet.export.head_graphs import head_graphs, head_parameter_specs
 from fleet.export.heads import HeadModule, build_head
+from fleet.export.multiply_adds import counted
 from fleet.export.onnx_check import TOLERANCE, relative_difference
 from protocol.atomic import write_bytes_atomic
 
@@ -87,6 +88,7 @@ def write_head(head: HeadModule, encoder: EncoderSpec, folder: Path, classes: La
         normalisation="fixed" if head.is_fixed else "batch",
         parameter_count=initial.size,
         sha256={name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+        multiply_adds={FORWARD_NAME: counted(forward), VJP_NAME: counted(vjp)},
     )
     _check_against_torch(head, HeadFolder(spec=spec, forward=forward, vjp=vjp, initial=initial))
     folder.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from cloud_server.networks.build import build_network
 from cloud_server.training.losses import downsample_labels, find_loss
@@ -147,7 +148,8 @@ def export_local_model(
     image_BHWC = torch.zeros(_TRACED_FRAMES, height, width, 3, dtype=torch.uint8)
     label_BHW = torch.zeros(_TRACED_FRAMES, height, width, dtype=torch.uint8)
     with torch.random.fork_rng(devices=[]):
-        logits_BKhw = module.eval()(image_BHWC).detach()
+        with FlopCounterMode(display=False) as operations:
+            logits_BKhw = module.eval()(image_BHWC).detach()
         programs = {
             "train": _trace(module.train(), image_BHWC),
             "predict": _trace(module.eval(), image_BHWC),
@@ -168,6 +170,7 @@ def export_local_model(
             for name, array in weights.items()
         ),
         sha256={name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+        multiply_adds=operations.get_total_flops() // (2 * _TRACED_FRAMES),
     )
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():

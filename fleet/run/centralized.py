@@ -159,6 +159,7 @@ class _CentralLearning:
                         )
             losses.append(summed / n)
         self.progress.frames_seen += passes * n
+        self.progress.steps += total
         if losses:
             self.progress.loss = dict.fromkeys(self._shares, losses[-1])
             self._events.event("learned", stage=stage.number, losses=[round(loss, 5) for loss in losses])

@@ -29,7 +29,17 @@ from protocol.codec.weights import WeightTensor
 from protocol.messages.down import Ack, Finish, LabelWant, Reject, Resend, Welcome
 from protocol.messages.status import Status
 from protocol.messages.turn import Turn
-from protocol.messages.up import Hello, LabelOffer, Labels, OfferedLabel, Recall, TurnDone, TurnFailed, Upload
+from protocol.messages.up import (
+    Hello,
+    LabelOffer,
+    Labels,
+    OfferedLabel,
+    Recall,
+    TurnDone,
+    TurnFailed,
+    Upload,
+    Work,
+)
 from protocol.plans import Learner
 from protocol.plans.activation import ActivationPlan, LossMaps, SeededQuery
 from protocol.plans.adaptation import Adaptation
@@ -131,4 +141,5 @@ __all__ = [
     "Weights",
     "Welcome",
     "WhiteBoxPlan",
+    "Work",
 ]

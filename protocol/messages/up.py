@@ -6,7 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from protocol.base import Draw, Id, Index, Message, Request, Split, Text, Token, Turned
+from protocol.base import Draw, Id, Index, Message, Request, Split, Step, Text, Token, Turned
 from protocol.codec.tensor import EncodedTensor
 from protocol.plans.adaptation import SubspaceName
 
@@ -82,11 +82,25 @@ class Recall(Turned, frozen=True, array_like=True, kw_only=True, tag="recall"):
     Answered by that answer, by `Resend` or, while the answer is on its way, not at all."""
 
 
+class Work(Message, frozen=True, array_like=True, kw_only=True):
+    """How much a vehicle has computed in a turn."""
+
+    forwards: Step
+    """Frames through its encoder."""
+    ways_back: Step
+    """Frames back through it."""
+    forward_equivalents: Annotated[float, Meta(ge=0)] | None
+    """Multiply-adds of everything, head and whole network included, in those of one frame's pass through its
+    encoder; None = its graphs don't say."""
+
+
 class TurnDone(Request, frozen=True, array_like=True, kw_only=True, tag="done"):
     """The vehicle has saved its new state; answered by `Ack`, then the cloud learns and commits."""
 
     loss: float | None
     """Mean loss while learning; None where nothing was learnt."""
+    work: Work | None = None
+    """In this attempt."""
 
 
 class TurnFailed(Request, frozen=True, array_like=True, kw_only=True, tag="failed"):

@@ -61,8 +61,21 @@ def test_one_round_is_split_learning_and_an_average(
             torch.testing.assert_close(tensor, expected[name].to(tensor.dtype), rtol=0, atol=1e-7)
     result = fleet.result()
     assert result["frames_seen"] == plain.result()["frames_seen"]
+    _assert_work_is_counted(result, EncoderBundle.load(tiny_world.bundle))
     downlink = result["vehicles"][CARS[0]]["downlink_bytes_by_type"]
     assert downlink["gradient"] > 0 and downlink["sharedencoder"] > 0
+
+
+def _assert_work_is_counted(result: dict[str, Any], bundle: EncoderBundle) -> None:
+    """Of six train frames in two batches, and two to validate on; not of the evaluations."""
+    adds = {name: graph.multiply_adds for name, graph in bundle.spec.graphs.items()}
+    assert adds["tape"] == adds["forward"] < adds["vjp"] < 2 * adds["forward"]
+    for entry in result["vehicles"].values():
+        assert (entry["forwards"], entry["ways_back"]) == (6 + 2, 6)
+        assert entry["forward_equivalents"] == pytest.approx(8 + 6 * adds["vjp"] / adds["forward"])
+    assert result["steps"] == 2 * len(CARS)
+    total = sum(entry["forward_equivalents"] for entry in result["vehicles"].values())
+    assert result["forward_equivalents"] == pytest.approx(total)
 
 
 def _last_turns(fleet: TinyFleet) -> dict[str, int]:
@@ -102,4 +115,5 @@ def test_killed_process_changes_nothing(
     fleet = _fleet(tiny_world, tmp_path / "killed", algorithm)
     Supervisor(fleet).run_with_kills(points, victim)
     assert fleet.fingerprint() == calm.fingerprint()
+    assert fleet.result()["forward_equivalents"] == calm.result()["forward_equivalents"]
     assert fleet.scores() == calm.scores()

@@ -12,7 +12,7 @@ from torch.nn.utils import parameters_to_vector
 
 from fleet.cli import app as cli
 from fleet.export.encoders import build_encoder
-from fleet.export.examine import multiply_adds
+from fleet.export.multiply_adds import multiply_adds
 
 
 def _check(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:

@@ -17,6 +17,7 @@ from datasets.labels import CAMVID
 from edge_client.encoder.bundle import EncoderBundle
 from edge_client.learners.federated import confusion_counts
 from edge_client.local.network import LocalNetwork, LocalTraining
+from edge_client.work import metered
 from protocol.local_model import LocalModel, LocalModelError, LocalModelSpec
 
 
@@ -151,3 +152,16 @@ def test_model_description_is_readable(model: LocalModel) -> None:
         "compact",
         "cross-entropy",
     )
+
+
+def test_local_training_counts_what_it_computes(model: LocalModel) -> None:
+    network = LocalNetwork(model, model.weights, threads=1)
+    width, height = model.spec.image_size
+    image_BHWC = np.zeros((2, height, width, 3), np.uint8)
+    label_BHW = np.zeros((2, height, width), np.uint8)
+    with metered() as meter:
+        network.train(_training(), [(1e-3, [(image_BHWC, label_BHW)])])
+        network.predictor()(image_BHWC, (height, width))
+    assert model.spec.multiply_adds > 0
+    assert (meter.forwards, meter.ways_back) == (4, 2)
+    assert meter.multiply_adds == (2 * 3 + 2) * model.spec.multiply_adds and meter.is_complete

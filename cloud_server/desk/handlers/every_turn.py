@@ -57,9 +57,13 @@ def end(request: TurnDone, visit: Visit) -> Ack:
     visit.checks.check_complete(visit.active)
     if request.loss is not None and not math.isfinite(request.loss):
         raise RequestError(f"loss must be finite, got {request.loss}")
+    told = None if request.work is None else request.work.forward_equivalents
+    if told is not None and not math.isfinite(told):
+        raise RequestError(f"forward equivalents must be finite, got {told}")
     visit.active.done = True
     visit.active.done_at = visit.now
     visit.active.loss = request.loss
+    visit.active.work = request.work
     return Ack(**identity(request))
 
 
