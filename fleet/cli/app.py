@@ -124,6 +124,13 @@ def compare(
             help="Whose validation mIoU the others are to reach; default: blackfed-v2, else the first."
         ),
     ] = None,
+    equal: Annotated[
+        str | None,
+        typer.Option(
+            help="Also cut the runs at the same budget, steps, bytes or compute: the least that any of them "
+            "spends. Read off their curves of validation mIoU: no run is made again, rates fell as they did."
+        ),
+    ] = None,
 ) -> None:
     """Run algorithms side by side, on the same frames, into one table and one report.
 
@@ -138,6 +145,7 @@ def compare(
             comparing.parse_seeds(seeds),
             compare_dir,
             reference=reference,
+            equal=equal,
             console=screen(),
         )
 

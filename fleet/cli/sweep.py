@@ -14,6 +14,7 @@ from rich.console import Console
 from cloud_server.algorithms.table import algorithm_row
 from cloud_server.run.results import RESULT_NAME
 from cloud_server.storage.recorders import LOG_NAME
+from fleet.compare.equal import check_budget, find_equal
 from fleet.compare.milestones import DEFAULT_REFERENCE, find_milestones
 from fleet.compare.tables import COMPARISON_NAME, comparison_tables, markdown, summarise
 from fleet.errors import OperatorError
@@ -85,13 +86,15 @@ def compare(
     folder: Path,
     *,
     reference: str | None = None,
+    equal: str | None = None,
     console: Console,
 ) -> dict[str, Any]:
     """Run every algorithm with every seed, those that are not complete yet; returns `compare.json`'s content.
 
     Writes `compare.json`, `compare.md` and `report.html` into `folder`, beside a run folder for each run. The
     scenario's own algorithm and seed play no part. `reference`, one of `algorithms`, is the one whose quality
-    the others are to reach; None = blackfed-v2 if it is there, else the first.
+    the others are to reach; None = blackfed-v2 if it is there, else the first. `equal`: a budget at which the
+    runs are cut besides, of `fleet.compare.equal.BUDGETS`.
 
     Raises:
         Mistake, OSError: the folder holds another comparison, or see `launch`.
@@ -102,6 +105,8 @@ def compare(
     from fleet.run.checks import check_runnable
 
     reference = _reference(algorithms, reference)
+    if equal is not None:
+        check_budget(equal, algorithms, network_learns=scenario.network.learns)
     for algorithm in algorithms:
         # What the last of them refuses must not be found out after the runs of the others.
         check_runnable(msgspec.structs.replace(scenario, algorithm=algorithm))
@@ -122,20 +127,18 @@ def compare(
         }
         for run in sorted(runs, key=lambda run: algorithms.index(run.algorithm))
     ]
-    content = {
+    curves = {
+        (run.algorithm, run.seed): read_training(run.folder / LOG_NAME, scenario.vehicles) for run in runs
+    }
+    content: dict[str, Any] = {
         "algorithms": list(algorithms),
         "seeds": list(seeds),
         "runs": entries,
         "summary": summarise(algorithms, entries),
-        "milestones": find_milestones(
-            algorithms,
-            reference,
-            {
-                (run.algorithm, run.seed): read_training(run.folder / LOG_NAME, scenario.vehicles)
-                for run in runs
-            },
-        ),
+        "milestones": find_milestones(algorithms, reference, curves),
     }
+    if equal is not None:
+        content["equal"] = find_equal(equal, algorithms, curves)
     write_json_atomic(folder / COMPARISON_NAME, content)
     write_bytes_atomic(folder / MARKDOWN_NAME, markdown(content).encode())
     report = write_report(folder)

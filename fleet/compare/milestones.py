@@ -39,6 +39,10 @@ class Point:
     """Since training began."""
     val_miou: float
     """Mean over all vehicles of the mIoU on their validation frames."""
+    steps: int | None = None
+    """First-order steps of networks since training began; None where the run does not say."""
+    forward_equivalents: float | None = None
+    """What all vehicles have computed since then, in forward passes of a frame; None as above."""
 
 
 def find_milestones(

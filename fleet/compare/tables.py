@@ -8,16 +8,22 @@ from typing import Any
 import numpy as np
 from rich.box import SIMPLE_HEAD
 
-from fleet.compare import milestones
+from fleet.compare import equal, milestones
 from fleet.compare.failures import failures
 from fleet.compare.spread import sample_deviation
 from fleet.show.progress import format_bytes
 from fleet.show.screen import Column, FittedTable
 
 COMPARISON_NAME = "compare.json"
-_COLUMNS = ("algorithm", "local mIoU", "OOD mIoU", "up", "down", "frames seen", "queries", "time")
+_COLUMNS = (
+    *("algorithm", "local mIoU", "OOD mIoU", "up", "down"),
+    *("vehicle compute", "network steps", "frames seen", "queries", "time"),
+)
 
-_SCORES = ("algorithm", "local mIoU", "OOD mIoU", "fleet mIoU", "final val mIoU", "reached by")
+_SCORES = (
+    *("algorithm", "local mIoU", "OOD mIoU", "fleet mIoU", "final val mIoU", "reached by"),
+    *("val mIoU at the budget", "spent"),
+)
 """Columns that no terminal is too narrow for."""
 _FLEET_COLUMN = "fleet mIoU"
 _SOURCE_COLUMNS = ("source before", "source after")
@@ -49,7 +55,8 @@ def markdown(content: Mapping[str, Any]) -> str:
         f"mIoU on test frames{spread}: local = a vehicle's own, OOD = other vehicles'"
         + (", fleet = the whole test split, mean over the vehicles scored on it" if fleet else "")
         + (", source = those of the domain that was pretrained on" if source else "")
-        + ". Bytes, frames seen, queries and time are those of one run.",
+        + ". Bytes, steps, frames seen, queries and time are those of one run; vehicle compute is in forward "
+        "passes of its encoder for each train frame.",
         "",
         *_markdown_rows(
             _columns(fleet, source), (_row(entry, fleet, source) for entry in content["summary"])
@@ -62,6 +69,7 @@ def markdown(content: Mapping[str, Any]) -> str:
         "",
         *_markdown_rows(milestones.COLUMNS, milestones.rows(content["milestones"])),
         "",
+        *_equal_lines(content),
         "## Vehicle by vehicle",
         "",
         *_markdown_rows(
@@ -78,8 +86,8 @@ def markdown(content: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def comparison_tables(content: Mapping[str, Any]) -> tuple[FittedTable, FittedTable]:
-    """The tables that a comparison ends with: the summary, and the milestones."""
+def comparison_tables(content: Mapping[str, Any]) -> tuple[FittedTable, ...]:
+    """The tables that a comparison ends with: the summary, the milestones, and any cut at equal budgets."""
     first = content["runs"][0]["result"]
     source, fleet = _has(content, "source_miou"), _has(content, "fleet_miou")
     summary = _table(
@@ -90,11 +98,21 @@ def comparison_tables(content: Mapping[str, Any]) -> tuple[FittedTable, FittedTa
     )
     summary.caption = "\n".join(_failures(content))
     reference = content["milestones"]["reference"]
-    return summary, _table(
+    reached = _table(
         f"training alone, up to the final mean validation mIoU of {reference}",
         milestones.COLUMNS,
         milestones.rows(content["milestones"]),
     )
+    if (cut := content.get("equal")) is None:
+        return summary, reached
+    return summary, reached, _table(equal.caption(cut), equal.COLUMNS, equal.rows(cut))
+
+
+def _equal_lines(content: Mapping[str, Any]) -> list[str]:
+    if (cut := content.get("equal")) is None:
+        return []
+    lines = [f"## At equal {cut['by']}", "", equal.caption(cut), ""]
+    return lines + ([*_markdown_rows(equal.COLUMNS, equal.rows(cut)), ""] if cut["algorithms"] else [])
 
 
 def _failures(content: Mapping[str, Any]) -> list[str]:
@@ -125,6 +143,8 @@ def _summary(algorithm: str, results: Sequence[Mapping[str, Any]]) -> dict[str, 
             key: round(float(np.mean([result[key] for result in results])))
             for key in ("uplink_bytes", "downlink_bytes", "frames_seen")
         },
+        "forwards_per_frame": _known_mean([_forwards_per_frame(result) for result in results]),
+        "steps": _known_mean([result.get("steps") for result in results]),
         "queries": round(
             float(np.mean([sum(v["queries"] for v in result["vehicles"].values()) for result in results]))
         ),
@@ -139,6 +159,19 @@ def _summary(algorithm: str, results: Sequence[Mapping[str, Any]]) -> dict[str, 
             for vehicle in results[0]["vehicles"]
         },
     }
+
+
+def _forwards_per_frame(result: Mapping[str, Any]) -> float | None:
+    """What the vehicles have computed in turns of learning, in forward passes for each train frame."""
+    frames = sum(vehicle.get("frames_train", 0) for vehicle in result["vehicles"].values())
+    total = result.get("forward_equivalents")
+    return total / frames if total is not None and frames else None
+
+
+def _known_mean(values: Sequence[float | None]) -> float | None:
+    """None where a run does not say."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known and len(known) == len(values) else None
 
 
 def _statistics(name: str, values: Sequence[float | None]) -> dict[str, float | None]:
@@ -168,6 +201,8 @@ def _row(entry: Mapping[str, Any], fleet: bool, source: bool) -> list[str]:
         *(_spread(entry[f"{name}_mean"], entry[f"{name}_std"]) for name in _SOURCE_SCORES if source),
         format_bytes(entry["uplink_bytes"]),
         format_bytes(entry["downlink_bytes"]),
+        _amount(entry["forwards_per_frame"], 1),
+        _amount(entry["steps"], 0),
         f"{entry['frames_seen']:,}",
         f"{entry['queries']:,}",
         f"{seconds // 60}:{seconds % 60:02d}",
@@ -176,6 +211,10 @@ def _row(entry: Mapping[str, Any], fleet: bool, source: bool) -> list[str]:
 
 def _cells(entry: Mapping[str, Any]) -> list[str]:
     return [_spread(entry[f"{name}_mean"], entry[f"{name}_std"]) for name in ("local_miou", "ood_miou")]
+
+
+def _amount(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:,.{digits}f}"
 
 
 def _spread(mean: float | None, deviation: float | None) -> str:

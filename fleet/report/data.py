@@ -43,6 +43,10 @@ class CurvePoint:
     val_miou: float | None
     validated: int
     """Vehicles that `val_miou` is the mean over; 0 where the log doesn't say."""
+    steps: int | None = None
+    """First-order steps of networks; None where the log doesn't say."""
+    forward_equivalents: float | None = None
+    """What all vehicles have computed, in forward passes of a frame; None where the log doesn't say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,6 +301,8 @@ def read_curve(path: Path) -> tuple[CurvePoint, ...]:
                 loss=_number(event.get("loss")),
                 val_miou=_number(event.get("val_miou")),
                 validated=int(event.get("validated", 0)),
+                steps=event.get("steps"),
+                forward_equivalents=_number(event.get("forward_equivalents")),
             )
         except (ValueError, KeyError, TypeError):
             continue
@@ -317,7 +323,13 @@ def read_training(path: Path, vehicles: int) -> tuple[Point, ...]:
     if start is None:
         return ()
     return tuple(
-        Point(sent_bytes=point.sent_bytes - start[0], wall_s=point.wall_s - start[1], val_miou=point.val_miou)
+        Point(
+            sent_bytes=point.sent_bytes - start[0],
+            wall_s=point.wall_s - start[1],
+            val_miou=point.val_miou,
+            steps=point.steps,
+            forward_equivalents=point.forward_equivalents,
+        )
         for point in read_curve(path)
         if point.val_miou is not None and point.validated >= vehicles
     )
