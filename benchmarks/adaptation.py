@@ -96,6 +96,12 @@ METHODS: dict[str, Method] = {
         rate_key="region_spsa.rate",
         rates=(1e-3, 3e-3, 1e-2),
     ),
+    "forward-only activation": Method(
+        # As many as `region-spsa` takes.
+        settings={**_ACTIVATION, "activation.forward_passes": 12},
+        rate_key="activation.rate",
+        rates=(1e-3, 3e-3, 1e-2),
+    ),
     "surrogate K=1": Method(
         settings={**_SURROGATE, "surrogate.seeds": 1},
         rate_key="surrogate.rate",

@@ -179,7 +179,8 @@ class Encoder:
         if "all" not in self._ways_back:
             raise BundleError(
                 f"the bundle of encoder {self.spec.name} has no VJP; "
-                "use an estimator that needs forward passes only: spsa-gc or region-spsa"
+                "use an estimator that needs forward passes only: spsa-gc, region-spsa, or activation with "
+                "activation.forward_passes above 0"
             )
         scale = subspace.scale_of(theta)
         if subspace.name in self._ways_back and scale is not None:

@@ -7,17 +7,14 @@ loss map; φ float32 (m,) what learns.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_client.estimators.forward_differences import Forward
+from edge_client.estimators.orthogonal import orthogonal_signs
 from edge_client.estimators.windows import check_distance, map_size, range_sums
 from protocol.errors import SettingError
-from protocol.noise import signs
-
-Forward = Callable[[NDArray[np.float32], int], NDArray[np.float32]]
-"""(φ, number of a frame of the batch) → the frame's features float32 (C, H, W)."""
 
 
 class RegionSpsa:
@@ -102,7 +99,8 @@ class RegionSpsa:
         """
         regions = self.regions(features_BCHW.shape)
         self._shape_BCHW = features_BCHW.shape
-        self._signs_KBRm = signs(seed, (self.moves, len(features_BCHW), len(regions), phi.size))
+        shape = (self.moves, len(features_BCHW), len(regions))
+        self._signs_KBRm = orthogonal_signs(seed, math.prod(shape), phi.size).reshape(*shape, phi.size)
         reach = np.float32(self.perturbation)
         moves_KBCHW = np.zeros((self.moves, *features_BCHW.shape), np.float32)
         for move, frame, number in np.ndindex(*self._signs_KBRm.shape[:-1]):

@@ -16,12 +16,13 @@ from edge_client.estimators import FeatureEstimator, Perturbations
 from edge_client.estimators.activation import estimator_of
 from edge_client.learners.loss_maps import ask_for_loss_maps
 from edge_client.learners.subspaces import begin_learning
+from edge_client.learners.way_back import linearise
 from edge_client.optimizers import Adam, Optimizer
 from edge_client.state import VehicleState
 from edge_client.turn import TurnTools
 from protocol.codec.tensor import EncodedTensor
 from protocol.errors import SettingError
-from protocol.messages import ActivationPlan, SeededQuery
+from protocol.messages import ActivationPlan, LossMapPlan, SeededQuery
 from protocol.noise import derive_seed
 from protocol.perturbation import pack_scale
 
@@ -43,13 +44,19 @@ def learn_from_loss_maps(tools: TurnTools, state: VehicleState) -> tuple[Vehicle
         optimizer = Adam(plan.rate)
     except SettingError as error:
         raise TurnRefused(f"the turn's activation settings don't fit: {error}") from error
-    return follow_loss_maps(tools, state, estimator, optimizer)
+    return follow_loss_maps(tools, state, estimator, optimizer, plan)
 
 
 def follow_loss_maps(
-    tools: TurnTools, state: VehicleState, estimator: FeatureEstimator, optimizer: Optimizer
+    tools: TurnTools,
+    state: VehicleState,
+    estimator: FeatureEstimator,
+    optimizer: Optimizer,
+    plan: LossMapPlan | None = None,
 ) -> tuple[VehicleState, float | None]:
     """Ask for loss maps at the features that an estimator proposes, and take a step from each estimate.
+
+    The way back is the bundle's VJP, unless a plan says otherwise.
 
     Raises:
         TurnRefused: the bundle has no VJP, the cloud's loss maps stay unusable, or the encoder diverged.
@@ -60,8 +67,8 @@ def follow_loss_maps(
     for epoch in range(tools.turn.epochs):
         draw = tools.views.draw(epoch)
         for number, batch in enumerate(tools.batches(epoch)):
-            linearised = tools.linearise(learning.theta, batch, learning.subspace, draw)
             seed = derive_seed(tools.turn.seed, "zeroth-order", epoch, number)
+            linearised = linearise(tools, learning, batch, draw, plan, seed)
             asked = ask_at_perturbed_features(tools, batch, linearised.features_BCHW, estimator, seed, draw)
             gradient = linearised.pull_back(estimator.estimate(asked.maps_BMyx))
             learning.step(gradient, where=f"epoch {epoch}, batch {number}")

@@ -7,13 +7,12 @@ learn.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from edge_client.encoder.subspaces import Subspace
 from edge_client.errors import TurnRefused
-from edge_client.estimators.region_spsa import Forward, RegionSpsa
+from edge_client.estimators.region_spsa import RegionSpsa
 from edge_client.learners.loss_maps import ask_for_loss_maps
 from edge_client.learners.subspaces import begin_learning
+from edge_client.learners.way_back import forward_passes
 from edge_client.optimizers import Adam
 from edge_client.state import VehicleState
 from edge_client.turn import TurnTools
@@ -46,7 +45,7 @@ def learn_from_regions(tools: TurnTools, state: VehicleState) -> tuple[VehicleSt
             image_BHWC = tools.views.images(batch, draw)
             features_BCHW = tools.encoder.forward(learning.theta, image_BHWC)
             seed = derive_seed(tools.turn.seed, "zeroth-order", epoch, number)
-            forward = _forward(tools, learning.subspace, image_BHWC)
+            forward = forward_passes(tools, learning, image_BHWC)
             moves_KBCHW = estimator.propose(learning.phi, features_BCHW, forward, seed)
             query = MovedQuery(
                 **tools.header(),
@@ -60,18 +59,6 @@ def learn_from_regions(tools: TurnTools, state: VehicleState) -> tuple[VehicleSt
             learning.step(estimator.estimate(maps_BMyx), where=f"epoch {epoch}, batch {number}")
             losses.append(float(maps_BMyx[:, 0].mean(dtype=np.float64)))
     return learning.state(), float(np.mean(losses)) if losses else None
-
-
-def _forward(tools: TurnTools, subspace: Subspace, image_BHWC: NDArray[np.uint8]) -> Forward:
-    """Runs the encoder at any φ, heeding what else there is to do."""
-
-    def forward(phi: NDArray[np.float32], frame: int) -> NDArray[np.float32]:
-        tools.attend()
-        features_1CHW = tools.encoder.forward(subspace.theta_of(phi), image_BHWC[frame : frame + 1])
-        features_CHW: NDArray[np.float32] = features_1CHW[0]
-        return features_CHW
-
-    return forward
 
 
 def estimator_of(plan: RegionSpsaPlan) -> RegionSpsa:

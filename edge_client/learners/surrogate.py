@@ -14,6 +14,7 @@ from edge_client.estimators.activation import estimator_of
 from edge_client.learners.activation import ask_at_perturbed_features
 from edge_client.learners.subspaces import begin_learning
 from edge_client.learners.surrogate_head import Answered, Surrogate
+from edge_client.learners.way_back import linearise
 from edge_client.local.cross_entropy import downsample_label
 from edge_client.local.head import LocalHead
 from edge_client.optimizers import Adam
@@ -57,8 +58,8 @@ def learn_from_surrogate(tools: TurnTools, state: VehicleState) -> tuple[Vehicle
         draw = tools.views.draw(epoch)
         for number, batch in enumerate(tools.batches(epoch)):
             where = f"epoch {epoch}, batch {number}"
-            linearised = tools.linearise(learning.theta, batch, learning.subspace, draw)
             seed = derive_seed(tools.turn.seed, "zeroth-order", epoch, number)
+            linearised = linearise(tools, learning, batch, draw, plan, seed)
             asked = ask_at_perturbed_features(tools, batch, linearised.features_BCHW, activation, seed, draw)
             answered = Answered(
                 features_BCHW=decode(asked.coded, expected_shape=linearised.features_BCHW.shape),

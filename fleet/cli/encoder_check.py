@@ -11,7 +11,7 @@ from fleet.show.progress import format_bytes
 from protocol.plans import ESTIMATORS
 
 _WITHOUT_VJP = "learns by --estimator " + " or ".join(
-    name for name, plan in ESTIMATORS.items() if not plan.needs_way_back
+    name for name, plan in ESTIMATORS.items() if not plan().needs_way_back
 )
 
 

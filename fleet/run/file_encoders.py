@@ -37,7 +37,8 @@ def check_file_encoder(scenario: Scenario, name: str, encoder: OnnxEncoder) -> N
     if reason is not None:
         raise OperatorError(
             f"{row.name} goes back through encoder {name}, and {reason}; take --algorithm blackfed-v2 "
-            f"--estimator spsa-gc or region-spsa, which need forward passes alone, or name weights behind it"
+            f"--estimator spsa-gc or region-spsa, which need forward passes alone, or activation with "
+            f"activation.forward_passes above 0, or name weights behind it"
         )
 
 

@@ -100,13 +100,16 @@ class EstimatorPlan(Plan, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """What `zeroth_order.estimator` names it by."""
     needs_local_head: ClassVar[bool] = False
     """Whether the vehicle must have a local head, one whose normalisation is fixed."""
-    needs_way_back: ClassVar[bool] = True
-    """Whether it derives features by the encoder's weights; else it takes forward passes alone."""
 
     @property
     def answers_per_frame(self) -> int:
         """Losses or loss maps that one pass takes about each frame."""
         raise NotImplementedError
+
+    @property
+    def needs_way_back(self) -> bool:
+        """Whether it takes the bundle's VJP; else it takes forward passes alone."""
+        return True
 
 
 class LossMapPlan(EstimatorPlan, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -129,9 +132,15 @@ class LossMapPlan(EstimatorPlan, frozen=True, kw_only=True, forbid_unknown_field
     """Side, in cells of the map and odd, of the window whose loss counts for the features in its middle."""
     rate: float = 1e-3
     """Step size of Adam."""
+    forward_passes: int = 0
+    """Forward passes of a frame, at weights around, by which the gradient at the features becomes that of
+    what learns: for encoders without a VJP. 0 = by the VJP."""
+    forward_distance: float = 0.01
+    """How far what learns is moved for these."""
 
     def __post_init__(self) -> None:
-        self._above(0, "scale", "rate")
+        self._above(0, "scale", "rate", "forward_distance")
+        self._at_least(0, "forward_passes")
         self._at_least(1, "seeds", "map_stride", "block")
         self._at_most(MOST_SEEDS, "seeds")
         self._at_most(LARGEST_BLOCK, "block")
@@ -142,3 +151,7 @@ class LossMapPlan(EstimatorPlan, frozen=True, kw_only=True, forbid_unknown_field
     @property
     def answers_per_frame(self) -> int:
         return 1 + self.seeds
+
+    @property
+    def needs_way_back(self) -> bool:
+        return self.forward_passes == 0

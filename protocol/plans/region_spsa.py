@@ -5,7 +5,7 @@ Legend: B frames of a batch, C channels, H W feature rows and columns.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from msgspec import Meta
 
@@ -25,7 +25,6 @@ class RegionSpsaPlan(EstimatorPlan, frozen=True, kw_only=True, forbid_unknown_fi
 
     section = "region_spsa"
     estimator = "region-spsa"
-    needs_way_back: ClassVar[bool] = False
 
     perturbation: float = 0.01
     """c: how far what learns is moved for a query."""
@@ -57,6 +56,10 @@ class RegionSpsaPlan(EstimatorPlan, frozen=True, kw_only=True, forbid_unknown_fi
     @property
     def answers_per_frame(self) -> int:
         return 1 + self.moves
+
+    @property
+    def needs_way_back(self) -> bool:
+        return False
 
 
 class MovedQuery(Request, frozen=True, array_like=True, kw_only=True, tag="moved"):

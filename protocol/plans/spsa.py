@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from protocol.base import Answer, Draw, Index, Request
 from protocol.codec.tensor import EncodedTensor
 from protocol.plans.checks import EstimatorPlan
@@ -14,7 +12,6 @@ class SpsaPlan(EstimatorPlan, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     section = "spsa"
     estimator = "spsa-gc"
-    needs_way_back: ClassVar[bool] = False
 
     perturbation: float = 0.005
     """c: how far the weights are moved for a query."""
@@ -33,6 +30,10 @@ class SpsaPlan(EstimatorPlan, frozen=True, kw_only=True, forbid_unknown_fields=T
     @property
     def answers_per_frame(self) -> int:
         return 2 * self.queries
+
+    @property
+    def needs_way_back(self) -> bool:
+        return False
 
 
 class Query(Request, frozen=True, array_like=True, kw_only=True, tag="query"):

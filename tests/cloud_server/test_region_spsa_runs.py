@@ -24,8 +24,10 @@ from cloud_server.training.trainer import Trainer, TrainerConfig
 from fleet.run.in_process import run_in_process
 from protocol.codec.tensor import CodecError, decode, encode
 from protocol.messages import MovedQuery
+from protocol.plans.activation import ActivationPlan
 from protocol.plans.adaptation import Adaptation
 from protocol.plans.region_spsa import RegionSpsaPlan
+from protocol.plans.surrogate import SurrogatePlan
 
 PLAN = RegionSpsaPlan(rate=1e-2, region=4, map_stride=2, moves=2)
 
@@ -135,3 +137,27 @@ def test_all_weights_unlabelled_frames_and_a_network_that_stays(tiny_world: Worl
     )
     run_in_process(fleet.config, [fleet.host()], fleet.run_folder)
     assert all(vehicle["rejects"] == 0 for vehicle in fleet.result()["vehicles"].values())
+
+
+@pytest.mark.parametrize("estimator", ["activation", "surrogate"])
+def test_loss_maps_teach_without_a_way_back(estimator: str, tiny_world: World, tmp_path: Path) -> None:
+    """Forward passes in its place; as many as there are directions lead where the VJP leads."""
+    plan = {"activation": ActivationPlan, "surrogate": SurrogatePlan}[estimator]
+    phis = []
+    for passes in (0, 64):  # of 52 numbers that learn
+        folder = tmp_path / str(passes)
+        changes = {
+            "rounds": 1,
+            "zeroth_order": zeroth(estimator=estimator),
+            estimator: plan(rate=1e-2, forward_passes=passes, forward_distance=1e-3),
+        }
+        if passes == 0:
+            fleet = tiny(tiny_world, folder, adaptation=Adaptation(subspace="film"), **changes)
+        else:
+            folder.mkdir()
+            fleet = fleet_of(tiny_world, folder, **changes)
+        run_in_process(fleet.config, [fleet.host()], fleet.run_folder)
+        phis.append(fleet.states(CAR).load(1).optimizer)
+    name = next(name for name in phis[0] if name.endswith("subspace/phi"))
+    exact, found = (state[name].astype(np.float64) for state in phis)
+    assert exact @ found > 0.9 * np.sqrt((exact @ exact) * (found @ found))

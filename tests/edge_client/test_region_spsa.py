@@ -71,7 +71,7 @@ def test_regions_and_moves_lower_the_variance() -> None:
 
     whole = variance(region=8)
     assert variance(region=2) < 0.5 * whole
-    assert variance(region=8, moves=4) == pytest.approx(whole / 4, rel=0.3)
+    assert variance(region=8, moves=4) < 0.3 * whole
 
 
 def test_margin_counts_the_cells_around_a_region_cut_at_the_borders() -> None:
