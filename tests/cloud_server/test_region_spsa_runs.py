@@ -148,7 +148,8 @@ def test_loss_maps_teach_without_a_way_back(estimator: str, tiny_world: World, t
         folder = tmp_path / str(passes)
         changes = {
             "rounds": 1,
-            "zeroth_order": zeroth(estimator=estimator),
+            "vehicles": (CAR,),
+            "zeroth_order": zeroth(estimator=estimator, batches=1),
             estimator: plan(rate=1e-2, forward_passes=passes, forward_distance=1e-3),
         }
         if passes == 0:
