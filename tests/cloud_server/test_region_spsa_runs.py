@@ -144,11 +144,10 @@ def test_loss_maps_teach_without_a_way_back(estimator: str, tiny_world: World, t
     """Forward passes in its place; as many as there are directions lead where the VJP leads."""
     plan = {"activation": ActivationPlan, "surrogate": SurrogatePlan}[estimator]
     means = []
-    for passes in (0, 64):  # of 52 numbers that learn
+    for passes in (0, 128):  # of 104 numbers that learn
         folder = tmp_path / str(passes)
         changes = {
             "rounds": 1,
-            "vehicles": (CAR,),
             "zeroth_order": zeroth(estimator=estimator, batches=1),
             estimator: plan(rate=1e-2, forward_passes=passes, forward_distance=1e-3),
         }
