@@ -92,6 +92,7 @@ METHODS: dict[str, Method] = {
             **_ZEROTH,
             "zeroth_order.epochs": _PASSES * 3 // 4,
             "zeroth_order.estimator": "region-spsa",
+            "region_spsa.map_stride": 4,
         },
         rate_key="region_spsa.rate",
         rates=(1e-3, 3e-3, 1e-2),

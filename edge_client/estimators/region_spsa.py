@@ -48,7 +48,7 @@ class RegionSpsa:
         perturbation: float = 0.01,
         region: int = 8,
         moves: int = 1,
-        map_stride: int = 4,
+        map_stride: int = 1,
         margin: int = 0,
     ) -> None:
         check_distance("perturbation scale", perturbation)

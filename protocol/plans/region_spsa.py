@@ -36,7 +36,7 @@ class RegionSpsaPlan(EstimatorPlan, frozen=True, kw_only=True, forbid_unknown_fi
     move at `move_bits`."""
     move_bits: int = 3
     """Quantisation of the moves: 32, 8, 6, 4, 3 or 2 bits an element."""
-    map_stride: int = 4
+    map_stride: int = 1
     """Feature cells that a cell of the loss map covers along each side; must divide the feature map."""
     map_bits: int = 8
     """Quantisation of the loss maps: 32, 8, 6, 4, 3 or 2 bits a cell."""
