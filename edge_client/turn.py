@@ -102,6 +102,8 @@ class TurnTools:
         """Train frames as the turn's augmentation shows them."""
         self.displacement: NDArray[np.float32] | None = None
         """Of the fleet's φ from its start, float32 (m,), where the turn begins there."""
+        self.steps_taken = 0
+        """Of the fleet's, where the turn begins after them."""
         self._labels = labels
         self._conversation = conversation
         self._steps = itertools.count()

@@ -18,7 +18,8 @@ from edge_client.encoder.runtime import Encoder
 from edge_client.errors import CloudSilent, TurnRefused
 from edge_client.frames import VehicleFrames
 from edge_client.learners import LEARNERS, takes_labels
-from edge_client.learners.shared_encoder import FetchedEncoder, hand_in, take_over
+from edge_client.learners.shared_encoder import FetchedEncoder
+from edge_client.learners.sharing import begin_shared, end_shared
 from edge_client.local.head import LocalHead
 from edge_client.state import StateStore, VehicleState
 from edge_client.turn import LabelMemory, LocalModelTools, TurnTools
@@ -240,11 +241,12 @@ class Vehicle:
                 "false), or give the vehicle labelled frames"
             )
         if turn.sharing is not None:
-            state = take_over(tools, state, self._fetched)
+            state = begin_shared(tools, state, self._fetched)
         if turn.learner is not None:
+            begun = state
             state, loss = LEARNERS[type(turn.learner)](tools, state)
             if turn.sharing is not None and turn.sharing.sends:
-                state = hand_in(tools, state)
+                state = end_shared(tools, begun, state)
         for split in turn.uploads:
             tools.upload(split, state.theta)
         if turn.learner is not None:

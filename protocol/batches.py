@@ -12,3 +12,9 @@ def batch_bounds(n: int, batch_size: int) -> list[tuple[int, int]]:
     if batch_size > 1 and len(bounds) > 1 and bounds[-1][1] - bounds[-1][0] == 1:
         bounds[-2:] = [(bounds[-2][0], n)]
     return bounds
+
+
+def batches_of_pass(frames: int, batch_size: int, most: int) -> int:
+    """Batches of a pass by queries: all of them are of `batch_size` frames but the last; `most` 0 = all."""
+    batches = -(-frames // batch_size)
+    return min(batches, most) if most else batches

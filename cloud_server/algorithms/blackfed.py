@@ -9,21 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 
 from cloud_server.algorithms.base import Context, TurnPlan, evaluation_plan, training_steps, upload_limits
 from cloud_server.algorithms.one_network import OneNetwork
+from cloud_server.algorithms.shared_encoder import SharedEncoder
+from cloud_server.algorithms.shared_steps import SharedSteps
 from cloud_server.desk.handlers.feedback import Judge
 from cloud_server.desk.turns import Features
 from cloud_server.schedule import Kind, Stage, round_robin
 from protocol.batches import batch_bounds
 from protocol.noise import derive_seed
+from protocol.plans.sharing import Sharing
 
 
 class BlackFed(OneNetwork):
     """Round-robin black-box split learning; `personal` makes it v2, frozen encoders the lower bound."""
 
     def __init__(self, context: Context, *, personal: bool, frozen_encoders: bool = False) -> None:
-        super().__init__(context, personal=personal)
+        super().__init__(context, personal=personal, shared=_shared(context))
         self._frozen_encoders = frozen_encoders
         self.stages = round_robin(self._config.vehicles, self._config.rounds)
         most = self._config.uploads.train_frames
@@ -34,7 +38,8 @@ class BlackFed(OneNetwork):
     def plan(self, stage: Stage, vehicle: str) -> TurnPlan:
         zeroth = self._config.zeroth_order
         if stage.kind is not Kind.TRAIN:
-            return evaluation_plan(self._context, stage, vehicle, zeroth.batch_size)
+            plan = evaluation_plan(self._context, stage, vehicle, zeroth.batch_size)
+            return replace(plan, sharing=self.shared_encoder.turn(stage))
         return TurnPlan(
             learner=None if self._frozen_encoders else self._config.estimator,
             epochs=zeroth.epochs,
@@ -42,10 +47,11 @@ class BlackFed(OneNetwork):
             batch_size=zeroth.batch_size,
             uploads=("train", "val") if self._config.network.learns else ("val",),
             limits=upload_limits(self._config, stage),
+            sharing=self.shared_encoder.turn(stage),
         )
 
     def begin(self, stage: Stage, vehicle: str) -> None:
-        pass  # an unfinished turn has left nothing here: queries change nothing
+        self.shared_encoder.begin(vehicle)  # queries change nothing
 
     @contextmanager
     def feedback(self, vehicle: str, indices: tuple[int, ...]) -> Iterator[Judge]:
@@ -55,6 +61,7 @@ class BlackFed(OneNetwork):
 
     def turn_done(self, stage: Stage, vehicle: str, uploads: Mapping[str, Features]) -> None:
         if stage.kind is Kind.TRAIN:
+            self.progress.leave_out(self.shared_encoder.hand_on(stage, vehicle))
             if self._config.network.learns:
                 self._learn(stage, vehicle, uploads["train"])
             self._validate(stage, vehicle, uploads["val"])
@@ -110,3 +117,9 @@ class BlackFed(OneNetwork):
         self.progress.loss[vehicle] = losses[-1]
         log.event("learned", stage=stage.number, vehicle=vehicle, losses=[round(loss, 5) for loss in losses])
         log.scalar(f"loss/{vehicle}", losses[-1], stage.number)
+
+
+def _shared(context: Context) -> SharedEncoder | SharedSteps:
+    if context.config.way(Sharing).encoder == "seeds":
+        return SharedSteps(context)
+    return SharedEncoder(context, averages=False)

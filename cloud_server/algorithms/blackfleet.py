@@ -22,13 +22,14 @@ from cloud_server.algorithms.kept_loss_maps import KeptLossMaps
 from cloud_server.algorithms.one_network import OneNetwork
 from cloud_server.algorithms.replay import EVERYONE
 from cloud_server.algorithms.shared_encoder import SharedEncoder
+from cloud_server.algorithms.traits import one_encoder
 from cloud_server.config import CloudConfig
 from cloud_server.desk.turns import Features
 from cloud_server.schedule import Kind, Stage, all_together, apart
 from cloud_server.storage.vehicle_store import VehicleStore
 from protocol.batches import batch_bounds
 from protocol.codec.tensor import EncodedTensor
-from protocol.messages import LocalLossPlan, Shared
+from protocol.messages import LocalLossPlan
 from protocol.noise import derive_seed, permutation
 from protocol.plans.blackfleet import BlackFleetSettings
 from protocol.plans.sharing import Sharing
@@ -52,7 +53,8 @@ class BlackFleet(OneNetwork):
     def __init__(self, context: Context) -> None:
         config = context.config
         serving = config.way(BlackFleetSettings).serving
-        super().__init__(context, personal=serving == "best")
+        self._encoder = SharedEncoder(context, averages=True)
+        super().__init__(context, personal=serving == "best", shared=self._encoder)
         self._local = config.way(LocalLossPlan)
         self._statistics = (
             VehicleStore(context.run_folder / "cloud" / "statistics", capacity=config.store_capacity)
@@ -62,33 +64,27 @@ class BlackFleet(OneNetwork):
         self._loss_maps = KeptLossMaps(
             batch_size=config.first_order.batch_size, map_stride=self._local.weight_map_stride
         )
-        self.shared_encoder = SharedEncoder(context)
         sharing = config.way(Sharing)
         self.stages = (
             apart(config.vehicles, config.rounds, sharing.deadline_s)
-            if sharing.is_on
+            if one_encoder(config)
             else all_together(config.vehicles, config.rounds)
         )
         self._arrived: dict[str, Mapping[str, Features]] = {}
         """By vehicle: what it has uploaded in this stage, once its turn is done."""
 
     def plan(self, stage: Stage, vehicle: str) -> TurnPlan:
-        if stage.kind in (Kind.INITIAL, Kind.FINAL):
-            plan = evaluation_plan(self._context, stage, vehicle, self._config.first_order.batch_size)
-            return plan if stage.kind is Kind.INITIAL else replace(plan, sharing=self._shared_turn(stage))
+        sharing, batch_size = self._encoder.turn(stage), self._config.first_order.batch_size
         if stage.kind is Kind.LEARN:
-            return replace(self._learning(stage, vehicle), sharing=self._shared_turn(stage))
-        if self._shared_turn(stage) is None:
-            plan = self._learning(stage, vehicle)
-        else:
-            plan = TurnPlan(
-                learner=None, epochs=0, batches=0, batch_size=self._config.first_order.batch_size, uploads=()
-            )
+            return replace(self._learning(stage, vehicle), sharing=sharing)
+        if stage.kind is not Kind.TRAIN:
+            return replace(evaluation_plan(self._context, stage, vehicle, batch_size), sharing=sharing)
+        resting = TurnPlan(learner=None, epochs=0, batches=0, batch_size=batch_size, uploads=())
         return replace(
-            plan,
+            self._learning(stage, vehicle) if sharing is None else resting,
             uploads=("train", "val") if self._config.network.learns or self._statistics else ("val",),
             limits=upload_limits(self._config, stage),
-            sharing=self._shared_turn(stage),
+            sharing=sharing,
         )
 
     def _learning(self, stage: Stage, vehicle: str) -> TurnPlan:
@@ -105,12 +101,9 @@ class BlackFleet(OneNetwork):
             uploads=(),
         )
 
-    def _shared_turn(self, stage: Stage) -> Shared | None:
-        return self.shared_encoder.turn(sends=stage.kind is Kind.LEARN)
-
     def begin(self, stage: Stage, vehicle: str) -> None:
         self._arrived.pop(vehicle, None)
-        self.shared_encoder.begin(vehicle)
+        self._encoder.begin(vehicle)
 
     def turn_done(self, stage: Stage, vehicle: str, uploads: Mapping[str, Features]) -> None:
         if stage.kind is Kind.TRAIN:
@@ -120,7 +113,7 @@ class BlackFleet(OneNetwork):
 
     def stage_done(self, stage: Stage) -> None:
         if stage.kind is Kind.LEARN:
-            self.progress.leave_out(self.shared_encoder.average(stage))
+            self.progress.leave_out(self._encoder.average(stage))
         if stage.kind is Kind.TRAIN:
             if self._config.network.learns:
                 self._learn(stage)
@@ -134,19 +127,17 @@ class BlackFleet(OneNetwork):
         return self._loss_maps.find(vehicle, indices)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        return super().tensors() | self._loss_maps.tensors() | self.shared_encoder.tensors()
+        return super().tensors() | self._loss_maps.tensors()
 
     def meta(self) -> dict[str, Any]:
         return {
             **super().meta(),
             "statistics": self._statistics.references() if self._statistics else {},
-            "sharing": self.shared_encoder.meta(),
         }
 
     def restore(self, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
         super().restore(tensors, meta)
         self._loss_maps.restore(tensors)
-        self.shared_encoder.restore(tensors, meta.get("sharing", {}))
         if self._statistics:
             self._statistics.restore(meta["statistics"])
 

@@ -13,11 +13,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
-from typing import Any
 
 import msgspec
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from cloud_server.algorithms.base import Context, TurnPlan, evaluation_plan, validation_plan
@@ -38,8 +36,8 @@ class CseFsl(OneNetwork):
 
     def __init__(self, context: Context) -> None:
         config = context.config
-        super().__init__(context, personal=False)
-        self.shared_encoder = always_shared(context, head=True)
+        self._encoder = always_shared(context, head=True)
+        super().__init__(context, personal=False, shared=self._encoder)
         self.stages = apart(config.vehicles, config.rounds, config.way(Sharing).deadline_s)
         self._smashed: dict[str, dict[int, Features]] = {}
         """By vehicle and step: what has come in this attempt at its turn."""
@@ -54,7 +52,7 @@ class CseFsl(OneNetwork):
 
     def plan(self, stage: Stage, vehicle: str) -> TurnPlan:
         first = self._config.first_order
-        sharing = self.shared_encoder.turn(sends=stage.kind is Kind.LEARN)
+        sharing = self.shared_encoder.turn(stage)
         if stage.kind is Kind.LEARN:
             shares = epoch_rate_shares(self._config, stage.round, passes=first.epochs)
             return TurnPlan(
@@ -69,7 +67,7 @@ class CseFsl(OneNetwork):
         if stage.kind is Kind.TRAIN:
             return replace(validation_plan(self._config, stage), sharing=sharing)
         plan = evaluation_plan(self._context, stage, vehicle, first.batch_size)
-        return plan if stage.kind is Kind.INITIAL else replace(plan, sharing=sharing)
+        return replace(plan, sharing=sharing)
 
     def begin(self, stage: Stage, vehicle: str) -> None:
         self._smashed[vehicle] = {}
@@ -86,20 +84,10 @@ class CseFsl(OneNetwork):
 
     def stage_done(self, stage: Stage) -> None:
         if stage.kind is Kind.LEARN:
-            self.progress.leave_out(self.shared_encoder.average(stage))
+            self.progress.leave_out(self._encoder.average(stage))
             if self._config.network.learns:
                 self._learn(stage)
         self._smashed.clear()
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        return super().tensors() | self.shared_encoder.tensors()
-
-    def meta(self) -> dict[str, Any]:
-        return {**super().meta(), "sharing": self.shared_encoder.meta()}
-
-    def restore(self, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
-        super().restore(tensors, meta)
-        self.shared_encoder.restore(tensors, meta["sharing"])
 
     def _learn(self, stage: Stage) -> None:
         """One step on each batch, followed by replay: first the first of each vehicle, then the second."""

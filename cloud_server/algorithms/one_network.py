@@ -17,6 +17,8 @@ from cloud_server.algorithms.base import (
     validation_miou,
 )
 from cloud_server.algorithms.replay import Replay
+from cloud_server.algorithms.shared_encoder import SharedEncoder
+from cloud_server.algorithms.shared_steps import SharedSteps
 from cloud_server.desk.turns import Features
 from cloud_server.schedule import Stage
 from cloud_server.storage.checkpoint import flatten_state, unflatten_state
@@ -26,11 +28,13 @@ from cloud_server.storage.vehicle_store import VehicleStore
 class OneNetwork:
     """The network that the trainer holds; `personal`: each vehicle is served by its best weights of it."""
 
-    def __init__(self, context: Context, *, personal: bool) -> None:
+    def __init__(self, context: Context, *, personal: bool, shared: SharedEncoder | SharedSteps) -> None:
         self._context = context
         self._config = context.config
         self._trainer = context.trainer
         self._replay = Replay(context)
+        self.shared_encoder = shared
+        """What vehicles have in common of their encoders."""
         self._best = (
             VehicleStore(context.run_folder / "cloud" / "best", capacity=context.config.store_capacity)
             if personal
@@ -40,7 +44,11 @@ class OneNetwork:
         self.progress = TrainingProgress()
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        return {**flatten_state(self._trainer.state_dict())[0], **self._replay.tensors()}
+        return {
+            **flatten_state(self._trainer.state_dict())[0],
+            **self._replay.tensors(),
+            **self.shared_encoder.tensors(),
+        }
 
     def meta(self) -> dict[str, Any]:
         return {
@@ -49,11 +57,13 @@ class OneNetwork:
             "scores": self.scores.to_dict(),
             "progress": self.progress.to_dict(),
             "best": self._best.references() if self._best else {},
+            "sharing": self.shared_encoder.meta(),
         }
 
     def restore(self, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
         self._trainer.load_state_dict(unflatten_state(tensors, meta["trainer"]))
         self._replay.restore(tensors, meta["replay"])
+        self.shared_encoder.restore(tensors, meta.get("sharing", {}))
         self.scores = Scores.from_dict(meta["scores"], self._context.label_space)
         self.progress = TrainingProgress.from_dict(meta["progress"])
         if self._best:

@@ -5,11 +5,9 @@ Legend: φ what of an encoder learns; d = φ − φ_start, float32 (m,), which i
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from statistics import median
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 import numpy as np
@@ -17,43 +15,38 @@ import torch
 from numpy.typing import NDArray
 
 from cloud_server.algorithms.base import Context
+from cloud_server.algorithms.likely import Likely
 from cloud_server.errors import RequestError
-from cloud_server.schedule import Stage
+from cloud_server.schedule import Kind, Stage
 from protocol.codec.weights import WeightArrays, WeightsError, WeightTensor, pack, unpack
 from protocol.messages import Turn
 from protocol.plans.sharing import HEAD, PHI, Shared, Sharing
 
-log = logging.getLogger(__name__)
-
 _PREFIX, _SENT_PREFIX = "sharing/", "sharing-sent/"
 """Of its tensors in a checkpoint, followed by bundle, or vehicle, and name."""
-_FEWEST_OTHERS = 2
-"""Vehicles that have to have moved before another can be told from them."""
 
 
 class SharedEncoder:
     """What is shared, by bundle, and what has arrived for it in the stage under way."""
 
-    def __init__(
-        self, context: Context, *, judges_at_once: bool = False, settings: Sharing | None = None
-    ) -> None:
-        """`judges_at_once`: what a vehicle sends is handed on after its turn, not averaged with others';
+    def __init__(self, context: Context, *, averages: bool, settings: Sharing | None = None) -> None:
+        """`averages`: what vehicles send is averaged, after a stage or round; else each turn's is handed on.
         `settings`: None = the run's."""
         self._context = context
-        self._judges_at_once = judges_at_once
+        self._averages = averages
         self._settings = context.config.way(Sharing) if settings is None else settings
         self._shared: dict[str, WeightArrays] = {}
         """By bundle: d, and the head where it is shared; nothing before the first stage that sends."""
         self._packed: dict[str, tuple[WeightTensor, ...]] = {}
         self._sent: dict[str, WeightArrays] = {}
         """By vehicle: what it has sent, of this attempt at its turn or of an earlier stage of the round."""
-        self._moves: dict[str, float] = {}
-        """By vehicle: how far its φ went in its latest turn that counted."""
+        self._likely = Likely(context)
 
-    def turn(self, *, sends: bool) -> Shared | None:
-        """What a turn says of it; None where nothing is shared."""
-        if not self._settings.is_on:
+    def turn(self, stage: Stage) -> Shared | None:
+        """What a stage's turns say of it; None in a run that shares nothing, and before all learning."""
+        if not self._settings.is_on or stage.kind is Kind.INITIAL:
             return None
+        sends = stage.kind is (Kind.LEARN if self._averages else Kind.TRAIN)
         return Shared(sends=sends, head=self._settings.head)
 
     @property
@@ -63,7 +56,7 @@ class SharedEncoder:
 
     def displacement(self, vehicle: str) -> NDArray[np.float32] | None:
         """d of a vehicle's encoder; None where nothing is shared."""
-        shared = self._shared.get(self._bundle(vehicle))
+        shared = self._shared.get(self._likely.bundle(vehicle))
         return None if shared is None else shared[PHI]
 
     # What vehicles say --------------------------------------------------------------------------------
@@ -74,9 +67,13 @@ class SharedEncoder:
 
     def fetch(self, vehicle: str) -> tuple[WeightTensor, ...]:
         """What the vehicle's turn starts from; empty where nothing is shared yet."""
-        return self._packed.get(self._bundle(vehicle), ())
+        return self._packed.get(self._likely.bundle(vehicle), ())
 
-    def take(self, turn: Turn, tensors: Sequence[WeightTensor]) -> bool:
+    def record(self, vehicle: str) -> NoReturn:
+        """See `KeepsEncoder.record`."""
+        raise RequestError("this run's encoder is not known by its steps")
+
+    def take(self, turn: Turn, tensors: Sequence[WeightTensor], losses: Sequence[float] = ()) -> bool:
         """Keep what a vehicle sends until its turn is done; false where it is judged now, and left out.
 
         Raises:
@@ -91,7 +88,7 @@ class SharedEncoder:
             self._sent[vehicle] = unpack(tensors, self._expected(vehicle, tensors))
         except WeightsError as error:
             raise RequestError(f"encoder rejected: {error}") from error
-        return not self._judges_at_once or self._is_likely(vehicle, self._moves_with(vehicle))
+        return self._averages or self._likely.is_likely(vehicle, self._move(vehicle))
 
     def check_complete(self, turn: Turn) -> None:
         """Check that a turn may end.
@@ -106,13 +103,15 @@ class SharedEncoder:
 
     def hand_on(self, stage: Stage, vehicle: str) -> tuple[str, ...]:
         """What a vehicle has sent is what the next one starts from; returns who was left out, if any."""
-        sent, moves = self._sent[vehicle], self._moves_with(vehicle)
-        del self._sent[vehicle]
-        if not self._is_likely(vehicle, moves):
-            self._leave_out(stage, vehicle, moves[vehicle])
+        if vehicle not in self._sent:
+            return ()
+        move = self._move(vehicle)
+        sent = self._sent.pop(vehicle)
+        if not self._likely.is_likely(vehicle, move):
+            self._likely.leave_out(stage, vehicle, move)
             return (vehicle,)
-        self._moves = moves
-        self._share(self._bundle(vehicle), sent)
+        self._likely.note(vehicle, move)
+        self._share(self._likely.bundle(vehicle), sent)
         return ()
 
     def average(self, stage: Stage) -> tuple[str, ...]:
@@ -123,23 +122,22 @@ class SharedEncoder:
         who was.
         """
         sent = {vehicle: self._sent[vehicle] for vehicle in stage.vehicles if vehicle in self._sent}
+        moves = {vehicle: self._move(vehicle) for vehicle in sent}
         self._sent.clear()
-        moves = {vehicle: self._move(vehicle, tensors) for vehicle, tensors in sent.items()}
-        known = {**self._moves, **moves}
         kept: dict[str, dict[str, WeightArrays]] = {}
         shapes = self._usual_shapes(sent)
         left_out = []
         for vehicle, tensors in sent.items():
-            bundle = self._bundle(vehicle)
-            fits = _shapes(tensors) == shapes[bundle]
-            if fits and self._is_likely(vehicle, known):
+            bundle, move = self._likely.bundle(vehicle), moves[vehicle]
+            if _shapes(tensors) == shapes[bundle] and self._likely.is_likely(vehicle, move, moves):
                 kept.setdefault(bundle, {})[vehicle] = tensors
-                self._moves[vehicle] = moves[vehicle]
             else:
-                self._leave_out(stage, vehicle, moves[vehicle])
+                self._likely.leave_out(stage, vehicle, move)
                 left_out.append(vehicle)
         for bundle, updates in kept.items():
             self._share(bundle, self._mean(updates))
+            for vehicle in updates:
+                self._likely.note(vehicle, moves[vehicle])
         return tuple(left_out)
 
     def _mean(self, updates: Mapping[str, WeightArrays]) -> WeightArrays:
@@ -157,43 +155,15 @@ class SharedEncoder:
         self._shared[bundle] = tensors
         self._packed[bundle] = pack(tensors)
 
-    def _leave_out(self, stage: Stage, vehicle: str, move: float) -> None:
-        log.warning(
-            "what vehicle %s has made of the encoder in turn %d is left out: it does not look like that of "
-            "the others (it moved %.3g)",
-            vehicle,
-            stage.number,
-            move,
-        )
-        self._context.events.event("left-out", vehicle=vehicle, stage=stage.number, move=move)
-
-    # How likely it is ---------------------------------------------------------------------------------
-
-    def _is_likely(self, vehicle: str, moves: Mapping[str, float]) -> bool:
-        """Whether a vehicle has not moved much further than the others; true where too few are known."""
-        others = [move for other, move in moves.items() if other != vehicle and self._same(other, vehicle)]
-        usual = median(others) if len(others) >= _FEWEST_OTHERS else 0.0
-        return usual == 0 or moves[vehicle] <= self._settings.most_move * usual
-
-    def _moves_with(self, vehicle: str) -> dict[str, float]:
-        """All vehicles' latest moves, of this one what it has sent."""
-        return {**self._moves, vehicle: self._move(vehicle, self._sent[vehicle])}
-
-    def _move(self, vehicle: str, tensors: WeightArrays) -> float:
+    def _move(self, vehicle: str) -> float:
         """How far φ went from what the vehicle had fetched, ‖·‖₂."""
         before = self.displacement(vehicle)
-        moved = tensors[PHI].astype(np.float64)
+        moved = self._sent[vehicle][PHI].astype(np.float64)
         return float(np.linalg.norm(moved if before is None else moved - before))
-
-    def _same(self, one: str, other: str) -> bool:
-        return self._bundle(one) == self._bundle(other)
-
-    def _bundle(self, vehicle: str) -> str:
-        return self._context.bundles.get(vehicle, "")
 
     def _expected(self, vehicle: str, tensors: Sequence[WeightTensor]) -> dict[str, tuple[int, ...]]:
         """Shapes of what a vehicle may send: of what is shared or, before there is anything, any vectors."""
-        shared = self._shared.get(self._bundle(vehicle))
+        shared = self._shared.get(self._likely.bundle(vehicle))
         if shared is not None:
             return _shapes(shared)
         names = (PHI, HEAD) if self._settings.head else (PHI,)
@@ -204,7 +174,7 @@ class SharedEncoder:
         """By bundle: the shapes of most of its vehicles, in doubt those of the first."""
         counts: dict[str, Counter[tuple[tuple[str, tuple[int, ...]], ...]]] = {}
         for vehicle, tensors in sent.items():
-            counts.setdefault(self._bundle(vehicle), Counter())[tuple(_shapes(tensors).items())] += 1
+            counts.setdefault(self._likely.bundle(vehicle), Counter())[tuple(_shapes(tensors).items())] += 1
         return {bundle: dict(count.most_common(1)[0][0]) for bundle, count in counts.items()}
 
     # What a checkpoint holds --------------------------------------------------------------------------
@@ -222,7 +192,7 @@ class SharedEncoder:
         """See `Algorithm.meta`; empty where nothing is shared."""
         if not self._settings.is_on:
             return {}
-        return {"moves": dict(self._moves)}
+        return self._likely.meta()
 
     def restore(self, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
         """See `Algorithm.restore`."""
@@ -230,7 +200,13 @@ class SharedEncoder:
         self._shared, self._packed = {}, {}
         for bundle, arrays in _stored(tensors, _PREFIX).items():
             self._share(bundle, arrays)
-        self._moves = dict(meta.get("moves", {}))
+        self._likely.restore(meta)
+
+
+def always_shared(context: Context, *, head: bool = False) -> SharedEncoder:
+    """For an algorithm whose vehicles share their encoders whatever the run says; `head`: and their heads."""
+    settings = msgspec.structs.replace(context.config.way(Sharing), encoder="weights", head=head)
+    return SharedEncoder(context, averages=True, settings=settings)
 
 
 def _stored(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, WeightArrays]:
@@ -248,9 +224,3 @@ def _stored(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, Weigh
 
 def _shapes(tensors: WeightArrays) -> dict[str, tuple[int, ...]]:
     return {name: array.shape for name, array in tensors.items()}
-
-
-def always_shared(context: Context, *, head: bool = False) -> SharedEncoder:
-    """For an algorithm whose vehicles share their encoders whatever the run says; `head`: and their heads."""
-    settings = msgspec.structs.replace(context.config.way(Sharing), encoder="weights", head=head)
-    return SharedEncoder(context, settings=settings)

@@ -2,7 +2,7 @@
 
 The upper bound of what the black box can reach: BlackFed's order of turns, exact gradients. Encoder and
 network fit each other at the end of the vehicle's turn, then the network moves on: the weights of then
-serve the vehicle.
+serve the vehicle. Where all have one encoder, it has moved on as well, and the latest weights serve everyone.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 
 from cloud_server.algorithms.base import Context
 from cloud_server.algorithms.replay import Replay
+from cloud_server.algorithms.traits import one_encoder
 from cloud_server.algorithms.white_box import WhiteBox
 from cloud_server.schedule import round_robin
 from cloud_server.storage.checkpoint import flatten_state, unflatten_state
@@ -26,7 +27,7 @@ def split(context: Context) -> WhiteBox:
     """The algorithm in its row of the table."""
     stages = round_robin(context.config.vehicles, context.config.rounds)
     served = VehicleStore(context.run_folder / "cloud" / "served", capacity=context.config.store_capacity)
-    networks = OneNetworkInTurns(context.trainer, served)
+    networks = OneNetworkInTurns(context.trainer, None if one_encoder(context.config) else served)
     return WhiteBox(context, networks=networks, replay=Replay(context), stages=stages)
 
 

@@ -72,24 +72,24 @@ class SplitFed(WhiteBox):
         stages: tuple[Stage, ...],
     ) -> None:
         """`copies`: the networks that are averaged; None where all learn one."""
-        super().__init__(context, networks=networks, replay=replay, stages=stages)
+        super().__init__(
+            context, networks=networks, replay=replay, stages=stages, shared=always_shared(context)
+        )
         self._copies = copies
-        self.shared_encoder = always_shared(context)
 
     def plan(self, stage: Stage, vehicle: str) -> TurnPlan:
-        sharing = self.shared_encoder.turn(sends=stage.kind is Kind.LEARN)
+        sharing = self.shared_encoder.turn(stage)
         if stage.kind is Kind.LEARN:
             learning = super().plan(replace(stage, kind=Kind.TRAIN), vehicle)
             return replace(learning, uploads=(), limits={}, sharing=sharing)
         if stage.kind is Kind.TRAIN:
             return replace(validation_plan(self._config, stage), sharing=sharing)
         plan = evaluation_plan(self._context, stage, vehicle, self._config.first_order.batch_size)
-        return plan if stage.kind is Kind.INITIAL else replace(plan, sharing=sharing)
+        return replace(plan, sharing=sharing)
 
     def begin(self, stage: Stage, vehicle: str) -> None:
         if stage.kind is Kind.LEARN:
             super().begin(stage, vehicle)
-            self.shared_encoder.begin(vehicle)
         elif self.shared_encoder.waits:
             # With one stage a vehicle, nobody else knows whose was the round's last: it may have failed.
             self._average(replace(stage, vehicles=self._config.vehicles))
@@ -108,16 +108,6 @@ class SplitFed(WhiteBox):
     def stage_done(self, stage: Stage) -> None:
         if stage.kind is Kind.LEARN and self._copies is not None:
             self._average(stage)
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        return super().tensors() | self.shared_encoder.tensors()
-
-    def meta(self) -> dict[str, Any]:
-        return {**super().meta(), "sharing": self.shared_encoder.meta()}
-
-    def restore(self, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
-        super().restore(tensors, meta)
-        self.shared_encoder.restore(tensors, meta["sharing"])
 
     def _average(self, stage: Stage) -> None:
         """The round's encoders become one, and so do the copies of the network that learnt with them."""

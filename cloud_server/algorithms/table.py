@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cloud_server.algorithms.base import Algorithm, Context
 from cloud_server.algorithms.row import AlgorithmRow, BuildsAlgorithm, Needs, no_handlers, one_model
-from cloud_server.algorithms.traits import averages_statistics, needs_proximal, shares_all
+from cloud_server.algorithms.traits import averages_statistics, needs_proximal, one_encoder, shares_all
 from cloud_server.desk.handlers.feedback import feedback_handlers
 from cloud_server.desk.handlers.gradients import gradient_handlers
 from cloud_server.desk.handlers.loss_maps import loss_map_handlers
@@ -46,6 +46,10 @@ def _blackfed(context: Context, *, personal: bool, frozen_encoders: bool = False
     return BlackFed(context, personal=personal, frozen_encoders=frozen_encoders)
 
 
+def _blackfed_handlers(algorithm: BlackFed) -> Handlers:
+    return {**feedback_handlers(algorithm), **shared_encoder_handlers(algorithm)}
+
+
 def _split(context: Context) -> WhiteBox:
     from cloud_server.algorithms.split import split
 
@@ -58,7 +62,7 @@ def _splitfed(context: Context, *, copies: bool) -> SplitFed:
     return splitfed_v1(context) if copies else splitfed_v2(context)
 
 
-def _splitfed_handlers(algorithm: SplitFed) -> Handlers:
+def _white_box_handlers(algorithm: WhiteBox) -> Handlers:
     return {**gradient_handlers(algorithm), **shared_encoder_handlers(algorithm)}
 
 
@@ -112,8 +116,10 @@ _ROWS: tuple[AlgorithmRow[Any], ...] = (
         name="blackfed-v1",
         title="losses alone, one network for all",
         build=partial(_blackfed, personal=False),
-        handlers=feedback_handlers,
+        handlers=_blackfed_handlers,
         colour="#74b3f0",
+        shares=("seeds", "weights"),
+        ends_with_one_model=one_encoder,
         heeds_views=True,
         follows_estimator=True,
         may_go_on=True,
@@ -122,8 +128,9 @@ _ROWS: tuple[AlgorithmRow[Any], ...] = (
         name="blackfed-v2",
         title="losses alone, each vehicle served by its best weights",
         build=partial(_blackfed, personal=True),
-        handlers=feedback_handlers,
+        handlers=_blackfed_handlers,
         colour="#2b6fe0",
+        shares=("seeds", "weights"),
         heeds_views=True,
         follows_estimator=True,
         may_go_on=True,
@@ -143,8 +150,10 @@ _ROWS: tuple[AlgorithmRow[Any], ...] = (
         name="split",
         title="gradients cross the network: the upper bound",
         build=_split,
-        handlers=gradient_handlers,
+        handlers=_white_box_handlers,
         colour="#2f9e55",
+        shares=("weights",),
+        ends_with_one_model=one_encoder,
         trains_in_turns=True,
         heeds_views=True,
         may_go_on=True,
@@ -153,7 +162,7 @@ _ROWS: tuple[AlgorithmRow[Any], ...] = (
         name="splitfed-v1",
         title="gradients and encoders' weights cross, all at once; copies of the network are averaged",
         build=partial(_splitfed, copies=True),
-        handlers=_splitfed_handlers,
+        handlers=_white_box_handlers,
         colour="#5aa02c",
         trains_in_turns=True,
         heeds_views=True,
@@ -165,7 +174,7 @@ _ROWS: tuple[AlgorithmRow[Any], ...] = (
         name="splitfed-v2",
         title="the same with one network, vehicles one after the other in random order",
         build=partial(_splitfed, copies=False),
-        handlers=_splitfed_handlers,
+        handlers=_white_box_handlers,
         colour="#94b447",
         trains_in_turns=True,
         heeds_views=True,

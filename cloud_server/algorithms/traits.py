@@ -9,9 +9,14 @@ from protocol.plans.federated import FederatedPlan
 from protocol.plans.sharing import Sharing
 
 
+def one_encoder(settings: RunSettings) -> bool:
+    """Whether vehicles with the same bundle have one encoder."""
+    return settings.way(Sharing).is_on
+
+
 def shares_all(settings: RunSettings) -> bool:
     """Whether vehicles share their encoders, and are all served by the latest network."""
-    return settings.way(Sharing).is_on and settings.way(BlackFleetSettings).serving == "latest"
+    return one_encoder(settings) and settings.way(BlackFleetSettings).serving == "latest"
 
 
 def averages_statistics(settings: RunSettings) -> bool:

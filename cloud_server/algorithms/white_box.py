@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,6 +27,7 @@ from cloud_server.algorithms.base import (
     validation_miou,
 )
 from cloud_server.algorithms.replay import Replay
+from cloud_server.algorithms.shared_encoder import SharedEncoder
 from cloud_server.desk.handlers.gradients import StepResult
 from cloud_server.desk.turns import Features
 from cloud_server.schedule import Kind, Stage
@@ -69,9 +71,17 @@ class WhiteBox:
     """White-box split learning in the order of `stages`."""
 
     def __init__(
-        self, context: Context, *, networks: Networks, replay: Replay, stages: tuple[Stage, ...]
+        self,
+        context: Context,
+        *,
+        networks: Networks,
+        replay: Replay,
+        stages: tuple[Stage, ...],
+        shared: SharedEncoder | None = None,
     ) -> None:
+        """`shared`: None = as the run says."""
         self._context = context
+        self.shared_encoder = SharedEncoder(context, averages=False) if shared is None else shared
         self._config = context.config
         self._trainer = context.trainer
         self._networks = networks
@@ -88,7 +98,8 @@ class WhiteBox:
     def plan(self, stage: Stage, vehicle: str) -> TurnPlan:
         first = self._config.first_order
         if stage.kind is not Kind.TRAIN:
-            return evaluation_plan(self._context, stage, vehicle, first.batch_size)
+            plan = evaluation_plan(self._context, stage, vehicle, first.batch_size)
+            return replace(plan, sharing=self.shared_encoder.turn(stage))
         return TurnPlan(
             learner=self._config.way(WhiteBoxPlan),
             epochs=first.epochs,
@@ -96,6 +107,7 @@ class WhiteBox:
             batch_size=first.batch_size,
             uploads=("val",),
             limits=upload_limits(self._config, stage),
+            sharing=self.shared_encoder.turn(stage),
         )
 
     def begin(self, stage: Stage, vehicle: str) -> None:
@@ -104,6 +116,7 @@ class WhiteBox:
         self._replayed_frames[vehicle] = 0
         self._networks.begin(vehicle)
         self._replay.begin(vehicle)
+        self.shared_encoder.begin(vehicle)
 
     def train_step(self, vehicle: str, batch: Features) -> StepResult:
         indices, features_BCHW = batch.indices, batch.features_BCHW
@@ -133,6 +146,7 @@ class WhiteBox:
 
     def turn_done(self, stage: Stage, vehicle: str, uploads: Mapping[str, Features]) -> None:
         if stage.kind is Kind.TRAIN:
+            self.progress.leave_out(self.shared_encoder.hand_on(stage, vehicle))
             self._networks.learn(vehicle)
             self._note_losses(stage, vehicle)
             self._networks.keep(vehicle, stage.number, self._validate(stage, vehicle, uploads["val"]))
@@ -147,7 +161,7 @@ class WhiteBox:
         pass  # every turn was worked in as it ended
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        return {**self._networks.tensors(), **self._replay.tensors()}
+        return {**self._networks.tensors(), **self._replay.tensors(), **self.shared_encoder.tensors()}
 
     def meta(self) -> dict[str, Any]:
         return {
@@ -155,11 +169,13 @@ class WhiteBox:
             "replay": self._replay.meta(),
             "scores": self.scores.to_dict(),
             "progress": self.progress.to_dict(),
+            "sharing": self.shared_encoder.meta(),
         }
 
     def restore(self, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
         self._networks.restore(tensors, meta)
         self._replay.restore(tensors, meta["replay"])
+        self.shared_encoder.restore(tensors, meta.get("sharing", {}))
         self.scores = Scores.from_dict(meta["scores"], self._context.label_space)
         self.progress = TrainingProgress.from_dict(meta["progress"])
 

@@ -11,8 +11,11 @@ from cloud_server.config import CloudConfig
 from cloud_server.desk.declaration import Declaration
 from datasets.catalog import label_space
 from datasets.class_weights import table_weights
+from protocol.doors import is_foreign
 from protocol.errors import SettingError
+from protocol.plans import ESTIMATORS
 from protocol.plans.adaptation import Adaptation
+from protocol.plans.checks import EstimatorPlan
 from protocol.plans.own import OwnSettings
 from protocol.plans.sharing import Sharing
 
@@ -99,6 +102,19 @@ def _check_sharing(row: AlgorithmRow[Any], config: CloudConfig) -> None:
         raise SettingError(
             f"{row.name}'s vehicles can't share an encoder by {sharing.encoder}: sharing.encoder must be one "
             f"of {', '.join(('none', *row.shares))}; algorithms that can: {', '.join(able)}"
+        )
+    if sharing.is_on and row.follows_estimator and is_foreign(config.zeroth_order.estimator):
+        raise SettingError(
+            f"an estimator of your own keeps its state as it likes, and can't share an encoder: "
+            f"sharing.encoder must be none with {config.zeroth_order.estimator}, got {sharing.encoder}"
+        )
+    plan = config.estimator
+    if sharing.encoder == "seeds" and not (isinstance(plan, EstimatorPlan) and plan.steps_by_seeds):
+        able = [name for name, other in ESTIMATORS.items() if other.steps_by_seeds]
+        raise SettingError(
+            f"sharing.encoder seeds needs steps that follow from seeds and losses alone, "
+            f"zeroth_order.estimator {config.zeroth_order.estimator} takes others: "
+            f"take one of {', '.join(able)}, or sharing.encoder weights"
         )
     apart = row.needs.local_head and sharing.encoder == "weights"
     for name, given in (("head", sharing.head), ("deadline_s", sharing.deadline_s is not None)):

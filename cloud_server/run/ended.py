@@ -10,8 +10,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from cloud_server.algorithms.base import Algorithm, Context, Serves
+from cloud_server.algorithms.one_network import OneNetwork
 from cloud_server.algorithms.shared_encoder import SharedEncoder
+from cloud_server.algorithms.shared_steps import Record, SharedSteps
 from cloud_server.algorithms.table import algorithm_row, build_algorithm
+from cloud_server.algorithms.white_box import WhiteBox
 from cloud_server.config import CloudConfig
 from cloud_server.desk.ledger import UploadLedger
 from cloud_server.desk.registry import Registry
@@ -24,6 +27,7 @@ from cloud_server.run.shared_trainer import build_trainer
 from cloud_server.storage.label_store import LabelStore
 from datasets.catalog import label_space
 from protocol.codec.weights import WeightArrays, unpack
+from protocol.plans.adaptation import Adaptation
 
 
 class EndedRun:
@@ -36,7 +40,7 @@ class EndedRun:
             CloudError: there is none, it is damaged, or its network is another one.
             SettingError: the algorithm is unknown.
         """
-        self._config = config
+        self.config = config
         classes = label_space(config.label_space, run_folder)
         state = RunState(run_folder / "cloud", config, resume=True)
         committed = state.load(goes_on=False)
@@ -84,7 +88,7 @@ class EndedRun:
         """
         if not isinstance(self._algorithm, Serves):
             raise CloudError(
-                f"algorithm {self._config.algorithm} does not tell what serves a vehicle; give it the method "
+                f"algorithm {self.config.algorithm} does not tell what serves a vehicle; give it the method "
                 f"`serving` (cloud_server.algorithms.base.Serves)"
             )
         with self._algorithm.serving(vehicle):
@@ -92,14 +96,21 @@ class EndedRun:
 
     def displacement(self, vehicle: str) -> NDArray[np.float32] | None:
         """How far the fleet's encoder went from its start, float32 (m,); None where there is none."""
-        shared = getattr(self._algorithm, "shared_encoder", None)
+        shared = self._shared()
         return shared.displacement(vehicle) if isinstance(shared, SharedEncoder) else None
 
-    def subspace(self, vehicle: str) -> str:
-        """What of the vehicle's encoder learns."""
-        subspace = settled_adaptation(self._config, self._declared[vehicle]).subspace
-        assert subspace is not None
-        return subspace
+    def steps(self, vehicle: str) -> Record | None:
+        """What the fleet's encoder has learnt by, where it is known by its steps."""
+        shared = self._shared()
+        return shared.record(vehicle) if isinstance(shared, SharedSteps) else None
+
+    def adaptation(self, vehicle: str) -> Adaptation:
+        """What of the vehicle's encoder learns, and how."""
+        return settled_adaptation(self.config, self._declared[vehicle])
+
+    def _shared(self) -> SharedEncoder | SharedSteps | None:
+        algorithm = self._algorithm
+        return algorithm.shared_encoder if isinstance(algorithm, OneNetwork | WhiteBox) else None
 
     def whole_weights(self, shapes: Mapping[str, tuple[int, ...]]) -> WeightArrays:
         """The weights of encoder and network by name, where vehicles train both (`Needs.whole_network`).
@@ -112,7 +123,7 @@ class EndedRun:
         """
         weights = getattr(self._algorithm, "weights", None)
         if weights is None:
-            raise CloudError(f"algorithm {self._config.algorithm} has no weights of the whole network")
+            raise CloudError(f"algorithm {self.config.algorithm} has no weights of the whole network")
         return unpack(weights(), shapes)
 
     def evaluated_at_once(self, vehicle: str) -> int:

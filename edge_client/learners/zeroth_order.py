@@ -20,7 +20,7 @@ from edge_client.state import VehicleState
 from edge_client.turn import TurnTools
 from protocol.errors import SettingError
 from protocol.messages import Answer, Feedback, Query, Request, SpsaPlan
-from protocol.noise import derive_seed
+from protocol.plans.spsa import step_seed
 
 
 def learn_from_losses(tools: TurnTools, state: VehicleState) -> tuple[VehicleState, float | None]:
@@ -52,7 +52,7 @@ def follow_losses(
     losses: list[float] = []
     for epoch in range(tools.turn.epochs):
         for number, batch in enumerate(tools.batches(epoch)):
-            seed = derive_seed(tools.turn.seed, "zeroth-order", epoch, number)
+            seed = step_seed(tools.turn.seed, epoch, number)
             points = estimator.propose(learning.phi, seed)
             thetas = map(learning.subspace.theta_of, points)
             queries = _queries(tools, thetas, batch, tools.views.draw(epoch))

@@ -237,7 +237,7 @@ SCENARIO_OPTIONS = (
         "share_encoder",
         "sharing.encoder",
         str,
-        "One encoder for the fleet: none, or weights: what learns of it crosses, and is averaged.",
+        "One encoder for the fleet: none; weights: what learns crosses; seeds (BlackFed): steps do.",
     ),
     ScenarioOption(
         "objective",

@@ -23,6 +23,7 @@ from datasets.catalog import label_space
 from edge_client.encoder.bundle import EncoderBundle, write_theta
 from edge_client.encoder.subspaces import subspace_of
 from edge_client.learners.federated import own_statistics
+from edge_client.learners.shared_steps import theta_after
 from edge_client.learners.subspaces import displaced
 from edge_client.state import StateStore, VehicleState
 from edge_client.vehicle import bundle_digest
@@ -39,7 +40,7 @@ from fleet.start import ENCODER_NAME
 from fleet.start import FOLDER_NAME as START_FOLDER
 from protocol.local_model import FOLDER_NAME as LOCAL_MODEL_FOLDER
 from protocol.local_model import LocalModel
-from protocol.messages import FederatedPlan
+from protocol.messages import FederatedPlan, SpsaPlan
 from protocol.plans.coding import Coding
 
 
@@ -117,8 +118,15 @@ def _last_state(run: EndedRun, bundle: EncoderBundle, run_folder: Path, vehicle:
     began with."""
     displacement = run.displacement(vehicle)
     if displacement is not None:
-        shared = subspace_of(run.subspace(vehicle), bundle.spec, bundle.theta0)
+        subspace = run.adaptation(vehicle).subspace
+        assert subspace is not None
+        shared = subspace_of(subspace, bundle.spec, bundle.theta0)
         return displaced(VehicleState(theta=bundle.theta0, optimizer={}), shared, displacement)
+    steps = run.steps(vehicle)
+    if steps is not None:
+        plan, adaptation = run.config.way(SpsaPlan), run.adaptation(vehicle)
+        theta = theta_after(bundle.spec, bundle.theta0, adaptation, plan, steps.seeds, steps.losses)
+        return VehicleState(theta=theta, optimizer={})
     turn = run.last_trained.get(vehicle)
     if turn is None:
         return VehicleState(theta=bundle.theta0, optimizer={})

@@ -53,7 +53,7 @@ from protocol.plans.fsl_sage import AskGradient, FslSagePlan
 from protocol.plans.local_loss import FetchLossMaps, LocalLossPlan
 from protocol.plans.own import Ask, OwnPlan, Told
 from protocol.plans.region_spsa import MovedQuery, RegionSpsaPlan
-from protocol.plans.sharing import FetchEncoder, Judged, SendEncoder, Shared, SharedEncoder
+from protocol.plans.sharing import FetchEncoder, FetchSteps, Judged, SendEncoder, Shared, SharedEncoder, Steps
 from protocol.plans.spsa import Feedback, Query, SpsaPlan
 from protocol.plans.surrogate import SurrogatePlan
 from protocol.plans.white_box import Gradient, TrainStep, WhiteBoxPlan
@@ -96,6 +96,7 @@ __all__ = [
     "Feedback",
     "FetchEncoder",
     "FetchLossMaps",
+    "FetchSteps",
     "FetchWeights",
     "Finish",
     "FirstOrder",
@@ -128,6 +129,7 @@ __all__ = [
     "SplitScores",
     "SpsaPlan",
     "Status",
+    "Steps",
     "SurrogatePlan",
     "Told",
     "TrainStep",

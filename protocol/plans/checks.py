@@ -101,6 +101,9 @@ class EstimatorPlan(Plan, frozen=True, kw_only=True, forbid_unknown_fields=True)
     needs_local_head: ClassVar[bool] = False
     """Whether the vehicle must have a local head, one whose normalisation is fixed."""
 
+    steps_by_seeds: ClassVar[bool] = False
+    """Whether a step follows from seeds and losses alone, so that any vehicle can take it."""
+
     @property
     def answers_per_frame(self) -> int:
         """Losses or loss maps that one pass takes about each frame."""

@@ -12,14 +12,17 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from protocol.base import Answer, Request
+from protocol.base import Answer, Index, Request
 from protocol.codec.weights import WeightTensor
 from protocol.plans.checks import Way
+from protocol.plans.spsa import SpsaPlan
 
-SHARINGS = ("none", "weights")
+SHARINGS = ("none", "seeds", "weights")
 """What `sharing.encoder` may name."""
 PHI, HEAD = "encoder", "head"
 """Names of what is shared: the way of φ from its start, and all parameters of the local head."""
+
+STEPS_AT_ONCE = 4096
 
 Digest = Annotated[bytes, Meta(max_length=32)]
 
@@ -31,12 +34,13 @@ class Sharing(Way, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     encoder: str = "none"
     """`none`: each vehicle's is its own. `weights`: what learns of it crosses the network, up and down; the
-    cloud averages it (`blackfleet`), or hands it from turn to turn."""
+    cloud averages it (`blackfleet`), or hands it from turn to turn. `seeds` (BlackFed with `spsa-gc`): every
+    vehicle takes every vehicle's steps, told as seeds and losses; no weight crosses."""
     head: bool = False
     """With `weights` and `blackfleet`: the local heads are averaged as well, and cross, too."""
     most_move: float = 10.0
     """What a vehicle sends is left out where it has moved more than so many times as far in its turn as the
-    median of the others."""
+    median of the others; with `seeds`, where its losses lie so many times as far apart."""
     deadline_s: float | None = None
     """With `weights` and `blackfleet`: longest that a vehicle may take for a turn, restarts included, before
     the stage goes on without it; it catches up in its next turn. None = the stage waits for everyone."""
@@ -59,6 +63,8 @@ class Shared(msgspec.Struct, frozen=True, array_like=True, kw_only=True, forbid_
     """Whether it sends, after learning, what it has made of it."""
     head: bool
     """Whether the local head is the fleet's, too."""
+    steps: SpsaPlan | None = None
+    """How the fleet's steps are taken, where it is these that are fetched; None = φ itself is."""
 
 
 class FetchEncoder(Request, frozen=True, array_like=True, kw_only=True, tag="fetch-encoder"):
@@ -84,6 +90,27 @@ class SendEncoder(Request, frozen=True, array_like=True, kw_only=True, tag="send
     answered_by = "Judged"
 
     tensors: tuple[WeightTensor, ...]
+    """Empty where steps are shared: the cloud knows them by the losses that it answered."""
+
+
+class FetchSteps(Request, frozen=True, array_like=True, kw_only=True, tag="fetch-steps"):
+    """Which steps has the fleet taken besides those known? Answered by `Steps`."""
+
+    answered_by = "Steps"
+
+    since: Index
+    """How many this vehicle has taken."""
+
+
+class Steps(Answer, frozen=True, array_like=True, kw_only=True, tag="steps"):
+    """Steps of the fleet in their order; at most `STEPS_AT_ONCE`, the others when they are asked for."""
+
+    total: Index
+    """How many there are."""
+    seeds: bytes
+    """uint64 (n,), little endian: what each step's directions were drawn from."""
+    losses: bytes
+    """float64 (n, 2q), little endian: the answers that each was made of."""
 
 
 class Judged(Answer, frozen=True, array_like=True, kw_only=True, tag="judged"):

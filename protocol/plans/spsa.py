@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from protocol.base import Answer, Draw, Index, Request
 from protocol.codec.tensor import EncodedTensor
+from protocol.noise import derive_seed
 from protocol.plans.checks import EstimatorPlan
 
 
@@ -12,6 +13,7 @@ class SpsaPlan(EstimatorPlan, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     section = "spsa"
     estimator = "spsa-gc"
+    steps_by_seeds = True
 
     perturbation: float = 0.005
     """c: how far the weights are moved for a query."""
@@ -34,6 +36,11 @@ class SpsaPlan(EstimatorPlan, frozen=True, kw_only=True, forbid_unknown_fields=T
     @property
     def needs_way_back(self) -> bool:
         return False
+
+
+def step_seed(turn_seed: int, epoch: int, number: int) -> int:
+    """What the directions of a turn's step are drawn from: of one batch of one pass."""
+    return derive_seed(turn_seed, "zeroth-order", epoch, number)
 
 
 class Query(Request, frozen=True, array_like=True, kw_only=True, tag="query"):

@@ -10,12 +10,16 @@ from cloud_server.algorithms.table import algorithm_handlers
 from cloud_server.desk.handlers.every_turn import EVERY_TURN
 from cloud_server.desk.handlers.visit import refusal
 from protocol.messages import (
+    FetchEncoder,
     FetchLossMaps,
+    FetchSteps,
     FetchWeights,
     LabelOffer,
     Labels,
+    MovedQuery,
     Query,
     SeededQuery,
+    SendEncoder,
     SplitScores,
     TrainStep,
     TurnDone,
@@ -24,6 +28,7 @@ from protocol.messages import (
     Upload,
 )
 
+SHARED = {FetchEncoder, FetchSteps, SendEncoder, TurnDone}
 NOTHING: Any = object()
 """Handlers look at their algorithm when they are called."""
 
@@ -35,9 +40,10 @@ def test_every_turn_has_labels_uploads_and_an_end() -> None:
 @pytest.mark.parametrize(
     ("names", "kinds"),
     [
-        ({"blackfed-v1", "blackfed-v2"}, {Query, SeededQuery}),
-        ({"split", "individual"}, {TrainStep}),
-        ({"blackfleet"}, {FetchLossMaps}),
+        ({"blackfed-v1", "blackfed-v2"}, {Query, SeededQuery, MovedQuery} | SHARED),
+        ({"split", "splitfed-v1", "splitfed-v2"}, {TrainStep} | SHARED),
+        ({"individual"}, {TrainStep}),
+        ({"blackfleet"}, {FetchLossMaps} | SHARED),
         ({"fedavg"}, {FetchWeights, Update, SplitScores, TurnDone}),
         ({"frozen", "centralized"}, set()),
     ],

@@ -15,6 +15,7 @@ from test_local_loss import fleet_of
 
 from cloud_server.algorithms.base import Context
 from cloud_server.algorithms.shared_encoder import SharedEncoder
+from cloud_server.config import ZerothOrderConfig
 from cloud_server.errors import RequestError
 from cloud_server.events import Events
 from cloud_server.run.combinations import check_combination
@@ -32,6 +33,7 @@ from protocol.errors import SettingError
 from protocol.messages import SendEncoder, Shared, Turn, Up, Upload
 from protocol.messages import SharedEncoder as Answered
 from protocol.plans.adaptation import Adaptation
+from protocol.plans.first_order import FirstOrder
 from protocol.plans.sharing import HEAD, PHI, Sharing
 from protocol.session.memory import MemoryBus
 
@@ -143,6 +145,37 @@ def test_vehicle_that_was_away_catches_up(tiny_world: World, tmp_path: Path) -> 
     assert all(entry["local_miou"] for entry in fleet.result()["vehicles"].values())
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "subspace", "victim"), [("blackfed-v1", "film", "cloud"), ("split", "all", "car")]
+)
+def test_encoder_goes_from_turn_to_turn(
+    algorithm: str, subspace: str, victim: str, tiny_world: World, tmp_path: Path
+) -> None:
+    """Turns: 1 and 3 of the first car, 2 and 4 of the second, 5 of both."""
+
+    def fleet(name: str) -> TinyFleet:
+        return TinyFleet(
+            tiny_world,
+            tmp_path / name,
+            algorithm=algorithm,
+            first_order=FirstOrder(epochs=1, batch_size=4),
+            sharing=Sharing(encoder="weights"),
+            adaptation=Adaptation(subspace=subspace),
+        )
+
+    calm = Watched(fleet("calm"))
+    assert calm.told[1, CARS[0]] == ()
+    before = {turn: (turn - 1, CARS[turn % 2]) for turn in (2, 3, 4)}
+    for turn, sender in before.items():
+        assert calm.told[turn, CARS[(turn - 1) % 2]] == pack(calm.sent[sender])
+    assert [calm.told[5, car] for car in CARS] == [pack(calm.sent[4, CARS[1]])] * 2
+    killed = fleet("killed")
+    points = {("car-1", "send-encoder", 1), ("car-2", "shared-encoder", 1), ("car-2", "done", 2)}
+    Supervisor(killed).run_with_kills(points, victim)
+    assert killed.fingerprint() == calm.fleet.fingerprint()
+    assert killed.scores() == calm.fleet.scores()
+
+
 # What is taken ----------------------------------------------------------------------------------------
 
 
@@ -163,7 +196,7 @@ def _turn(vehicle: str, shares: Shared | None = None) -> Turn:
     )
 
 
-def _store(world: World, folder: Path, cars: tuple[str, ...], **changes: Any) -> SharedEncoder:
+def _store(world: World, folder: Path, cars: tuple[str, ...], averages: bool = True) -> SharedEncoder:
     fleet = TinyFleet(world, folder, vehicles=cars, sharing=Sharing(encoder="weights"))
     nothing = cast(Any, None)
     context = Context(
@@ -178,7 +211,7 @@ def _store(world: World, folder: Path, cars: tuple[str, ...], **changes: Any) ->
         ledger=nothing,
         source_frames={},
     )
-    return SharedEncoder(context, **changes)
+    return SharedEncoder(context, averages=averages)
 
 
 _FOUR = ("a", "b", "c", "d")
@@ -201,6 +234,15 @@ def test_unlikely_encoder_is_left_out(lie: tuple[float, ...], tiny_world: World,
     assert store.average(_STAGE) == ("a",)
     [tensor] = store.fetch("a")
     assert np.array_equal(np.frombuffer(tensor.data, "<f4"), np.float32([6 / 9, 7 / 9]))
+
+
+def test_unlikely_encoder_is_not_handed_on(tiny_world: World, tmp_path: Path) -> None:
+    store = _store(tiny_world, tmp_path, _FOUR, averages=False)
+    for vehicle, value in (("a", 1.0), ("b", 2.0), ("c", 900.0)):
+        store.begin(vehicle)
+        assert _say(store, vehicle, value) == (vehicle != "c")
+        assert store.hand_on(_STAGE, vehicle) == (() if vehicle != "c" else ("c",))
+    assert store.fetch("a") == _phi(2.0)
 
 
 def test_averaging_outlives_a_restart(tiny_world: World, tmp_path: Path) -> None:
@@ -242,6 +284,7 @@ def test_malformed_encoder_is_rejected(
     [
         ({"algorithm": "frozen"}, "frozen's vehicles can't share an encoder by weights: .*blackfleet"),
         ({"algorithm": "fedavg"}, "fedavg's vehicles can't share"),
+        ({"zeroth_order": ZerothOrderConfig(estimator="mine:Estimator")}, "an estimator of your own"),
         ({"algorithm": "individual"}, "individual's vehicles can't share"),
         ({"algorithm": "split", "sharing": Sharing(head=True)}, "sharing.head is for blackfleet"),
     ],
