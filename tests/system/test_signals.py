@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 from process_fixtures import Launch, environment, is_alive, learnt, module, wait_for
 
-import fleet.cli.app as cli
 from fleet.cli.__main__ import main
 from fleet.errors import OperatorError
 from fleet.run.folder import held
@@ -23,13 +22,13 @@ from protocol.stopping import STOP_SIGNALS
 pytestmark = pytest.mark.timeout(300)
 
 COMMANDS = {
-    "launch": (["launch", "--run-dir", "RUN"], cli.launching, "launch"),
-    "pretrain": (["pretrain", "RUN"], cli.pretraining, "pretrain"),
-    "compare": (["compare", "--algorithms", "split", "--compare-dir", "RUN"], cli.comparing, "compare"),
-    "evaluate": (["evaluate", "RUN", "RUN"], cli, "run_evaluate"),
-    "report": (["report", "RUN"], cli, "write_report"),
-    "dataset generate": (["dataset", "generate", "RUN"], cli, "generate_dataset"),
-    "encoder export": (["encoder", "export", "RUN"], cli, "export_bundle"),
+    "launch": (["launch", "--run-dir", "RUN"], "fleet.run.launch.launch"),
+    "pretrain": (["pretrain", "RUN"], "fleet.run.pretrain.pretrain"),
+    "compare": (["compare", "--algorithms", "split", "--compare-dir", "RUN"], "fleet.cli.sweep.compare"),
+    "evaluate": (["evaluate", "RUN", "RUN"], "fleet.cli.evaluate.run_evaluate"),
+    "report": (["report", "RUN"], "fleet.report.page.write_report"),
+    "dataset generate": (["dataset", "generate", "RUN"], "datasets.generated.generate_dataset"),
+    "encoder export": (["encoder", "export", "RUN"], "fleet.export.bundle.export_bundle"),
 }
 """Arguments, and the function that does the command's work."""
 
@@ -59,14 +58,14 @@ def test_every_command_stops_with_one_line(
     capfd: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
-    arguments, home, name = COMMANDS[command]
+    arguments, function = COMMANDS[command]
 
     def interrupted(*_: object, **__: object) -> None:
         os.kill(os.getpid(), number)
         time.sleep(30)
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(home, name, interrupted)
+    monkeypatch.setattr(function, interrupted)
     monkeypatch.setattr("sys.argv", ["blackfleet", *arguments])
     with pytest.raises(SystemExit) as ending:
         main()
