@@ -32,8 +32,9 @@ $(OFFICIAL)/.installed: official.txt
 	$(OFFICIAL)/bin/python -m pip install --no-deps -r official.txt
 	touch $@
 
+# Files in the order of tests/conftest.py, longest first; by itself xdist would begin with those of most tests.
 test: $(INSTALLED) $(OFFICIAL)/.installed
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 test-fast: $(INSTALLED)
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m "not system and not fleet"

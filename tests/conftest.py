@@ -40,12 +40,17 @@ FLEET_FILES = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Everything in `system/` starts processes, brokers or browsers."""
+    """Everything in `system/` starts processes, brokers or browsers.
+
+    What takes longest comes first, file by file, lest one core waits at the end for a long file on the other.
+    """
     for item in items:
         if "system" in item.path.relative_to(Path(__file__).parent).parts:
             item.add_marker(pytest.mark.system)
         elif FLEET_FIXTURES & set(getattr(item, "fixturenames", ())) or item.path.name in FLEET_FILES:
             item.add_marker(pytest.mark.fleet)
+    fleets = {item.path for item in items if item.get_closest_marker("fleet")}
+    items.sort(key=lambda item: (item.get_closest_marker("system") is None, item.path not in fleets))
 
 
 @pytest.fixture
