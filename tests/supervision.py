@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from fleet_fixtures import TinyFleet, tag
 
@@ -75,10 +75,13 @@ class Supervisor:
         """Let `saboteur` see every message and kill what it likes."""
         self.bus.record(lambda topic, payload, qos: saboteur(self, tag(payload), topic.split("/")[3]))
 
-    def kill_at(self, points: set[tuple[str, str, int]], victim: str) -> None:
-        """Kill the `cloud`, or else the car concerned, at each (car, message tag, how many of these so far).
+    def kill_at(
+        self, points: set[tuple[str, str, int]], of_the_cloud: Collection[tuple[str, str, int]]
+    ) -> None:
+        """Kill the car concerned, or the cloud where the point is one `of_the_cloud`, at each point.
 
-        A point that the run has come by is taken out of `points`.
+        A point is (car, message tag, how many of these so far); one that the run has come by is taken out of
+        `points`.
         """
         seen: Counter[tuple[str, str]] = Counter()
 
@@ -87,17 +90,21 @@ class Supervisor:
             point = (car, message_tag, seen[car, message_tag])
             if point in points:
                 points.remove(point)
-                if victim == "cloud":
+                if point in of_the_cloud:
                     supervisor.kill_cloud()
                 else:
                     supervisor.kill_vehicle(car)
 
         self.sabotage(kill)
 
-    def run_with_kills(self, points: set[tuple[str, str, int]], victim: str) -> None:
-        """`kill_at`, then `run`; the run must have come by every point."""
+    def run_with_kills(self, points: set[tuple[str, str, int]], victim: str | None = None) -> None:
+        """`kill_at`, then `run`; the run must have come by every point.
+
+        Without a `victim` the car and the cloud are killed by turns, at one point after the other as sorted.
+        """
         ahead = set(points)
-        self.kill_at(ahead, victim)
+        of_the_cloud = set(sorted(points)[1::2]) if victim is None else points if victim == "cloud" else set()
+        self.kill_at(ahead, of_the_cloud)
         self.run()
         assert not ahead, "the run must have come by every point"
 

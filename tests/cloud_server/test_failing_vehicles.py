@@ -164,7 +164,8 @@ def test_failed_vehicle_stays_out_though_it_comes_back_and_the_cloud_is_killed(
     _bug(monkeypatch, 1)
     supervisor = Supervisor(fleet)
     # The third turn is the well vehicle's in the second round.
-    supervisor.kill_at({(WELL, "turn", 3)}, "cloud")
+    points = {(WELL, "turn", 3)}
+    supervisor.kill_at(points, of_the_cloud=set(points))
     with pytest.raises(ValueError, match="index out of step"):
         supervisor.run()
     assert list(fleet.result()["failed"]) == [ILL]
@@ -230,7 +231,7 @@ def test_vehicle_whose_loop_is_stuck_counts_as_gone_and_one_with_a_long_step_doe
         join_s=30, retry_s=0.2, give_up_s=1.5, heartbeat_s=0.2, step_s=step_s, on_failure="continue"
     )
     fleet = TinyFleet(tiny_world, tmp_path, rounds=1, patience=patience)
-    _stuck(monkeypatch, TurnTools, "encode", 5.0, _is_ill)
+    _stuck(monkeypatch, TurnTools, "encode", 4.0, _is_ill)
     host = msgspec.structs.replace(fleet.host(), heartbeat_s=0.2, step_s=step_s)
     run_in_process(fleet.config, [host], fleet.run_folder)
     failed = fleet.result()["failed"]
@@ -244,7 +245,7 @@ def test_cloud_whose_loop_is_stuck_is_noticed_and_one_with_a_long_step_is_not(
 ) -> None:
     patience = PatienceConfig(join_s=30, retry_s=0.2, give_up_s=2, heartbeat_s=0.2, step_s=step_s)
     fleet = TinyFleet(tiny_world, tmp_path, rounds=1, patience=patience)
-    _stuck(monkeypatch, Trainer, "train_epochs", 5.0, lambda *_: True)
+    _stuck(monkeypatch, Trainer, "train_epochs", 4.0, lambda *_: True)
     supervisor = Supervisor(fleet, give_up_s=1.5)
     if not is_noticed:
         supervisor.run()

@@ -191,24 +191,6 @@ def test_lines_of_progress_count_all_steps(calm: TinyFleet) -> None:
     assert all(len(line["losses"]) == FIRST.epochs for line in calm.events("learned"))
 
 
-def test_same_seed_gives_the_same_bits_at_rates_that_span_all_steps(
-    calm: TinyFleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Cosine: at the middle of all steps half the rate, at the last next to none."""
-    shares: list[tuple[int, float]] = []
-    step = Trainer._train_step
-
-    def note(trainer: Trainer, *batch: torch.Tensor) -> float:
-        shares.append((trainer.steps, trainer.rate_share))
-        return step(trainer, *batch)
-
-    monkeypatch.setattr(Trainer, "_train_step", note)
-    again = run(fleet_of(calm.world, tmp_path, calm.config.algorithm))
-    assert again.fingerprint() == calm.fingerprint()
-    total = trainer_steps(calm, CAR)
-    assert dict(shares) == {done: pytest.approx(cosine_rate(done, total)) for done in range(total)}
-
-
 def test_checkpoint_holds_the_cache(calm: TinyFleet) -> None:
     tensors, meta = load_checkpoint(calm.run_folder / "cloud" / "checkpoints")
     caches = unflatten_state(tensors, meta["algorithm"]["replay"])["replay"]
@@ -299,13 +281,24 @@ _KILLS = {
 """Moments in the midst of turns, at their ends, and between them."""
 
 
-@pytest.mark.parametrize("victim", ["car", "cloud"])
-def test_killed_process_changes_nothing(victim: str, calm: TinyFleet, tmp_path: Path) -> None:
-    points = set(_KILLS[calm.config.algorithm])
+def test_killed_processes_change_nothing_at_rates_that_span_all_steps(
+    calm: TinyFleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cosine: at the middle of all steps half the rate, at the last next to none."""
+    shares: list[tuple[int, float]] = []
+    step = Trainer._train_step
+
+    def note(trainer: Trainer, *batch: torch.Tensor) -> float:
+        shares.append((trainer.steps, trainer.rate_share))
+        return step(trainer, *batch)
+
+    monkeypatch.setattr(Trainer, "_train_step", note)
     supervisor = Supervisor(fleet_of(calm.world, tmp_path, calm.config.algorithm))
-    supervisor.run_with_kills(points, victim)
+    supervisor.run_with_kills(set(_KILLS[calm.config.algorithm]))
     assert supervisor.fleet.fingerprint() == calm.fingerprint()
     assert supervisor.fleet.scores() == calm.scores()
+    total = trainer_steps(calm, CAR)
+    assert dict(shares) == {done: pytest.approx(cosine_rate(done, total)) for done in range(total)}
 
 
 # Settings ---------------------------------------------------------------------------------------------
