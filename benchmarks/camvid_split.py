@@ -32,15 +32,22 @@ PRETRAINED, SCRATCH = "efficientnet-lite0-s8", "stride8-c8"
 """Encoders whose features have the same shape, and so the same bytes: 8 channels at stride 8."""
 SENDS_NO_FEATURES = frozenset({"centralized", "fedavg"})
 COMMON: dict[str, Any] = {
-    "rounds": 4,
-    "first_order.epochs": 8,
+    "rounds": 8,
+    "first_order.epochs": 4,
     "class_weights": "balanced",
     "augmentation.flip": True,
-    "local_loss.warm_up_epochs": 3,
-    "local_loss.epochs": 3,
-    "blackfleet.serving": "latest",
+    "white_box.rate": 5e-3,
 }
 """Budget and recipe, the same for every algorithm and size."""
+OWN: dict[str, dict[str, Any]] = {
+    "blackfleet": {
+        "sharing.encoder": "weights",
+        "local_loss.warm_up_epochs": 6,
+        "local_loss.epochs": 0,
+        "blackfleet.serving": "latest",
+    },
+}
+"""Of single algorithms: one encoder for the fleet, which learns before the first upload and then rests."""
 TARGETS: dict[str, dict[str, float]] = {
     "480x360": {"centralized": 0.66, "split": 0.63, "blackfleet": 0.60},
     "256x192": {"blackfleet": 0.50},
@@ -100,7 +107,7 @@ def _own(algorithm: str, encoder: str) -> dict[str, Any]:
     everything."""
     whole = encoder == SCRATCH or algorithm == "fedavg"
     subspace = {} if whole else {"adaptation.subspace": "projection"}
-    return {"algorithm": algorithm, "encoder.name": encoder, **subspace}
+    return {"algorithm": algorithm, "encoder.name": encoder, **subspace, **OWN.get(algorithm, {})}
 
 
 def summarise(results: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
