@@ -15,7 +15,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: demo install official test test-fast check format bench clean
 
 demo: $(INSTALLED)
-	$(BIN)/blackfleet launch
+	$(BIN)/blackfleet launch --preset pretrained
 
 install: $(INSTALLED)
 

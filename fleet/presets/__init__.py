@@ -1,4 +1,4 @@
-"""Scenarios of published experiments, to begin with: each a scenario file beside this one."""
+"""Scenarios to begin with, of pretrained encoders and published experiments: each a file beside this one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from fleet.errors import OperatorError
 
 PRESETS = {
+    "pretrained": "an encoder pretrained on ImageNet, whose projection learns before the first upload",
     "feddrive": "Cityscapes, 146 vehicles of 10 to 45 frames of one city each (FedDrive v2)",
     "blackfed": "Cityscapes, 18 cities, a vehicle each (BlackFed)",
 }
