@@ -28,6 +28,9 @@ _READY_S = 60.0
 _POLL_S = 0.05
 _PR_SET_PDEATHSIG = 1
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+_PATIENT_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""Threads of torch that wait for each other sleep: where somebody else has their core they would burn it,
+and a step took up to twice as long. The user's own setting goes before it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +160,7 @@ class ProcessTable:
 
     def _start(self, spec: ProcessSpec, more: Sequence[str], log_path: Path) -> subprocess.Popen[bytes]:
         threads = dict.fromkeys(_THREAD_VARIABLES, str(spec.threads))
-        environment = {**os.environ, **threads, **spec.environment}
+        environment = {**_PATIENT_THREADS, **os.environ, **threads, **spec.environment}
         with log_path.open("ab") as output:
             return subprocess.Popen(
                 [*spec.command, *more],
