@@ -18,7 +18,7 @@ from fleet.show.progress import format_bytes
 
 BUDGETS = {
     "steps": "first-order steps of networks",
-    "bytes": "bytes up and down",
+    "bytes": "up and down",
     "compute": "forward passes' worth of computing on the vehicles",
 }
 """What runs can be cut by."""
@@ -80,14 +80,13 @@ def find_equal(
 
 def caption(content: Mapping[str, Any]) -> str:
     """What the rows say, in words; or why there are none."""
-    what = BUDGETS[content["by"]]
     if content["missing"]:
         return (
-            f"Cut at equal {content['by']}: can't be had, these runs don't say their {what}: "
+            f"Cut at equal {content['by']}: can't be had, these runs don't say what they have spent: "
             f"{', '.join(content['missing'])}; run them again in another folder."
         )
     return (
-        f"Cut at equal {content['by']}: {_amount(content['budget'], content['by'])} {what}, the least that "
+        f"Cut at equal {content['by']}: {_amount(content['budget'], content['by'])} {BUDGETS[content['by']]}, the least that "
         f"any of these runs spends in training, seed by seed. Each at its last commit within that, read off "
         f"the run as it was: its rates fell over all its rounds."
     )
