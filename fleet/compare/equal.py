@@ -85,10 +85,11 @@ def caption(content: Mapping[str, Any]) -> str:
             f"Cut at equal {content['by']}: can't be had, these runs don't say what they have spent: "
             f"{', '.join(content['missing'])}; run them again in another folder."
         )
+    amount = f"{_amount(content['budget'], content['by'])} {BUDGETS[content['by']]}"
     return (
-        f"Cut at equal {content['by']}: {_amount(content['budget'], content['by'])} {BUDGETS[content['by']]}, the least that "
-        f"any of these runs spends in training, seed by seed. Each at its last commit within that, read off "
-        f"the run as it was: its rates fell over all its rounds."
+        f"Cut at equal {content['by']}: {amount}, the least that any of these runs spends in training, seed "
+        f"by seed. Each at its last commit within that, read off the run as it was: its rates fell over all "
+        f"its rounds."
     )
 
 
