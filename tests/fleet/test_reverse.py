@@ -40,7 +40,7 @@ def channel_sums(values: np.ndarray, layout: list[ParameterSpec]) -> list[np.nda
     ]
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
 @given(g=random_graphs())
 def test_gradient_of_a_random_graph_is_autograds(g: RandomGraph) -> None:
     used = {name for node in g.graph.nodes for name in node.input}
