@@ -154,6 +154,18 @@ class Launch:
                 self.process.kill()
                 self.process.wait()
 
+    def end_by(self, number: signal.Signals) -> None:
+        """Send the launcher a signal; it must end with code 130, and one line that says how to go on."""
+        said = self.output.read_text()
+        assert self.process is not None
+        self.process.send_signal(number)
+        assert self.wait() == 130, self.report()
+        news = self.output.read_text()[len(said) :]
+        assert "Traceback" not in news
+        by = "" if number is signal.SIGINT else f" by {number.name}"
+        go_on = f"go on with: blackfleet launch --resume --run-dir {self.run_folder}"
+        assert news.splitlines()[-1] == f"blackfleet: stopped{by}; {go_on}"
+
     def ids(self) -> dict[str, int]:
         """Process ids by name in the launcher's table."""
         path = self.run_folder / "processes" / "processes.json"

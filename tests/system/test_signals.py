@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from process_fixtures import Launch, environment, is_alive, learnt, module, wait_for
+from process_fixtures import CARS, Launch, environment, is_alive, learnt, module, wait_for, write_scenario
 
 from fleet.cli.__main__ import main
 from fleet.errors import OperatorError
@@ -31,13 +31,6 @@ COMMANDS = {
     "encoder export": (["encoder", "export", "RUN"], "fleet.export.bundle.export_bundle"),
 }
 """Arguments, and the function that does the command's work."""
-
-
-@pytest.fixture
-def launch(tmp_path: Path, reference: Launch) -> Iterator[Launch]:
-    made = Launch(tmp_path / "run", reference.scenario)
-    yield made
-    made.stop()
 
 
 @pytest.fixture
@@ -75,26 +68,45 @@ def test_every_command_stops_with_one_line(
     assert line.startswith(f"blackfleet: stopped{by}")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_launch_ends_its_processes_and_can_be_resumed(
-    number: signal.Signals, launch: Launch, reference: Launch
+def test_a_run_that_is_ended_again_and_again_leaves_no_process_and_ends_as_if_undisturbed(
+    tmp_path: Path, reference: Launch
 ) -> None:
-    launch.start("--broker", "amqtt").until("turn", stage=1)
-    assert launch.process is not None
-    launch.process.send_signal(number)
-    assert launch.wait() == 130, launch.report()
-    assert not [name for name, process_id in launch.ids().items() if is_alive(process_id)]
-    assert launch.output.read_text().splitlines()[-1] == (
-        f"blackfleet: stopped by {number.name}; go on with: blackfleet launch --resume --run-dir "
-        f"{launch.run_folder}"
-    )
-    if number is signal.SIGTERM:
+    root = tmp_path / "data"
+    launch = Launch(tmp_path / "run", write_scenario(tmp_path / "scenario.yaml", root))
+    try:
+        # Ctrl-C while frames are rendered: nothing has been learnt yet.
+        launch.start()
+        wait_for(lambda: any(root.rglob("*_labelIds.png")), "the first frame is rendered")
+        launch.end_by(signal.SIGINT)
+
+        # The terminal is closed while a vehicle has its turn.
+        launch.start("--resume").until("turn", stage=1)
+        ids = launch.ids()
+        assert len(ids) == 2 + len(CARS)
+        launch.end_by(signal.SIGHUP)
+        assert not [name for name, process_id in ids.items() if is_alive(process_id)]
+
+        # The machine shuts down while the cloud trains.
+        launch.start("--resume").until("learning", stage=2)
+        _end_twice(launch)
+
+        # The launcher itself is killed: its processes must notice by themselves.
+        launch.start("--resume").until("turn", stage=4)
+        ids = launch.ids()
+        assert launch.process is not None
+        launch.process.kill()
+        launch.wait()
+        wait_for(lambda: not any(map(is_alive, ids.values())), "the processes end after their launcher", 30)
+
         launch.start("--resume").complete()
-        assert learnt(launch.run_folder) == learnt(reference.run_folder)
+    finally:
+        launch.stop()
+    assert learnt(launch.run_folder) == learnt(reference.run_folder)
+    assert launch.result()["classes"] == reference.result()["classes"]
 
 
-def test_folder_is_held_until_the_last_process_has_ended_and_a_second_signal_ends_it(launch: Launch) -> None:
-    launch.start("--broker", "amqtt").until("turn", stage=1)
+def _end_twice(launch: Launch) -> None:
+    """The folder is held until the last process has ended, and a second signal ends that one."""
     cloud = launch.ids()["cloud"]
     os.kill(cloud, signal.SIGSTOP)  # it can't end by itself
     assert launch.process is not None
