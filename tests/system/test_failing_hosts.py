@@ -98,7 +98,7 @@ def test_launched_run_goes_on_without_a_process_that_stands_still_and_does_not_t
 ) -> None:
     data_root = Path(msgspec.yaml.decode(reference.scenario.read_bytes())["dataset"]["root"])
     scenario = write_scenario(
-        tmp_path / "scenario.yaml", data_root, patience={"give_up_s": 12, "on_failure": "continue"}
+        tmp_path / "scenario.yaml", data_root, patience={"give_up_s": 15, "on_failure": "continue"}
     )
     launch = Launch(tmp_path / "run", scenario)
     try:
