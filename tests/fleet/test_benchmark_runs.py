@@ -26,7 +26,9 @@ _TINY: dict[str, Any] = {
 }
 
 
-def test_runs_are_done_once_and_kept_and_others_are_refused_in_their_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_are_done_once_and_kept_and_others_are_refused_in_their_folders(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tiny = {key: value for key, value in _TINY.items() if key != "cores"}  # a run keeps those it has had
     runs = [Run(folder=tmp_path / f"seed-{seed}", settings={**tiny, "seed": seed}) for seed in (0, 1)]
     finish(runs, jobs=1)
