@@ -95,6 +95,7 @@ def _run(folder: Path, source: FrameSource, scenario: Scenario, seed: int) -> di
             "uplink_bytes_by_type": {"labels": 10_000, "upload": 50_000},
             "downlink_bytes_by_type": {"ack": 700},
             "queries": 12 + seed,
+            "frames_train": 30,
         }
         for number, vehicle in enumerate(VEHICLES)
     }
@@ -113,6 +114,8 @@ def _run(folder: Path, source: FrameSource, scenario: Scenario, seed: int) -> di
         },
         "confusion": matrix.counts[:, :-1].tolist(),
         "frames_seen": 1440,
+        "steps": 180,
+        "forward_equivalents": 50.0 * 30 * len(VEHICLES),
         "uplink_bytes": 120_000,
         "downlink_bytes": 1_400,
         "wall_s": 75.4 + seed,

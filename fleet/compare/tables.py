@@ -143,7 +143,7 @@ def _summary(algorithm: str, results: Sequence[Mapping[str, Any]]) -> dict[str, 
             key: round(float(np.mean([result[key] for result in results])))
             for key in ("uplink_bytes", "downlink_bytes", "frames_seen")
         },
-        "forwards_per_frame": _known_mean([_forwards_per_frame(result) for result in results]),
+        "forwards_per_frame": _known_mean([forwards_per_frame(result) for result in results]),
         "steps": _known_mean([result.get("steps") for result in results]),
         "queries": round(
             float(np.mean([sum(v["queries"] for v in result["vehicles"].values()) for result in results]))
@@ -161,7 +161,7 @@ def _summary(algorithm: str, results: Sequence[Mapping[str, Any]]) -> dict[str, 
     }
 
 
-def _forwards_per_frame(result: Mapping[str, Any]) -> float | None:
+def forwards_per_frame(result: Mapping[str, Any]) -> float | None:
     """What the vehicles have computed in turns of learning, in forward passes for each train frame."""
     frames = sum(vehicle.get("frames_train", 0) for vehicle in result["vehicles"].values())
     total = result.get("forward_equivalents")

@@ -22,7 +22,7 @@ from datasets.entry import DatasetEntry
 from datasets.labels import LabelSpace
 from fleet.compare.milestones import Point
 from fleet.compare.spread import sample_deviation
-from fleet.compare.tables import COMPARISON_NAME
+from fleet.compare.tables import COMPARISON_NAME, forwards_per_frame
 from fleet.errors import OperatorError
 from fleet.frames.partition_record import PARTITION_NAME
 from fleet.run.folder import SCENARIO_NAME
@@ -85,6 +85,9 @@ class Summary:
     """Of runs that began from a pretrained start, like the one before: on frames of its source."""
     uplink_bytes: float | None
     downlink_bytes: float | None
+    forwards_per_frame: float | None
+    """What the vehicles have computed in turns of learning, in forward passes for each train frame."""
+    steps: float | None
     frames_seen: float | None
     queries: float | None
     wall_s: float | None
@@ -109,6 +112,8 @@ class ReportData:
     """`partition.json`'s vehicles, of the first run that has one; empty if none has."""
     milestones: Mapping[str, Any] | None
     """`compare.json`'s; None for a single run."""
+    equal: Mapping[str, Any] | None
+    """`compare.json`'s; None where nothing was cut at equal budgets."""
     label_space: LabelSpace
 
     @property
@@ -156,6 +161,8 @@ class ReportData:
             source_miou=spread_of(self.values(algorithm, lambda result: result["mean_source_miou"])),
             uplink_bytes=self.mean(algorithm, lambda result: result["uplink_bytes"]),
             downlink_bytes=self.mean(algorithm, lambda result: result["downlink_bytes"]),
+            forwards_per_frame=self.mean(algorithm, forwards_per_frame),
+            steps=self.mean(algorithm, lambda result: result["steps"]),
             frames_seen=self.mean(algorithm, lambda result: result["frames_seen"]),
             queries=self.mean(
                 algorithm, lambda result: sum(entry["queries"] for entry in result["vehicles"].values())
@@ -235,6 +242,7 @@ def _assemble(
         scenario=scenario,
         partition=_first(read_partition(run.folder) for run in runs) or {},
         milestones=(comparison or {}).get("milestones"),
+        equal=(comparison or {}).get("equal"),
         label_space=_label_space(dataset, [run.folder for run in runs]),
     )
 

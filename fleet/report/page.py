@@ -64,6 +64,7 @@ def render(data: ReportData, gallery: Gallery) -> str:
         glance=[Markup(charts.scores_chart(rows)), Markup(charts.traffic_chart(rows))],
         summary=tables.summary_table(rows, len(data.seeds)),
         milestones=tables.milestones_table(data),
+        equal=tables.equal_table(data),
         vehicle_scores=tables.vehicle_table(data),
         curves=_curves(data),
         silent=[row.algorithm for row in rows if row.uplink_bytes == 0 and row.downlink_bytes == 0],

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fleet.compare import milestones
+from fleet.compare import equal, milestones
 from fleet.report import text
 from fleet.report.data import ReportData, Spread, Summary
 
@@ -33,7 +33,8 @@ def summary_table(rows: Sequence[Summary], seeds: int) -> Table:
         caption=f"mIoU on test frames, 0 to 1{over}: local = a vehicle's own frames, OOD = other vehicles'"
         + (", fleet = the whole test split, mean over the vehicles scored on it" if fleet else "")
         + (", source = those of the domain that was pretrained on" if source else "")
-        + ". Bytes, frames seen, queries and time are those of one run.",
+        + ". Bytes, steps, frames seen, queries and time are those of one run; vehicle compute is in forward "
+        "passes of its encoder for each train frame.",
         columns=(
             "algorithm",
             "local mIoU",
@@ -43,6 +44,8 @@ def summary_table(rows: Sequence[Summary], seeds: int) -> Table:
             *(("source before", "source after") if source else ()),
             "up",
             "down",
+            "vehicle compute",
+            "network steps",
             "frames seen",
             "queries",
             "time",
@@ -57,6 +60,8 @@ def summary_table(rows: Sequence[Summary], seeds: int) -> Table:
                 *((text.score(row.initial_source_miou), text.spread(row.source_miou)) if source else ()),
                 text.byte_count(row.uplink_bytes),
                 text.byte_count(row.downlink_bytes),
+                text.NONE if row.forwards_per_frame is None else f"{row.forwards_per_frame:,.1f}",
+                text.whole(row.steps),
                 text.whole(row.frames_seen),
                 text.whole(row.queries),
                 text.duration(row.wall_s),
@@ -69,6 +74,12 @@ def summary_table(rows: Sequence[Summary], seeds: int) -> Table:
             for place in _greatest([entry[column] for entry in scores])
         ),
     )
+
+
+def equal_table(data: ReportData) -> Table | None:
+    if (content := data.equal) is None:
+        return None
+    return Table(caption=equal.caption(content), columns=equal.COLUMNS, rows=equal.rows(content))
 
 
 def milestones_table(data: ReportData) -> Table | None:

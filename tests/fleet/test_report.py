@@ -65,8 +65,11 @@ def test_summary_row_equals_the_comparison(comparison: Path, page: str) -> None:
         cells = row_of(page, entry["algorithm"])
         assert cells[1] == f"{entry['local_miou_mean']:.3f} ± {entry['local_miou_std']:.3f}"
         assert cells[2] == f"{entry['ood_miou_mean']:.3f} ± {entry['ood_miou_std']:.3f}"
-        assert cells[6] == f"{entry['frames_seen']:,}"
-        assert cells[7] == f"{entry['queries']:,}"
+        assert (
+            cells[6:8] == [f"{entry['forwards_per_frame']:.1f}", f"{entry['steps']:,.0f}"] == ["50.0", "180"]
+        )
+        assert cells[8] == f"{entry['frames_seen']:,}"
+        assert cells[9] == f"{entry['queries']:,}"
 
 
 def test_confusion_is_summed_over_seeds(comparison: Path) -> None:
@@ -152,7 +155,7 @@ def test_names_from_files_are_escaped(tmp_path: Path) -> None:
 def test_single_run_makes_a_report(comparison: Path) -> None:
     page = write_report(comparison / "split-seed0").read_text()
     assert "split on generated streets" in page
-    assert len(row_of(page, "split")) == 9
+    assert len(row_of(page, "split")) == 11
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
@@ -174,7 +177,7 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
 def test_bare_result_makes_a_report(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text('{"algorithm": "frozen"}')
     page = write_report(tmp_path).read_text()
-    assert row_of(page, "frozen")[1:] == ["–"] * 8
+    assert row_of(page, "frozen")[1:] == ["–"] * 10
     assert "No run has logged a curve" in page
     assert "partition.json" in page
 
