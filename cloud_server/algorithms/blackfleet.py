@@ -92,9 +92,7 @@ class BlackFleet(OneNetwork):
         return TurnPlan(
             learner=self._local,
             rate_shares=shares,
-            loss_map_frames=self._mapped_frames(vehicle)
-            if stage.round > 1 and self._weights_losses
-            else None,
+            loss_map_frames=self._mapped_frames(vehicle),
             epochs=len(shares),
             batches=0,
             batch_size=self._config.first_order.batch_size,
@@ -150,9 +148,14 @@ class BlackFleet(OneNetwork):
     def _weights_losses(self) -> bool:
         return self._local.weight_power > 0 and self._local.epochs > 0 and self._config.network.learns
 
-    def _mapped_frames(self, vehicle: str) -> tuple[int, ...]:
-        """See `Turn.loss_map_frames`: empty where all of the vehicle's train frames have loss maps."""
+    def _mapped_frames(self, vehicle: str) -> tuple[int, ...] | None:
+        """See `Turn.loss_map_frames`: empty where all of the vehicle's train frames have loss maps.
+
+        None where none has: in the first round, and after one that the vehicle has missed.
+        """
         mapped = self._loss_maps.frames(vehicle)
+        if not mapped:
+            return None
         return mapped if len(mapped) < self._context.train_frames[vehicle] else ()
 
     def _keep_loss_maps(self, stage: Stage) -> None:

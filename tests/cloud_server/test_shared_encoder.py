@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from fleet_fixtures import CARS, IMAGE_SIZE, TinyFleet, World, tag
 from supervision import Supervisor
-from test_local_loss import fleet_of
+from test_local_loss import LOCAL, fleet_of
 
 from cloud_server.algorithms.base import Context
 from cloud_server.algorithms.shared_encoder import SharedEncoder
@@ -35,6 +36,7 @@ from protocol.messages import SharedEncoder as Answered
 from protocol.plans.adaptation import Adaptation
 from protocol.plans.first_order import FirstOrder
 from protocol.plans.sharing import HEAD, PHI, Sharing
+from protocol.session import topics
 from protocol.session.memory import MemoryBus
 
 WEIGHTS = Sharing(encoder="weights", head=True)
@@ -130,15 +132,24 @@ def test_killed_processes_change_nothing(calm: Watched, tiny_world: World, tmp_p
 
 
 def test_vehicle_that_was_away_catches_up(tiny_world: World, tmp_path: Path) -> None:
-    """What the second car sends in its first turn never arrives."""
-    sharing = Sharing(encoder="weights", deadline_s=1.5)
-    fleet = shared(tiny_world, tmp_path, rounds=1, sharing=sharing, adaptation=Adaptation(subspace="all"))
+    """The second car finishes neither turn of the first round: it misses the average, the upload, and so the
+    loss maps that weight the next round's loss."""
+    fleet = shared(
+        tiny_world,
+        tmp_path,
+        sharing=Sharing(encoder="weights", deadline_s=2.5),
+        adaptation=Adaptation(subspace="all"),
+        local_loss=msgspec.structs.replace(LOCAL, weight_power=0.5),
+    )
     bus = MemoryBus()
-    bus.set_faults(drop=lambda topic, payload: CARS[1] in topic and tag(payload) == "send-encoder")
+    bus.set_faults(drop=_says_in_turns(CARS[1], {1, 2}))
     run = Watched(fleet, bus)
-    assert [event["vehicle"] for event in fleet.events("dropped")] == [CARS[1]]
-    theirs = pack({PHI: run.sent[1, CARS[0]][PHI]})
-    assert [run.told[2, car] for car in CARS] == [theirs, theirs]
+    dropped = [(event["vehicle"], event["stage"]) for event in fleet.events("dropped")]
+    assert dropped == [(CARS[1], 1), (CARS[1], 2)]
+    assert run.told[2, CARS[1]] == pack({PHI: run.sent[1, CARS[0]][PHI]})
+    assert run.told[3, CARS[1]] is None, "known from turn 2"
+    average = _mean([run.sent[3, car][PHI] for car in CARS], [6, 6])
+    assert run.told[4, CARS[1]] == pack({PHI: average})
     assert all(entry["local_miou"] for entry in fleet.result()["vehicles"].values())
 
 
@@ -171,6 +182,17 @@ def test_encoder_goes_from_turn_to_turn(
     Supervisor(killed).run_with_kills(points, victim)
     assert killed.fingerprint() == calm.fleet.fingerprint()
     assert killed.scores() == calm.fleet.scores()
+
+
+def _says_in_turns(car: str, turns: set[int]) -> Callable[[str, bytes], bool]:
+    """Chooses what a car sends or finishes in some turns."""
+
+    def chosen(topic: str, payload: bytes) -> bool:
+        if topics.parse(topic).vehicle != car or tag(payload) not in ("send-encoder", "done"):
+            return False
+        return int(msgspec.msgpack.decode(payload[1:])[3]) in turns
+
+    return chosen
 
 
 # What is taken ----------------------------------------------------------------------------------------
