@@ -198,7 +198,7 @@ def _says_in_turns(car: str, turns: set[int]) -> Callable[[str, bytes], bool]:
 # What is taken ----------------------------------------------------------------------------------------
 
 
-def _turn(vehicle: str, shares: Shared | None = None) -> Turn:
+def turn_of(vehicle: str, shares: Shared | None = None) -> Turn:
     return Turn(
         vehicle=vehicle,
         grant="0" * 8,
@@ -215,22 +215,26 @@ def _turn(vehicle: str, shares: Shared | None = None) -> Turn:
     )
 
 
-def _store(world: World, folder: Path, cars: tuple[str, ...], averages: bool = True) -> SharedEncoder:
-    fleet = TinyFleet(world, folder, vehicles=cars, sharing=Sharing(encoder="weights"))
+def context_of(fleet: TinyFleet) -> Context:
+    """What the cloud lends to an algorithm that only counts: no trainer, no label."""
     nothing = cast(Any, None)
-    context = Context(
+    return Context(
         config=fleet.config,
         label_space=CAMVID,
         trainer=nothing,
         labels=nothing,
         events=Events(),
-        run_folder=folder,
+        run_folder=fleet.run_folder,
         check_stop=lambda: None,
-        train_frames=dict(zip(cars, (1, 2, 3, 4), strict=True)),
+        train_frames={vehicle: number for number, vehicle in enumerate(fleet.config.vehicles, start=1)},
         ledger=nothing,
         source_frames={},
     )
-    return SharedEncoder(context, averages=averages)
+
+
+def _store(world: World, folder: Path, cars: tuple[str, ...], averages: bool = True) -> SharedEncoder:
+    fleet = TinyFleet(world, folder, vehicles=cars, sharing=Sharing(encoder="weights"))
+    return SharedEncoder(context_of(fleet), averages=averages)
 
 
 _FOUR = ("a", "b", "c", "d")
@@ -238,7 +242,7 @@ _STAGE = Stage(number=1, round=1, kind=Kind.LEARN, vehicles=_FOUR)
 
 
 def _say(store: SharedEncoder, vehicle: str, *values: float) -> bool:
-    return store.take(_turn(vehicle, Shared(sends=True, head=False)), _phi(*values))
+    return store.take(turn_of(vehicle, Shared(sends=True, head=False)), _phi(*values))
 
 
 def _phi(*values: float) -> tuple[WeightTensor, ...]:
@@ -289,13 +293,13 @@ def test_malformed_encoder_is_rejected(
     tensors: tuple[WeightTensor, ...], pattern: str, tiny_world: World, tmp_path: Path
 ) -> None:
     store = _store(tiny_world, tmp_path, _FOUR)
-    turn = _turn("a", Shared(sends=True, head=False))
+    turn = turn_of("a", Shared(sends=True, head=False))
     with pytest.raises(RequestError, match=pattern):
         store.take(turn, tensors)
     with pytest.raises(RequestError, match="without its encoder"):
         store.check_complete(turn)
     with pytest.raises(RequestError, match="asks for no encoder"):
-        store.take(_turn("a"), tensors)
+        store.take(turn_of("a"), tensors)
 
 
 @pytest.mark.parametrize(

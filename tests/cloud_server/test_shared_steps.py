@@ -10,17 +10,22 @@ import numpy as np
 import pytest
 from fleet_fixtures import CARS, TinyFleet, World, tag
 from supervision import Supervisor
+from test_shared_encoder import context_of, turn_of
 
+from cloud_server.algorithms.shared_steps import SharedSteps
 from cloud_server.config import ZerothOrderConfig
+from cloud_server.errors import RequestError
 from cloud_server.run.combinations import check_combination
 from cloud_server.run.ended import EndedRun
+from cloud_server.schedule import Kind, Stage
 from edge_client.encoder.bundle import EncoderBundle
 from edge_client.learners.shared_steps import theta_after
+from protocol.codec.weights import pack
 from protocol.errors import SettingError
-from protocol.messages import Steps
+from protocol.messages import Shared, Steps
 from protocol.plans.adaptation import Adaptation
 from protocol.plans.first_order import FirstOrder
-from protocol.plans.sharing import Sharing
+from protocol.plans.sharing import PHI, Sharing
 from protocol.plans.spsa import SpsaPlan
 from protocol.session.memory import MemoryBus
 
@@ -115,6 +120,26 @@ def test_killed_process_changes_nothing(
     Supervisor(fleet).run_with_kills(points, victim)
     assert fleet.fingerprint() == calm.fleet.fingerprint()
     assert fleet.scores() == calm.fleet.scores()
+
+
+def test_steps_that_do_not_fit_or_look_like_no_others_are_not_the_fleet_s(
+    tiny_world: World, tmp_path: Path
+) -> None:
+    """Of vehicles with 1, 2 and 3 train frames, in batches of one: so many steps of four losses each."""
+    cars = ("a", "b", "c")
+    steps = SharedSteps(context_of(fleet_of(tiny_world, tmp_path, vehicles=cars)))
+    stage = Stage(number=1, round=1, kind=Kind.TRAIN, vehicles=cars)
+    for number, car in enumerate(cars, start=1):
+        turn = msgspec.structs.replace(turn_of(car, Shared(sends=True, head=False)), epochs=1)
+        steps.begin(car)
+        with pytest.raises(RequestError, match=f"3 of {4 * number} queries answered"):
+            steps.take(turn, (), [1.0] * 3)
+        with pytest.raises(RequestError, match="no weight crosses"):
+            steps.take(turn, pack({PHI: np.zeros(1, np.float32)}), [1.0] * 4 * number)
+        far = 100.0 if car == "c" else 1.0
+        assert steps.take(turn, (), [1.0 + far, 1.0] * 2 * number) == (car != "c")
+        assert steps.hand_on(stage, car) == (() if car != "c" else ("c",))
+    assert len(steps.record("a")) == 1 + 2
 
 
 @pytest.mark.parametrize(
