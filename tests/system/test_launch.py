@@ -94,15 +94,20 @@ def test_predictions_evaluate_to_the_miou_of_the_result(reference: Launch, frame
         assert scores["vehicles"][car] == pytest.approx(result["vehicles"][car]["local_miou"], abs=1e-12)
 
 
+def test_a_run_on_the_memory_bus_learns_the_same_without_processes(reference: Launch, launch: Launch) -> None:
+    launch.start("--broker", "memory").complete()
+    assert learnt(launch.run_folder) == learnt(reference.run_folder)
+    assert not (launch.run_folder / "processes").exists()
+    again, before = launch.result(), reference.result()
+    for key in ("mean_local_miou", "mean_ood_miou", "initial_local_miou", "classes"):
+        assert again[key] == before[key]
+
+
 def test_a_run_on_the_memory_bus_is_interrupted_and_resumed_over_a_broker(
     reference: Launch, launch: Launch
 ) -> None:
     launch.start("--broker", "memory")
     launch.until("learning", stage=2)
     launch.end_by(signal.SIGINT)
-    assert not (launch.run_folder / "processes").exists()
     launch.start("--resume", "--broker", "amqtt").complete()
     assert learnt(launch.run_folder) == learnt(reference.run_folder)
-    again, before = launch.result(), reference.result()
-    for key in ("mean_local_miou", "mean_ood_miou", "initial_local_miou", "classes"):
-        assert again[key] == before[key]
