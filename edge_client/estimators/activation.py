@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_client.estimators import Perturbations
-from edge_client.estimators.windows import check_distance, map_size, range_sums
+from edge_client.estimators.windows import check_distance, check_maps, map_size, range_sums
 from protocol.errors import SettingError
 from protocol.noise import derive_seed
 from protocol.perturbation import directions
@@ -105,8 +105,7 @@ class Activation:
         assert self._proposed is not None, "estimate() before propose()"
         frames = self._shape_BCHW[0]
         expected = (frames, 1 + self.seeds, *self.map_size(self._shape_BCHW))
-        if maps_BMyx.shape != expected or not np.isfinite(maps_BMyx).all():
-            raise ValueError(f"expected finite loss maps {expected}, got {maps_BMyx.shape}")
+        check_maps(maps_BMyx, expected)
         # A map's mean is its frame's loss: this is what each cell adds to the mean over frames.
         credit_BKHW = self._window_sums(maps_BMyx[:, 1:]) / (frames * math.prod(expected[2:]))
         total_BCHW = np.zeros(self._shape_BCHW, np.float64)

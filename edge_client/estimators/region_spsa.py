@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edge_client.estimators.forward_differences import Forward
 from edge_client.estimators.orthogonal import orthogonal_signs
-from edge_client.estimators.windows import check_distance, map_size, range_sums
+from edge_client.estimators.windows import check_distance, check_maps, map_size, range_sums
 from protocol.errors import SettingError
 
 
@@ -119,8 +119,7 @@ class RegionSpsa:
         assert self._signs_KBRm is not None, "estimate() before propose()"
         frames = self._shape_BCHW[0]
         expected = (frames, 1 + self.moves, *self.map_size(self._shape_BCHW))
-        if maps_BMyx.shape != expected or not np.isfinite(maps_BMyx).all():
-            raise ValueError(f"expected finite loss maps {expected}, got {maps_BMyx.shape}")
+        check_maps(maps_BMyx, expected)
         added_KBR = self._region_sums(maps_BMyx[:, 1:]).swapaxes(0, 1)
         # A map's mean is its frame's loss: this is what a cell adds to the mean over frames and moves.
         weight = 1 / (frames * math.prod(expected[2:]) * self.moves * 2 * self.perturbation)

@@ -28,6 +28,16 @@ def map_size(feature_shape: tuple[int, ...], stride: int) -> tuple[int, int]:
     return height // stride, width // stride
 
 
+def check_maps(maps_BMyx: NDArray[np.floating], expected: tuple[int, ...]) -> None:
+    """Check what came back for a question.
+
+    Raises:
+        ValueError: another shape than was asked for, or a number that is not finite.
+    """
+    if maps_BMyx.shape != expected or not np.isfinite(maps_BMyx).all():
+        raise ValueError(f"expected finite loss maps {expected}, got {maps_BMyx.shape}")
+
+
 def box_sum(maps_BKyx: NDArray[np.floating], width: int) -> NDArray[np.float64]:
     """Each cell replaced by the sum over the `width` × `width` window around it, cut at the borders."""
     total = maps_BKyx.astype(np.float64)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 from cloud_server.desk.handlers.visit import Handlers, Visit, identity
 from cloud_server.desk.turns import Features
 from cloud_server.errors import RequestError
-from protocol.messages import Ack, LabelOffer, Labels, LabelWant, TurnDone, TurnFailed, Upload
+from protocol.messages import Ack, LabelOffer, Labels, LabelWant, Turn, TurnDone, TurnFailed, Upload
 
 
 def offer(request: LabelOffer, visit: Visit) -> LabelWant:
@@ -50,6 +51,23 @@ def take_upload(request: Upload, visit: Visit) -> Ack:
     uploaded = Features(indices=request.frames, features_BCHW=features_BCHW, views=views)
     visit.active.add_upload(request.step, request.split, uploaded)
     return Ack(**identity(request))
+
+
+class ChecksEnd(Protocol):
+    """What knows whether a turn has had all that it asks for."""
+
+    def check_complete(self, turn: Turn) -> None:
+        """Check that the turn may end.
+
+        Raises:
+            RequestError: something that it asks for is missing.
+        """
+
+
+def end_if_complete(checks: ChecksEnd, request: TurnDone, visit: Visit) -> Ack:
+    """The turn is done, if it is complete and somebody else finds so, too."""
+    checks.check_complete(visit.active.turn)
+    return end(request, visit)
 
 
 def end(request: TurnDone, visit: Visit) -> Ack:

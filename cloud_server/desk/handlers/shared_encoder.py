@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from cloud_server.desk.handlers.every_turn import end
+from cloud_server.desk.handlers.every_turn import ChecksEnd, end_if_complete
 from cloud_server.desk.handlers.visit import Handlers, Visit, identity, refusal
 from cloud_server.errors import RequestError
 from protocol.codec.weights import WeightTensor
@@ -46,7 +46,7 @@ class HasSteps(Protocol):
         ...
 
 
-class KeepsEncoder(Protocol):
+class KeepsEncoder(ChecksEnd, Protocol):
     """What vehicles have in common of their encoders, as itself or as its steps."""
 
     def fetch(self, vehicle: str) -> tuple[WeightTensor, ...]:
@@ -75,13 +75,6 @@ class KeepsEncoder(Protocol):
             RequestError: it does not fit; nothing has changed.
         """
         ...
-
-    def check_complete(self, turn: Turn) -> None:
-        """Check that the turn may end.
-
-        Raises:
-            RequestError: something that it asks for is missing.
-        """
 
 
 class SharesEncoder(Protocol):
@@ -135,5 +128,4 @@ def _take(algorithm: SharesEncoder, request: SendEncoder, visit: Visit) -> Judge
 
 
 def _end(algorithm: SharesEncoder, request: TurnDone, visit: Visit) -> Ack:
-    algorithm.shared_encoder.check_complete(visit.active.turn)
-    return end(request, visit)
+    return end_if_complete(algorithm.shared_encoder, request, visit)

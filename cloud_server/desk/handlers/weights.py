@@ -5,13 +5,13 @@ from __future__ import annotations
 from functools import partial
 from typing import Protocol
 
-from cloud_server.desk.handlers.every_turn import end
+from cloud_server.desk.handlers.every_turn import ChecksEnd, end_if_complete
 from cloud_server.desk.handlers.visit import Handlers, Visit, identity
 from protocol.codec.weights import WeightTensor
 from protocol.messages import Ack, FetchWeights, SplitScores, Turn, TurnDone, Update, Weights
 
 
-class ExchangesWeights(Protocol):
+class ExchangesWeights(ChecksEnd, Protocol):
     """An algorithm whose vehicles train the whole network and send weights."""
 
     def weights(self) -> tuple[WeightTensor, ...]:
@@ -32,13 +32,6 @@ class ExchangesWeights(Protocol):
             RequestError: they don't fit; nothing has changed.
         """
 
-    def check_complete(self, turn: Turn) -> None:
-        """Check that the turn may end.
-
-        Raises:
-            RequestError: something that it asks for is missing.
-        """
-
 
 def weight_handlers(algorithm: ExchangesWeights) -> Handlers:
     """Those of its turns."""
@@ -46,7 +39,7 @@ def weight_handlers(algorithm: ExchangesWeights) -> Handlers:
         FetchWeights: partial(_send, algorithm),
         Update: partial(_take_update, algorithm),
         SplitScores: partial(_take_scores, algorithm),
-        TurnDone: partial(_end, algorithm),
+        TurnDone: partial(end_if_complete, algorithm),
     }
 
 
@@ -62,8 +55,3 @@ def _take_update(algorithm: ExchangesWeights, request: Update, visit: Visit) -> 
 def _take_scores(algorithm: ExchangesWeights, request: SplitScores, visit: Visit) -> Ack:
     algorithm.take_scores(visit.active.turn, request)
     return Ack(**identity(request))
-
-
-def _end(algorithm: ExchangesWeights, request: TurnDone, visit: Visit) -> Ack:
-    algorithm.check_complete(visit.active.turn)
-    return end(request, visit)
