@@ -63,6 +63,10 @@ def any_settings(settings: RunSettings) -> None:
     """There are none that contradict it."""
 
 
+def nothing_to_say(_settings: RunSettings) -> None:
+    """Of an algorithm that heeds all that it is given."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class AlgorithmRow(Generic[A]):
     """One algorithm: how it is built, and its traits, which the cloud and the operator read."""
@@ -102,6 +106,8 @@ class AlgorithmRow(Generic[A]):
 
     check: Callable[[RunSettings], None] = any_settings
     """Refuses, by a `SettingError`, settings that contradict it."""
+    remark: Callable[[RunSettings], str | None] = nothing_to_say
+    """What a launch says of settings that it does not heed but another algorithm of a comparison may."""
     settings: type[msgspec.Struct] | None = None
     """What `own.algorithm` in the settings is checked by; None: it takes nothing there."""
     learners: tuple[str, ...] = ()

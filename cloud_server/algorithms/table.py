@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from cloud_server.algorithms.base import Algorithm, Context
 from cloud_server.algorithms.row import AlgorithmRow, BuildsAlgorithm, Needs, no_handlers, one_model
-from cloud_server.algorithms.traits import averages_statistics, needs_proximal, one_encoder, shares_all
+from cloud_server.algorithms.traits import (
+    averages_statistics,
+    has_no_proximal,
+    needs_proximal,
+    one_encoder,
+    shares_all,
+)
 from cloud_server.desk.handlers.feedback import feedback_handlers
 from cloud_server.desk.handlers.gradients import gradient_handlers
 from cloud_server.desk.handlers.loss_maps import loss_map_handlers
@@ -224,6 +230,7 @@ _ROWS: tuple[AlgorithmRow[Any], ...] = (
         in_one_piece=True,
         cloud_rests=True,
         ends_with_one_model=averages_statistics,
+        remark=has_no_proximal,
     ),
     AlgorithmRow(
         name="fedprox",

@@ -24,6 +24,14 @@ def averages_statistics(settings: RunSettings) -> bool:
     return settings.way(FederatedPlan).statistics != "local"
 
 
+def has_no_proximal(settings: RunSettings) -> str | None:
+    """That a proximal term was asked for where there is none."""
+    asked = settings.way(FederatedPlan).proximal
+    if asked in (0, FederatedPlan().proximal):
+        return None
+    return f"federated.proximal {asked:g} is of fedprox alone: fedavg has no such term"
+
+
 def needs_proximal(settings: RunSettings) -> None:
     """Refuse a proximal term of no weight.
 

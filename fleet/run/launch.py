@@ -61,7 +61,7 @@ def launch(scenario: Scenario, run_folder: Path, *, resume: bool, console: Conso
         Interrupted, KeyboardInterrupt: the user stopped the run; it can be resumed.
     """
     check_runnable(scenario)
-    _say(_remarks_of_size(scenario), console)
+    _say(_remarks_of_settings(scenario), console)
     if scenario.broker not in (*OWN_BROKERS, MEMORY_BUS):
         check_reach(scenario.broker, scenario.fleet or "fleet", scenario.patience.join_s)
     with readable_by_owner_alone():
@@ -122,12 +122,13 @@ def _launch(scenario: Scenario, run_folder: Path, *, resume: bool, console: Cons
     return result
 
 
-def _remarks_of_size(scenario: Scenario) -> tuple[str, ...]:
-    """That frames are resized to another size than asked for, where they are."""
+def _remarks_of_settings(scenario: Scenario) -> tuple[str, ...]:
+    """That frames are resized to another size than asked for, where they are, and what the algorithm heeds
+    not."""
     asked, fitting = parse_image_size(scenario.image_size), scenario.frame_size
-    if fitting == asked:
-        return ()
-    return (resizing_remark(asked, fitting),)
+    of_size = None if fitting == asked else resizing_remark(asked, fitting)
+    of_algorithm = algorithm_row(scenario.algorithm).remark(scenario)
+    return tuple(remark for remark in (of_size, of_algorithm) if remark is not None)
 
 
 def _say(remarks: tuple[str, ...], console: Console) -> None:

@@ -13,7 +13,7 @@ from federated_fixtures import FederatedFleet
 from fleet_fixtures import CARS, World
 
 from cloud_server.algorithms.base import Context
-from cloud_server.algorithms.table import build_algorithm
+from cloud_server.algorithms.table import algorithm_row, build_algorithm
 from cloud_server.events import Events
 from cloud_server.run.combinations import check_combination
 from cloud_server.schedule import Kind
@@ -45,6 +45,19 @@ def test_turns_of_fedprox_alone_carry_the_proximal_term(tiny_world: World, tmp_p
         assert isinstance(plan, FederatedPlan)
         carried[name] = plan.proximal
     assert carried == {"fedavg": 0.0, "fedprox": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "proximal", "says"),
+    [("fedavg", 0.5, True), ("fedavg", 0.0, False), ("fedavg", None, False), ("fedprox", 0.5, False)],
+)
+def test_fedavg_says_that_it_has_no_such_term(
+    algorithm: str, proximal: float | None, says: bool, tiny_world: World, tmp_path: Path
+) -> None:
+    plan = FederatedPlan() if proximal is None else FederatedPlan(proximal=proximal)
+    fleet = FederatedFleet(tiny_world, tmp_path, algorithm=algorithm, federated=plan)
+    remark = algorithm_row(algorithm).remark(fleet.config)
+    assert remark == ("federated.proximal 0.5 is of fedprox alone: fedavg has no such term" if says else None)
 
 
 def test_fedprox_without_its_term_is_refused(tiny_world: World, tmp_path: Path) -> None:
