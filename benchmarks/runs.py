@@ -29,6 +29,7 @@ from fleet.report.data import read_curve
 from fleet.run.folder import SCENARIO_NAME
 from fleet.run.launch import launch
 from fleet.run.pretrain import pretrain, write_start
+from fleet.run.processes import die_with_parent
 from fleet.scenario import load_scenario, save_scenario
 from fleet.start import SPEC_NAME
 
@@ -77,7 +78,8 @@ def finish(runs: Sequence[Run], *, jobs: int) -> None:
     # The workers inherit it: pools of threads beyond a run's own would slow its neighbours.
     os.environ["OMP_NUM_THREADS"] = "1"
     began = time.monotonic()
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=die_with_parent) as pool:
         futures = {pool.submit(_launch, run): run for run in todo}
         for number, future in enumerate(as_completed(futures), start=1):
             run = futures[future]

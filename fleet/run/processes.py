@@ -170,7 +170,7 @@ class ProcessTable:
                 env=environment,
                 # Ctrl-C reaches the launcher alone, which then stops the others in order.
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
             )
 
     def _wait_ready(self, running: _Running) -> None:
@@ -207,7 +207,7 @@ class ProcessTable:
                 running.process.wait()
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """On Linux, be told to stop when the launcher is gone, however it went."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
