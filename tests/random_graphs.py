@@ -50,19 +50,21 @@ class RandomGraph:
         self.steps.append((name, step))
         self.shapes[name] = shape
 
-    def run_torch(self, x: Array, v: Array) -> tuple[Array, Array]:
-        """Output and the gradient of ⟨output, v⟩ for all parameters, flat."""
+    def run_torch(
+        self, x: Array, v: Array, dtype: torch.dtype = torch.float64
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Output and the gradient of ⟨output, v⟩ for all parameters, flat, computed in `dtype`."""
         values = {
-            name: torch.tensor(p, dtype=torch.float64, requires_grad=True)
+            name: torch.tensor(p, dtype=dtype, requires_grad=True)
             for name, p in self.parameters.items()
         }
         leaves = list(values.values())
-        values["x"] = torch.tensor(x, dtype=torch.float64)
+        values["x"] = torch.tensor(x, dtype=dtype)
         for name, step in self.steps:
             values[name] = step(values)
         output = values[self.last]
         gradients = torch.autograd.grad(
-            output, leaves, torch.tensor(v, dtype=torch.float64), allow_unused=True
+            output, leaves, torch.tensor(v, dtype=dtype), allow_unused=True
         )
         flat = torch.cat(
             [
@@ -251,11 +253,11 @@ def normalisation(g: RandomGraph, draw: st.DrawFn) -> None:
         for what, value in (("mean", mean), ("variance", variance))
     ]
     scale, bias = g.parameter(shape[0]), g.parameter(shape[0])
-    statistics = [torch.tensor(g.graph.constants[name], dtype=torch.float64) for name in names]
+    statistics = [torch.tensor(g.graph.constants[name]) for name in names]
     g.append(
         "BatchNormalization",
         [x, scale, bias, *names],
-        lambda v: F.batch_norm(v[x], *statistics, v[scale], v[bias], eps=1e-5),
+        lambda v: F.batch_norm(v[x], *[s.to(v[x].dtype) for s in statistics], v[scale], v[bias], eps=1e-5),
         shape,
     )
 

@@ -173,7 +173,7 @@ def test_request_that_the_cloud_can_not_take_fails_the_turn_in_one_line() -> Non
     world.bus.run()
     world.conversation.receive(0.1)
     with pytest.raises(
-        TurnRefused, match="a message TurnDone of 32 bytes is more than the 10 bytes that 'cloud'"
+        TurnRefused, match="a message TurnDone of 33 bytes is more than the 10 bytes that 'cloud'"
     ):
         world.conversation.ask(TURN, [DONE])
     assert not world.heard

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from onnx import TensorProto
 from random_graphs import FRAMES, Array, RandomGraph, random_graphs
@@ -57,14 +58,16 @@ def test_gradient_of_a_random_graph_is_autograds(g: RandomGraph) -> None:
     x = g.random.standard_normal((FRAMES, channels, height, width), np.float32)
     v = g.random.standard_normal((FRAMES, *shape), np.float32)
     expected, gradient = g.run_torch(x, v)
-    products = gradient * theta
-    wanted: dict[str, tuple[ChannelSum | None, list[np.ndarray]]] = {
-        "elements": (None, [gradient]),
-        "scales": ("scale", channel_sums(products, layout)),
-        "shifts": ("shift", channel_sums(gradient, layout)),
-    }
+    # what autograd in the same precision loses where the parts of a sum cancel
+    rounding = np.abs(g.run_torch(x, v, torch.float32)[1] - gradient)
+    products, product_rounding = gradient * theta, rounding * np.abs(theta)
+    wanted: list[tuple[ChannelSum | None, list[np.ndarray], list[np.ndarray]]] = [
+        (None, [gradient], [rounding]),
+        ("scale", channel_sums(products, layout), channel_sums(product_rounding, layout)),
+        ("shift", channel_sums(gradient, layout), channel_sums(rounding, layout)),
+    ]
     outputs = list(g.graph.outputs)
-    for kind, parts in wanted.values():
+    for kind, parts, lost in wanted:
         way_back = derive(model, shapes, g.last, by_channel=dict.fromkeys(shapes, kind) if kind else None)
         taped = [value for value in way_back.tape if value[0] not in {g.last, "x"}]
         g.graph.outputs = [*outputs, *taped]
@@ -76,7 +79,9 @@ def test_gradient_of_a_random_graph_is_autograds(g: RandomGraph) -> None:
         exact = np.concatenate(parts)
         # by channel the parts of a sum may cancel, which leaves its rounding
         largest = np.abs(exact if kind is None else products if kind == "scale" else gradient).max()
-        assert np.abs(found - exact).max() <= 1e-5 * max(largest, np.abs(exact).max(), 1e-3)
+        assert np.abs(found - exact).max() <= 1e-5 * max(
+            largest, np.abs(exact).max(), 1e-3
+        ) + 4 * np.concatenate(lost).max()
 
 
 def graph_of(operator: str, **attributes: object) -> tuple[onnx.ModelProto, dict[str, tuple[int, ...]]]:

@@ -80,6 +80,8 @@ def test_tables_hold_the_numbers(driver: webdriver.Chrome, comparison: Path) -> 
             "0.010",
             "120.0 kB",
             "1.4 kB",
+            "50.0",
+            "180",
             "1,440",
             "25",
             "1:16",
