@@ -55,17 +55,14 @@ class RandomGraph:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Output and the gradient of ⟨output, v⟩ for all parameters, flat, computed in `dtype`."""
         values = {
-            name: torch.tensor(p, dtype=dtype, requires_grad=True)
-            for name, p in self.parameters.items()
+            name: torch.tensor(p, dtype=dtype, requires_grad=True) for name, p in self.parameters.items()
         }
         leaves = list(values.values())
         values["x"] = torch.tensor(x, dtype=dtype)
         for name, step in self.steps:
             values[name] = step(values)
         output = values[self.last]
-        gradients = torch.autograd.grad(
-            output, leaves, torch.tensor(v, dtype=dtype), allow_unused=True
-        )
+        gradients = torch.autograd.grad(output, leaves, torch.tensor(v, dtype=dtype), allow_unused=True)
         flat = torch.cat(
             [
                 (torch.zeros_like(p) if g is None else g).ravel()

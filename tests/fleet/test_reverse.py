@@ -79,9 +79,10 @@ def test_gradient_of_a_random_graph_is_autograds(g: RandomGraph) -> None:
         exact = np.concatenate(parts)
         # by channel the parts of a sum may cancel, which leaves its rounding
         largest = np.abs(exact if kind is None else products if kind == "scale" else gradient).max()
-        assert np.abs(found - exact).max() <= 1e-5 * max(
-            largest, np.abs(exact).max(), 1e-3
-        ) + 4 * np.concatenate(lost).max()
+        assert (
+            np.abs(found - exact).max()
+            <= 1e-5 * max(largest, np.abs(exact).max(), 1e-3) + 4 * np.concatenate(lost).max()
+        )
 
 
 def graph_of(operator: str, **attributes: object) -> tuple[onnx.ModelProto, dict[str, tuple[int, ...]]]:

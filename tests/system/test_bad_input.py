@@ -61,7 +61,10 @@ pytestmark = pytest.mark.timeout(300)
         (["--broker-port", "70000"], ["1", "65535", "70000"]),
         (["--queries", "0"], ["queries", "at least 1", "got 0"]),
         (["--queries", "129"], ["max_answers_per_frame is 256", "spsa-gc asks for 258"]),
-        (["--estimator", "oracle"], ["zeroth_order.estimator", "activation, region-spsa, spsa-gc", "'oracle'"]),
+        (
+            ["--estimator", "oracle"],
+            ["zeroth_order.estimator", "activation, region-spsa, spsa-gc", "'oracle'"],
+        ),
         (["--weight-power", "-1"], ["local_loss.weight_power", "at least 0", "got -1"]),
         (["--serving", "newest"], ["blackfleet.serving", "best, latest, statistics", "'newest'"]),
         (["--subspace", "half"], ["subspace", "all, film", "'half'"]),
