@@ -28,17 +28,34 @@ def explain(message: str, settings: type[msgspec.Struct]) -> str:
     match = re.search(r"unknown field `([^`]*)`(?: - at `\$\.?([^`]*)`)?", message)
     if not match:
         return message
-    unknown, place = match.group(1), match.group(2) or ""
+    return unknown_key(match.group(1), match.group(2) or "", settings)
+
+
+def unknown_key(unknown: str, place: str, settings: type[msgspec.Struct]) -> str:
+    """That a section, by its dotted place, has no such key, and what may have been meant."""
     part: Any = settings
     for name in filter(None, place.split(".")):
         part = next(field.type for field in msgspec.structs.fields(part) if field.name == name)
     known = [field.name for field in msgspec.structs.fields(part)]
     near = difflib.get_close_matches(unknown, known, n=1)
+    elsewhere = _in_sections(unknown, settings)
     key = f"{place}.{unknown}" if place else unknown
     if key in MOVED:
         hint = f"; it is now {MOVED[key]}"
+    elif elsewhere and not place:
+        hint = f"; did you mean {' or '.join(elsewhere)}?"
     elif near:
         hint = f"; did you mean {near[0]!r}?"
     else:
         hint = f"; known keys: {', '.join(known)}"
     return f"unknown key {key}{hint}"
+
+
+def _in_sections(name: str, settings: type[msgspec.Struct]) -> list[str]:
+    """The dotted keys of the sections that have a key of this name."""
+    return [
+        f"{section.name}.{name}"
+        for section in msgspec.structs.fields(settings)
+        if isinstance(section.type, type) and issubclass(section.type, msgspec.Struct)
+        if name in section.type.__struct_fields__
+    ]

@@ -354,10 +354,12 @@ def load_scenario(
     *,
     kept: Path | None = None,
     preset: str | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Scenario:
     """Read a scenario file (None = the built-in defaults) and put options over it.
 
-    `overrides` has dotted keys (`dataset.root`); None means not given. `preset` is one of ours that the file
+    `overrides` has dotted keys (`dataset.root`); None means not given. `settings` is a table as a file holds
+    it, put over the file's. `preset` is one of ours that the file
     is put over. `kept` is the scenario file of a run that is to go on: the others are put over it, but for
     its broker, which need not be there any more.
 
@@ -371,6 +373,7 @@ def load_scenario(
         put_over(content, read_table(find_preset(preset)))
     if path is not None:
         put_over(content, read_table(path))
+    put_over(content, settings or {})
     for key, value in overrides.items():
         if value is not None:
             put(content, key, value)

@@ -10,7 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from fleet.cli.options import SCENARIO_OPTIONS, ScenarioOption
+from fleet.cli.options import FIRST, OPTION_GROUPS, SCENARIO_OPTIONS
+from fleet.cli.scenario_option import OptionGroup, ScenarioOption
+from fleet.cli.set_option import parse_settings
 from fleet.errors import OperatorError
 from fleet.presets import PRESETS
 from fleet.run.folder import SCENARIO_NAME
@@ -29,6 +31,14 @@ _DEFAULTS = Scenario()
 _SCENARIO_FILE = Annotated[
     Path | None, typer.Option("--scenario", help="Scenario file (YAML); the other options override it.")
 ]
+_SET = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Any other setting of a scenario, such as first_order.rate=1e-3; repeat for more.",
+    ),
+]
 
 
 def with_scenario_options(
@@ -41,31 +51,44 @@ def with_scenario_options(
     its parameter `resume`, file and options are put over that run's own settings.
     """
     options = [option for option in SCENARIO_OPTIONS if option.key not in without]
+    no_part = {
+        option.key: f"{option.key} plays no part in this command; leave it out"
+        for option in SCENARIO_OPTIONS
+        if option.key in without
+    }
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @wraps(command)
-        def run(*, preset: str | None, scenario_file: Path | None, **given: Any) -> None:
+        def run(
+            *, preset: str | None, scenario_file: Path | None, settings: list[str] | None, **given: Any
+        ) -> None:
             overrides = {option.key: _plain(option, given.pop(option.name)) for option in options}
+            taken = {
+                option.key: f"{option.flag} gives {option.key}, too; keep one of them"
+                for option in options
+                if overrides[option.key] is not None
+            }
+            table = parse_settings(settings or (), taken={**taken, **no_part})
             kept = given.get(resumes) if resumes is not None and given.get("resume") else None
-            scenario = load_scenario(scenario_file, overrides, kept=_kept_settings(kept), preset=preset)
+            scenario = load_scenario(
+                scenario_file, overrides, kept=_kept_settings(kept), preset=preset, settings=table
+            )
             command(scenario=scenario, **given)
 
         own = inspect.signature(command, eval_str=True).parameters.values()
-        parameters = [_parameter("preset", _PRESET), _parameter("scenario_file", _SCENARIO_FILE)]
-        parameters += [
-            _parameter(
-                option.name,
-                Annotated[
-                    option.type | None, typer.Option(help=option.help, show_default=_default(option) or False)
-                ],
-            )
-            for option in options
+        parameters = [
+            _parameter("preset", _PRESET),
+            _parameter("scenario_file", _SCENARIO_FILE),
+            *_parameters(FIRST, options),
         ]
         parameters += [
             parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
             for parameter in own
             if parameter.name != "scenario"
         ]
+        parameters.append(_parameter("settings", _SET))
+        for group in OPTION_GROUPS:
+            parameters += _parameters(group, options) if group is not FIRST else []
         # What Typer reads in place of the function's own signature.
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -81,6 +104,25 @@ def _kept_settings(run_folder: Path | None) -> Path | None:
     return run_folder / SCENARIO_NAME
 
 
+def _parameters(group: OptionGroup, options: Collection[ScenarioOption]) -> list[inspect.Parameter]:
+    """A parameter for each option of the group that the command has."""
+    return [
+        _parameter(
+            option.name,
+            Annotated[
+                option.type | None,
+                typer.Option(
+                    help=option.help,
+                    show_default=_default(option) or False,
+                    rich_help_panel=group.title or None,
+                ),
+            ],
+        )
+        for option in group.options
+        if option in options
+    ]
+
+
 def _parameter(name: str, annotation: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
@@ -90,7 +132,7 @@ def _default(option: ScenarioOption) -> str:
     value: Any = _DEFAULTS
     for name in option.key.split("."):
         value = getattr(value, name)
-    return "" if value is None or value == {} else str(value)
+    return "" if value is None or value in ({}, ()) else str(value)
 
 
 def _plain(option: ScenarioOption, value: Any) -> Any:
@@ -104,15 +146,15 @@ def _plain(option: ScenarioOption, value: Any) -> Any:
 
 def _by_vehicle(option: ScenarioOption, texts: Sequence[str]) -> dict[str, str]:
     """Values by vehicle of `car-01=…`, `car-02=…`."""
-    name = f"--{option.name.replace('_', '-')}"
     values: dict[str, str] = {}
     for text in texts:
         vehicle, equals, value = text.partition("=")
         if not (vehicle and equals and value):
-            raise OperatorError(f"{name} must be VEHICLE=VALUE such as car-01=…, got {text!r}")
+            raise OperatorError(f"{option.flag} must be VEHICLE=VALUE such as car-01=…, got {text!r}")
         if vehicle in values:
             raise OperatorError(
-                f"{name} names vehicle {vehicle} twice, with {values[vehicle]} and {value}; keep one of them"
+                f"{option.flag} names vehicle {vehicle} twice, with {values[vehicle]} and {value}; keep one "
+                "of them"
             )
         values[vehicle] = value
     return values
