@@ -97,6 +97,8 @@ class Progress(Recorder):
             case "joined":
                 view.state = "joined"
             case "turn":
+                if event["round"] != self._round:
+                    self._say(*self._summaries.rest())  # of vehicles that took no part
                 self._round, self._kind = event["round"], event["kind"]
                 view.state = "learning" if event["kind"] in ("learn", "train") else "being tested"
             case "traffic":
@@ -115,7 +117,8 @@ class Progress(Recorder):
                     f"val mIoU {_number(event['miou'])} (best {_number(event['best'])})"
                     f"  {self._clock.left()}"
                 )
-                self._say(*self._summaries.score(period, "val", event["miou"], line))
+                tail = "  ".join(filter(None, (*self._sent(), self._clock.left())))
+                self._say(*self._summaries.score(period, "val", event["miou"], line, tail))
             case "evaluation":
                 view.miou = event["miou"]
                 line = (
@@ -144,6 +147,12 @@ class Progress(Recorder):
         for line in lines if self._live is None else ():
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
+    def _sent(self) -> tuple[str, str]:
+        """What all vehicles have sent, and got."""
+        up = sum(view.uplink_bytes for view in self._vehicles.values())
+        down = sum(view.downlink_bytes for view in self._vehicles.values())
+        return f"{format_bytes(up)} up", f"{format_bytes(down)} down"
+
     def _render(self) -> RenderableType:
         self._bar.update(self._task, left=self._clock.left())
         table = FittedTable(_LIVE_COLUMNS)
@@ -159,11 +168,9 @@ class Progress(Recorder):
                 format_bytes(view.downlink_bytes),
             )
         hidden = len(self._vehicles) - len(shown)
-        up = sum(view.uplink_bytes for view in self._vehicles.values())
-        down = sum(view.downlink_bytes for view in self._vehicles.values())
         line = (
             f"{self._kind or 'starting'}, round {min(self._round, self._rounds)} of {self._rounds}, "
-            f"{format_bytes(up)} up, {format_bytes(down)} down"
+            + ", ".join(self._sent())
             + (f", {hidden} more vehicles waiting" if hidden else "")
         )
         return Group(self._bar, Text(line), table)

@@ -1,4 +1,4 @@
-"""A run's lines where there is no terminal: each vehicle's of a small fleet, a few of a large one."""
+"""A run's lines where there is no terminal: each vehicle's of a small fleet, one a round of a large one."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections import Counter
 
 EACH_UP_TO = 16
 """Vehicles up to which each has its own lines."""
-_LINES = 10
-"""Most lines about one kind of score in a round of a larger fleet, and about one kind of incident in any."""
+_INCIDENTS = 10
+"""Most lines about one kind of incident in a round."""
 
 
 class Summaries:
@@ -16,18 +16,19 @@ class Summaries:
 
     def __init__(self, vehicles: int) -> None:
         self._vehicles = vehicles
-        self._step = -(-vehicles // _LINES)
         self._period = ""
         self._values: dict[str, list[float]] = {}
         """By kind of score: those of this period, all of them."""
+        self._tails: dict[str, str] = {}
         self._summed: Counter[str] = Counter()
         """By kind of score: vehicles that a line has told of."""
         self._told: Counter[str] = Counter()
         self._untold: Counter[str] = Counter()
         self._heard: Counter[str] = Counter()
 
-    def score(self, period: str, kind: str, value: float | None, line: str) -> list[str]:
-        """Of a vehicle that got `value` in a round or evaluation `period`, and the line that says so."""
+    def score(self, period: str, kind: str, value: float | None, line: str, tail: str = "") -> list[str]:
+        """Of a vehicle that got `value` in a round or evaluation `period`, and the line that says so; `tail`
+        is what a line about all vehicles ends with."""
         if self._vehicles <= EACH_UP_TO:
             return [line]
         lines = self.rest() if period != self._period else []
@@ -36,13 +37,14 @@ class Summaries:
         self._heard[kind] += 1
         if value is not None and math.isfinite(value):
             values.append(value)
-        if self._heard[kind] % self._step == 0 or self._heard[kind] == self._vehicles:
+        self._tails[kind] = tail
+        if self._heard[kind] == self._vehicles:
             lines.append(self._summary(kind))
         return lines
 
     def incident(self, kind: str, line: str) -> list[str]:
         """Of something that may happen any number of times: the first few, then they are counted."""
-        if self._told[kind] < _LINES:
+        if self._told[kind] < _INCIDENTS:
             self._told[kind] += 1
             return [line]
         self._untold[kind] += 1
@@ -52,7 +54,7 @@ class Summaries:
         """What no line has told yet, at the end of a period or of the run."""
         lines = [self._summary(kind) for kind in self._values if self._summed[kind] < self._heard[kind]]
         lines += [f"{count} more: {kind}" for kind, count in self._untold.items()]
-        for counts in (self._values, self._summed, self._heard, self._told, self._untold):
+        for counts in (self._values, self._tails, self._summed, self._heard, self._told, self._untold):
             counts.clear()
         return lines
 
@@ -64,4 +66,5 @@ class Summaries:
             if values
             else "–"
         )
-        return f"{self._period}  {kind}  {heard} of {self._vehicles} vehicles  mIoU {spread}"
+        parts = (self._period, kind, f"{heard} of {self._vehicles} vehicles", f"mIoU {spread}")
+        return "  ".join(filter(None, (*parts, self._tails[kind])))
