@@ -95,7 +95,19 @@ def test_few_options_stand_first_and_all_others_in_a_group(command: str) -> None
     assert len(first) <= 13
     if command == "launch":
         assert sorted(first) == sorted(
-            ["--preset", "--scenario", "--dataset", "--data-root", "--vehicles", "--algorithm", "--rounds", "--seed", "--run-dir", "--resume", "--set"]
+            [
+                "--preset",
+                "--scenario",
+                "--dataset",
+                "--data-root",
+                "--vehicles",
+                "--algorithm",
+                "--rounds",
+                "--seed",
+                "--run-dir",
+                "--resume",
+                "--set",
+            ]
         )
 
 
