@@ -70,6 +70,7 @@ class ZerothOrderConfig(Section, frozen=True, kw_only=True, forbid_unknown_field
     batches: int = 4
     """At most so many batches an epoch; 0 = all."""
     batch_size: int = 8
+    """Frames of a query."""
     estimator: str = "spsa-gc"
     """`spsa-gc`, with the settings of `spsa`, `activation`, with those of `activation`, or
     `package.module:name` of your own, with those of `own.estimator`."""
@@ -115,6 +116,7 @@ class PatienceConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     give_up_s: float = 600.0
     """For a vehicle that left in its turn, or a broker that left, to come back."""
     heartbeat_s: float = 10.0
+    """Between signs of life, the cloud's and each vehicle's."""
     step_s: float = DEFAULT_STEP_S
     """For one step of work, the cloud's or a vehicle's: a batch, a frame's evaluation, a checkpoint. Who
     takes longer no longer says that it is alive."""

@@ -7,6 +7,7 @@ option or a table of scores need none of it.
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -148,6 +149,23 @@ def compare(
             equal=equal,
             console=screen(),
         )
+
+
+@app.command()
+@with_scenario_options()
+def init(
+    *,
+    file: Annotated[Path, typer.Argument(help="Scenario file to write.")] = Path("scenario.yaml"),
+    scenario: Scenario,
+) -> None:
+    """Write a scenario file with every setting, and above each what it is; other options change values.
+
+    blackfleet init mine.yaml --dataset camvid --data-root CAMVID --vehicles 3
+    """
+    from fleet.cli.commented_scenario import write_commented
+
+    write_commented(scenario, file)
+    print(f"wrote {file}; launch it: blackfleet launch --scenario {shlex.quote(str(file))}")
 
 
 @app.command()

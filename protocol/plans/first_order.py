@@ -16,9 +16,11 @@ class FirstOrder(Section, frozen=True, kw_only=True, forbid_unknown_fields=True)
     epochs: int = 10
     """Passes over the uploaded features in each turn."""
     batch_size: int = 8
+    """Frames of a step."""
     rate: float = 2e-3
     """AdamW's step size at its highest."""
     weight_decay: float = 0.01
+    """AdamW's, as a share of the rate."""
     schedule: str = "cosine"
     """`constant`, `cosine` or `one-cycle`, over all rounds."""
     loss: str = "cross-entropy"
