@@ -36,7 +36,7 @@ from protocol.output import outlive_readers
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     help="Train one driving-scene segmentation network across a fleet of cars, with BlackFed and no frame, "
     "weight or gradient on the network, or with the methods that it is to be compared with.",

@@ -6,18 +6,19 @@ from pathlib import Path
 
 from cloud_server.algorithms.table import ALGORITHMS
 from cloud_server.config import DEVICES, PRECISIONS
-from cloud_server.networks.table import NETWORK_DOOR
-from datasets.catalog import LABELLED_CHOICES
+from cloud_server.networks.table import NETWORK_DOOR, NETWORKS
+from datasets.catalog import LABELLED, LABELLED_CHOICES
 from datasets.conditions import CONDITIONS
 from datasets.partition import METHODS
+from fleet.broker import MEMORY_BUS, OWN_BROKERS
 from fleet.cli.options_of_learning import GROUPS_OF_LEARNING
 from fleet.cli.scenario_option import OptionGroup, ScenarioOption
-from fleet.export.encoders import ENCODER_DOOR
+from fleet.export.encoders import ENCODER_DOOR, ENCODERS
 
 FIRST = OptionGroup(
     "",
     (
-        ScenarioOption("dataset", "dataset.name", str, f"One of {LABELLED_CHOICES}."),
+        ScenarioOption("dataset", "dataset.name", str, f"One of {LABELLED_CHOICES}.", choices=LABELLED),
         ScenarioOption(
             "data_root", "dataset.root", Path, "Folder of the data set; where to write generated frames."
         ),
@@ -28,6 +29,7 @@ FIRST = OptionGroup(
             str,
             f"{'; '.join(f'{row.name}: {row.title}' for row in ALGORITHMS.values())}; or package.module:name "
             f"of your own.",
+            choices=tuple(ALGORITHMS),
         ),
         ScenarioOption("rounds", "rounds", int, "Rounds; in each, every vehicle has a turn."),
         ScenarioOption("seed", "seed", int, "Decides every random draw."),
@@ -41,6 +43,7 @@ FRAMES = OptionGroup(
             "dataset.partition",
             str,
             f"Frames to vehicles: {', '.join(METHODS)}.",
+            choices=tuple(METHODS),
         ),
         ScenarioOption(
             "alpha",
@@ -75,6 +78,7 @@ FRAMES = OptionGroup(
             "dataset.test_split",
             str,
             "Score the whole fleet on this split, and divide train alone: val, test, or a folder's path.",
+            choices=("val", "test"),
         ),
         ScenarioOption(
             "fleet_vehicles",
@@ -115,10 +119,12 @@ FRAMES = OptionGroup(
         ),
     ),
 )
-NETWORKS = OptionGroup(
+MODELS = OptionGroup(
     "Encoders and the cloud's network",
     (
-        ScenarioOption("encoder", "encoder.name", str, f"One of {ENCODER_DOOR.choices}."),
+        ScenarioOption(
+            "encoder", "encoder.name", str, f"One of {ENCODER_DOOR.choices}.", choices=tuple(ENCODERS)
+        ),
         ScenarioOption(
             "encoder_weights",
             "encoder.weights",
@@ -143,9 +149,14 @@ NETWORKS = OptionGroup(
             "encoder.mode",
             str,
             "How changed weights run: bind, rebuild, or auto: the faster.",
+            choices=("auto", "bind", "rebuild"),
         ),
         ScenarioOption(
-            "network", "network.name", str, f"The cloud's network: one of {NETWORK_DOOR.choices}."
+            "network",
+            "network.name",
+            str,
+            f"The cloud's network: one of {NETWORK_DOOR.choices}.",
+            choices=tuple(NETWORKS),
         ),
         ScenarioOption(
             "network_weights",
@@ -158,12 +169,14 @@ NETWORKS = OptionGroup(
             "device",
             str,
             f"What the cloud computes on: {', '.join(DEVICES)}; auto: CUDA if it works.",
+            choices=DEVICES,
         ),
         ScenarioOption(
             "precision",
             "precision",
             str,
             f"Of the cloud's convolutions and products: {', '.join(PRECISIONS)}.",
+            choices=PRECISIONS,
         ),
     ),
 )
@@ -175,6 +188,7 @@ MACHINES = OptionGroup(
             "broker",
             str,
             "auto, mosquitto, amqtt, the URL of your own broker, or memory: no broker, all in one process.",
+            choices=(*OWN_BROKERS, MEMORY_BUS),
         ),
         ScenarioOption("broker_port", "broker_port", int, "Port of a broker that is started here."),
         ScenarioOption(
@@ -185,11 +199,12 @@ MACHINES = OptionGroup(
             "patience.on_failure",
             str,
             "When a vehicle fails or stays away: stop, or continue without it.",
+            choices=("stop", "continue"),
         ),
     ),
 )
 
-OPTION_GROUPS = (FIRST, FRAMES, NETWORKS, *GROUPS_OF_LEARNING, MACHINES)
+OPTION_GROUPS = (FIRST, FRAMES, MODELS, *GROUPS_OF_LEARNING, MACHINES)
 """In the order of the help."""
 SCENARIO_OPTIONS = tuple(option for group in OPTION_GROUPS for option in group.options)
 SCENARIO_KEYS = frozenset(option.key for option in SCENARIO_OPTIONS)

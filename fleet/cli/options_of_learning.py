@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from fleet.cli.scenario_option import OptionGroup, ScenarioOption
+from protocol.codec.tensor import BITS
 from protocol.doors import FOREIGN_CHOICE
 from protocol.plans import ESTIMATORS
 from protocol.plans.adaptation import SUBSPACES
 from protocol.plans.blackfleet import SERVINGS
+from protocol.plans.sharing import SHARINGS
 
 LEARNING = OptionGroup(
     "Learning, whatever the algorithm",
@@ -24,18 +26,21 @@ LEARNING = OptionGroup(
             "class_weights",
             str,
             "What a pixel counts by its class in every loss: none: all alike; balanced: rare ones more.",
+            choices=("none", "balanced"),
         ),
         ScenarioOption(
             "subspace",
             "adaptation.subspace",
             str,
             f"What of an encoder learns: {', '.join(SUBSPACES)} (film: each channel's scale and bias).",
+            choices=tuple(SUBSPACES),
         ),
         ScenarioOption(
             "share_encoder",
             "sharing.encoder",
             str,
             "One encoder for the fleet: none; weights: what learns crosses; seeds (BlackFed): steps do.",
+            choices=SHARINGS,
         ),
         ScenarioOption(
             "replay_steps",
@@ -51,7 +56,13 @@ LEARNING = OptionGroup(
 BYTES = OptionGroup(
     "What crosses the network",
     (
-        ScenarioOption("bits", "coding.bits", int, "Bits of a feature element: 32, 8, 6, 4, 3 or 2."),
+        ScenarioOption(
+            "bits",
+            "coding.bits",
+            int,
+            "Bits of a feature element: 32, 8, 6, 4, 3 or 2.",
+            choices=tuple(map(str, BITS)),
+        ),
         ScenarioOption(
             "frame_bytes",
             "coding.frame_bytes",
@@ -77,6 +88,7 @@ BYTES = OptionGroup(
             str,
             "Not fedavg: size of the train labels that are sent: input, or logits: the same run in fewer "
             "bytes.",
+            choices=("input", "logits"),
         ),
     ),
 )
@@ -106,6 +118,7 @@ BLACKFLEET = OptionGroup(
             "blackfleet.serving",
             str,
             f"Which weights predict for a vehicle: {', '.join(SERVINGS)}.",
+            choices=tuple(SERVINGS),
         ),
     ),
 )
@@ -129,6 +142,7 @@ BLACKFED = OptionGroup(
             "zeroth_order.estimator",
             str,
             f"From losses to gradients: {', '.join(ESTIMATORS)}, {FOREIGN_CHOICE}.",
+            choices=tuple(ESTIMATORS),
         ),
         ScenarioOption(
             "queries", "spsa.queries", int, "BlackFed: two-sided SPSA queries averaged for one update."
@@ -164,6 +178,7 @@ ADAPTING = OptionGroup(
             str,
             "What vehicles learn from: labels, or the entropy of the cloud's predictions, without train "
             "labels.",
+            choices=("labels", "entropy"),
         ),
         ScenarioOption(
             "anchor",

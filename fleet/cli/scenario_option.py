@@ -18,6 +18,8 @@ class ScenarioOption:
     help: str
     by_vehicle: bool = True
     """Of an option that is repeated: whether it takes VEHICLE=VALUE, rather than one value each."""
+    choices: tuple[str, ...] = ()
+    """What a shell completes its value to; other values may be taken, too."""
 
     @property
     def flag(self) -> str:

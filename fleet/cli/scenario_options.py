@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fleet.cli.completion import complete_setting, completing
 from fleet.cli.options import FIRST, OPTION_GROUPS, SCENARIO_OPTIONS
 from fleet.cli.scenario_option import OptionGroup, ScenarioOption
 from fleet.cli.set_option import parse_settings
@@ -25,6 +26,7 @@ _PRESET = Annotated[
         help="Begin with one of our scenarios: "
         + "; ".join(f"{name}: {title}" for name, title in PRESETS.items())
         + ". --scenario and the other options override it.",
+        autocompletion=completing(tuple(PRESETS)),
     ),
 ]
 _DEFAULTS = Scenario()
@@ -36,7 +38,9 @@ _SET = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Any other setting of a scenario, such as first_order.rate=1e-3; repeat for more.",
+        help="Any other setting of a scenario, such as first_order.rate=1e-3; repeat for more. "
+        "`blackfleet init` writes a file with all of them.",
+        autocompletion=complete_setting,
     ),
 ]
 
@@ -115,6 +119,7 @@ def _parameters(group: OptionGroup, options: Collection[ScenarioOption]) -> list
                     help=option.help,
                     show_default=_default(option) or False,
                     rich_help_panel=group.title or None,
+                    autocompletion=completing(option.choices) if option.choices else None,
                 ),
             ],
         )
