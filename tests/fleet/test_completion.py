@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
-from process_fixtures import ROOT
 from typer.testing import CliRunner
 
 from cloud_server.algorithms.table import ALGORITHMS
@@ -68,24 +61,3 @@ def test_what_is_offered_is_taken(option: object) -> None:
             load_scenario(None, given)
         except OperatorError as error:
             assert "must be one of" not in str(error) and "unknown" not in str(error), error
-
-
-def test_a_real_shell_completes(tmp_path: Path) -> None:
-    bash = shutil.which("bash")
-    if bash is None:
-        pytest.skip("no bash")
-    command = tmp_path / "blackfleet"
-    command.write_text(
-        f'#!/bin/sh\nexec {sys.executable} -c \'import sys; sys.argv[0] = "blackfleet"; '
-        'import fleet.cli.__main__ as cli; cli.main()\' "$@"\n'
-    )
-    command.chmod(0o755)
-    ask = "COMP_WORDS=(blackfleet launch --precision bf); COMP_CWORD=3; _blackfleet_completion blackfleet"
-    done = subprocess.run(
-        [bash, "-c", f'eval "$(blackfleet --show-completion)"\n{ask}\necho "${{COMPREPLY[*]}}"'],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{tmp_path}:{os.environ['PATH']}"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.stdout.strip() == "bfloat16", done.stderr
