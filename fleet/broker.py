@@ -61,7 +61,7 @@ def choose_kind(wanted: str = "auto") -> Kind:
     """
     if wanted not in ("auto", *KINDS):
         raise SettingError(f"broker kind must be auto, {' or '.join(KINDS)}, got {wanted!r}")
-    if wanted in ("auto", "mosquitto") and _find_mosquitto() is not None:
+    if wanted in ("auto", "mosquitto") and find_mosquitto() is not None:
         return "mosquitto"
     if wanted == "mosquitto":
         raise SettingError("mosquitto is neither on PATH nor in /usr/sbin: install it or use amqtt")
@@ -134,7 +134,8 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _find_mosquitto() -> str | None:
+def find_mosquitto() -> str | None:
+    """The program, where it is installed."""
     return shutil.which("mosquitto") or shutil.which("mosquitto", path=os.pathsep.join(_SYSTEM_FOLDERS))
 
 
@@ -158,7 +159,7 @@ def _check_port(port: int) -> None:
 
 
 def _become_mosquitto(port: int, workdir: Path) -> None:
-    program = _find_mosquitto()
+    program = find_mosquitto()
     assert program is not None
     workdir.mkdir(parents=True, exist_ok=True)
     config = workdir / f"mosquitto-{port}.conf"

@@ -20,7 +20,7 @@ from evaluation.official_python import VARIABLE
 from fleet.cli.interrupts import stopping_line
 from fleet.cli.options import PRETRAIN_KEYS, SCENARIO_KEYS
 from fleet.cli.scenario_options import with_scenario_options
-from fleet.cli.vehicle_only import PREDICT
+from fleet.cli.vehicle_only import DOCTOR, PREDICT
 from fleet.errors import OperatorError
 from fleet.export.encoders import (
     DEFAULT_ENCODER,
@@ -231,6 +231,18 @@ def predict(context: typer.Context) -> None:
     import edge_client.predict.command as predicting
 
     raise typer.Exit(predicting.main(context.args))
+
+
+@app.command(
+    DOCTOR,
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def doctor(context: typer.Context) -> None:
+    """Check this machine, and say what to install; see its own --help."""
+    import fleet.doctor.command as checking
+
+    raise typer.Exit(checking.main(context.args))
 
 
 @app.command()

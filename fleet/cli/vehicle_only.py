@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 PREDICT = "predict"
+DOCTOR = "doctor"
 _OURS = frozenset({"protocol", "datasets", "evaluation", "edge_client", "cloud_server", "fleet"})
 _MISTAKE_CODE = 2
 _NEEDS = {"onnxruntime": "onnxruntime", "cv2": "opencv-python-headless", "numpy": "numpy"}
@@ -41,7 +42,8 @@ def end_without_operator(arguments: Sequence[str], missing: str) -> NoReturn:
         sys.exit(0)
     _end(
         f"{command} needs the operator's packages, and {missing} is missing: pip install "
-        f"'blackfleet[operator]'; here are `blackfleet {PREDICT}` and a vehicle, `python -m edge_client`"
+        f"'blackfleet[operator]'; `blackfleet {DOCTOR}` says what else, and here are `blackfleet {PREDICT}` "
+        f"and a vehicle, `python -m edge_client`"
     )
 
 
@@ -50,8 +52,9 @@ def _parser(missing: str) -> argparse.ArgumentParser:
         prog="blackfleet",
         usage=f"blackfleet {PREDICT} MODEL SOURCE …",
         description=f"Only the vehicle's part of blackfleet is installed here ({missing} is missing): "
-        f"`blackfleet {PREDICT}`, which runs an exported model, and `python -m edge_client`, a vehicle of a "
-        f"fleet. All other commands: pip install 'blackfleet[operator]'.",
+        f"`blackfleet {PREDICT}`, which runs an exported model, `blackfleet {DOCTOR}`, which says what is "
+        f"missing, and `python -m edge_client`, a vehicle of a fleet. All other commands: pip install "
+        f"'blackfleet[operator]'.",
     )
     return made
 

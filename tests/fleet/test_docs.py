@@ -20,6 +20,7 @@ import typer
 from edge_client.predict.command import parser as predict_parser
 from fleet import broker
 from fleet.cli.app import app
+from fleet.doctor.command import parser as doctor_parser
 from fleet.scenario import Scenario
 from protocol import messages
 from protocol.codec import tensor as tensor_codec
@@ -133,7 +134,8 @@ def options() -> dict[str, set[str]]:
         } | {"--help"}  # type: ignore[attr-defined]
 
     visit(typer.main.get_command(app), "")
-    known["predict"] |= {option for action in predict_parser()._actions for option in action.option_strings}
+    for name, parser in (("predict", predict_parser()), ("doctor", doctor_parser())):
+        known[name] |= {option for action in parser._actions for option in action.option_strings}
     return known
 
 
