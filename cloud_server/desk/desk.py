@@ -115,8 +115,10 @@ class Desk:
             log.warning("%s", error)
             return
         record.count_up(status.session, "status", packet_bytes)
-        was_there = record.sessions.get(status.session, False)
+        was_there, was_online = record.sessions.get(status.session, False), record.online
         self._registry.note_status(status)
+        if was_online and not record.online and record.hello is not None:
+            self._events.event("left", vehicle=status.vehicle)
         if status.online:
             active = self.active.get(status.vehicle)
             if active is not None and not was_there and status.session == record.session:

@@ -39,9 +39,25 @@ class RunLog(Recorder):
         self._file.close()
 
     def event(self, name: str, values: Mapping[str, Any]) -> None:
-        record = {"event": name, "time": round(time.time(), 3), **values}
-        self._file.write(json.dumps(record, allow_nan=False) + "\n")
+        self._file.write(_line(name, values))
         self._file.flush()
+
+
+def append_event(run_folder: Path, name: str, values: Mapping[str, Any]) -> None:
+    """Add an event to the log of a run whose cloud is another process: a whole line at once, at the end.
+
+    Raises:
+        OSError: the folder is unwritable or full.
+    """
+    path = run_folder / LOG_NAME
+    _end_torn_line(path)
+    with path.open("ab", buffering=0) as file:
+        file.write(_line(name, values).encode())
+
+
+def _line(name: str, values: Mapping[str, Any]) -> str:
+    record = {"event": name, "time": round(time.time(), 3), **values}
+    return json.dumps(record, allow_nan=False) + "\n"
 
 
 class Board(Recorder):

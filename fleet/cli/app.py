@@ -65,6 +65,10 @@ def launch(
         Path | None, typer.Option(help="Folder for everything (default: below runs/).")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run-dir.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show the run on a page for your browser, with buttons.")
+    ] = False,
+    watch_port: Annotated[int, typer.Option(help="Port of that page; 0 = a free one.")] = 0,
 ) -> None:
     """Launch a fleet on this machine, and end with a table of results.
 
@@ -78,7 +82,34 @@ def launch(
 
     folder = run_dir or launching.default_run_folder(scenario)
     with stopping_line(f"go on with: blackfleet launch --resume --run-dir {folder}"):
-        launching.launch(scenario, folder, resume=resume, console=screen())
+        if not watch:
+            launching.launch(scenario, folder, resume=resume, console=screen())
+            return
+        from fleet.run.controls import Controls
+        from fleet.watch.server import WatchServer
+
+        controls, console = Controls(), screen()
+        with WatchServer(folder, port=watch_port, controls=controls) as server:
+            console.print(f"watch at {server.address}", soft_wrap=True)
+            launching.launch(scenario, folder, resume=resume, console=console, controls=controls)
+
+
+@app.command()
+def watch(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, at work or ended.")],
+    port: Annotated[int, typer.Option(help="0 = a free one.")] = 0,
+    host: Annotated[
+        str, typer.Option(help="Where to listen; of other hosts only those with the printed token may look.")
+    ] = "127.0.0.1",
+) -> None:
+    """Show a run in your browser while it is at work, or as a replay when it has ended.
+
+    The page comes from this machine alone and loads nothing else; Ctrl-C ends it, and not the run.
+    """
+    from fleet.watch.command import watch_run
+
+    with stopping_line():
+        watch_run(run_folder, host=host, port=port, console=screen())
 
 
 @app.command()

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from cloud_server.algorithms.base import PREDICTED
 from cloud_server.config import network_seed, read_config
 from cloud_server.run.equipment import run_needs
+from cloud_server.storage.recorders import append_event
 from edge_client.encoder.bundle import EncoderBundle
 from edge_client.encoder.runtime import Encoder
 from edge_client.host import HostConfig, VehicleConfig, read_host_config
@@ -55,14 +58,27 @@ def run_fleet(job: Job) -> None:
         _run_in_memory(job, hosts)
         return
     table = _process_table(job.scenario, job.run_folder, hosts, resume=job.has_begun)
-    with ProcessTable(table, job.run_folder / "processes") as processes:
-        with Progress(job.scenario, job.console) as progress:
-            follower = LogFollower(job.run_folder, progress)
-            while processes.check():
+
+    def tell(name: str, /, **values: Any) -> None:
+        append_event(job.run_folder, name, values)
+
+    try:
+        with ProcessTable(table, job.run_folder / "processes", tell) as processes:
+            job.controls.open({vehicle: spec.name for spec in table for vehicle in spec.vehicles})
+            with Progress(job.scenario, job.console) as progress:
+                follower = LogFollower(job.run_folder, progress)
+                while processes.check():
+                    job.controls.serve(processes)
+                    follower.update()
+                    time.sleep(_POLL_S)
                 follower.update()
-                time.sleep(_POLL_S)
-            follower.update()
-        processes.wait_all_but_first(_LEAVE_S)
+            processes.wait_all_but_first(_LEAVE_S)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            tell("stopped")
+        raise
+    finally:
+        job.controls.close()
 
 
 def _run_in_memory(job: Job, hosts: Sequence[Path]) -> None:
@@ -218,6 +234,7 @@ def _process_table(
                     broker.choose_kind(scenario.broker), port, run_folder / "processes" / "broker"
                 ),
                 is_ready=partial(_answers, port),
+                stays=True,
             )
         )
     python = (sys.executable, "-m")
@@ -244,6 +261,7 @@ def _process_table(
             environment={BROKER_VARIABLE: url},
             threads=scenario.encoder.threads,
             may_fail=scenario.patience.on_failure == "continue",
+            vehicles=tuple(vehicle.id for vehicle in read_host_config(path).vehicles),
         )
         for path in hosts
     ]

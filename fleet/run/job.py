@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from datasets.class_file import is_class_file
 from datasets.frame import FrameSource
 from fleet.errors import OperatorError
 from fleet.frames.allocation import Share
+from fleet.run.controls import Controls
 from fleet.scenario import Scenario
 from fleet.start import Start
 
@@ -30,6 +31,8 @@ class Job:
     console: Console
     start: Start | None = None
     """What vehicles and cloud start from, in the run folder; None = from the seed."""
+    controls: Controls = field(default_factory=Controls)
+    """By which an operator asks for something while it runs."""
 
     @property
     def classes_name(self) -> str:

@@ -24,6 +24,7 @@ from fleet.frames.check import check_before_allotting, check_shares
 from fleet.frames.partition_record import PARTITION_NAME, record_shares, settle_classes, settle_shares
 from fleet.run.centralized import run_centralized
 from fleet.run.checks import check_runnable, check_start
+from fleet.run.controls import Controls
 from fleet.run.fleet_run import run_fleet
 from fleet.run.folder import (
     SCENARIO_NAME,
@@ -50,8 +51,17 @@ def default_run_folder(scenario: Scenario) -> Path:
     return Path("runs") / file_name(f"{moment}-{scenario.algorithm}-{scenario.dataset.name}")
 
 
-def launch(scenario: Scenario, run_folder: Path, *, resume: bool, console: Console) -> dict[str, Any]:
+def launch(
+    scenario: Scenario,
+    run_folder: Path,
+    *,
+    resume: bool,
+    console: Console,
+    controls: Controls | None = None,
+) -> dict[str, Any]:
     """Run a scenario to its end; returns the content of `result.json`. A complete run is not run again.
+
+    `controls` is how others ask for something while it runs.
 
     With `resume` the scenario is the one that the run began with, but for the broker, and for more rounds
     where those are well defined (`cloud_server.run.more_rounds`).
@@ -69,7 +79,9 @@ def launch(scenario: Scenario, run_folder: Path, *, resume: bool, console: Conso
         with held(run_folder):
             if resume:
                 _make_longer(scenario, run_folder)
-            return _launch(scenario, run_folder, resume=resume, console=console)
+            return _launch(
+                scenario, run_folder, resume=resume, console=console, controls=controls or Controls()
+            )
 
 
 def _make_longer(scenario: Scenario, run_folder: Path) -> None:
@@ -81,7 +93,9 @@ def _make_longer(scenario: Scenario, run_folder: Path) -> None:
         write_scenario(run_folder, msgspec.structs.replace(kept, rounds=scenario.rounds))
 
 
-def _launch(scenario: Scenario, run_folder: Path, *, resume: bool, console: Console) -> dict[str, Any]:
+def _launch(
+    scenario: Scenario, run_folder: Path, *, resume: bool, console: Console, controls: Controls
+) -> dict[str, Any]:
     try:
         start = _settle_start(scenario, run_folder, resume=resume)
         source = open_data(scenario, run_folder, console)
@@ -110,6 +124,7 @@ def _launch(scenario: Scenario, run_folder: Path, *, resume: bool, console: Cons
                 shares=shares,
                 console=console,
                 start=start,
+                controls=controls,
             )
         )
     result = read_object(run_folder / RESULT_NAME)

@@ -13,8 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import Any, Protocol
 
 from fleet.errors import OperatorError
+from fleet.run.controls import Refused
 from protocol.atomic import write_json_atomic
 
 log = logging.getLogger(__name__)
@@ -51,6 +53,10 @@ class ProcessSpec:
     """The run goes on when this process has ended for good because of a mistake or fault."""
     leads: bool = False
     """The run ends when this process has ended well."""
+    stays: bool = False
+    """Goes on while the run is paused: the others need it to come back."""
+    vehicles: tuple[str, ...] = ()
+    """Ids of those that it runs."""
 
 
 @dataclass(kw_only=True)
@@ -62,20 +68,35 @@ class _Running:
     """How often it ended with an error code, not by a signal."""
     done: bool = False
     has_failed: bool = False
+    held: bool = False
+    """Ended because the operator wanted it to; nobody starts it again but the operator."""
     log_path: Path = field(default_factory=Path)
+
+
+class Tell(Protocol):
+    """Told what becomes of the processes: an event of the run's log."""
+
+    def __call__(self, name: str, /, **values: Any) -> None: ...
+
+
+def _tell_nobody(name: str, /, **values: Any) -> None:
+    pass
 
 
 class ProcessTable:
     """Owns the processes: on leaving, all of them have ended."""
 
-    def __init__(self, specs: Sequence[ProcessSpec], folder: Path) -> None:
+    def __init__(self, specs: Sequence[ProcessSpec], folder: Path, tell: Tell = _tell_nobody) -> None:
         """`folder` gets a log file per process and `processes.json` with their ids."""
         self._specs = specs
         self._folder = folder
+        self._tell = tell
         self._running: list[_Running] = []
+        self._paused = False
 
     def __enter__(self) -> ProcessTable:
         self._folder.mkdir(parents=True, exist_ok=True)
+        self._tell("processes", processes={spec.name: list(spec.vehicles) for spec in self._specs})
         try:
             for spec in self._specs:
                 log_path = self._folder / f"{spec.name}.log"
@@ -106,7 +127,7 @@ class ProcessTable:
         leader_done = False
         for running in self._running:
             code = running.process.poll()
-            if code is None or running.done:
+            if code is None or running.done or running.held:
                 continue
             if code == 0:
                 running.done = True
@@ -121,6 +142,74 @@ class ProcessTable:
             if running.spec.leads:
                 self._restart_done()
         return not leader_done
+
+    def kill(self, name: str) -> None:
+        """End a process at once, as a crash would; it stays so until it is revived.
+
+        Raises:
+            Refused: it doesn't run.
+        """
+        running = self._find(name)
+        if running.process.poll() is not None:
+            raise Refused(f"{name} does not run")
+        running.held = True
+        running.process.kill()
+        running.process.wait()
+        self._tell("killed", process=name)
+
+    def revive(self, name: str) -> None:
+        """Start a process that was killed.
+
+        Raises:
+            Refused: it wasn't, or the run is paused.
+        """
+        running = self._find(name)
+        if self._paused:
+            raise Refused("the run is paused; resume it first")
+        if not running.held:
+            raise Refused(f"{name} was not killed")
+        self._tell("revived", process=name)
+        self._start_again(running)
+
+    def pause(self) -> None:
+        """End all but those that stay, in order: what they have committed is kept, and they use no core.
+
+        Raises:
+            Refused: the run is paused.
+        """
+        if self._paused:
+            raise Refused("the run is paused already")
+        self._paused = True
+        pausing = [running for running in self._running if not running.spec.stays and not running.done]
+        for running in pausing:
+            running.held = True
+        self._end(pausing)
+        self._tell("paused")
+
+    def resume(self) -> None:
+        """Start again what pausing has ended, and what was killed.
+
+        Raises:
+            Refused: the run is not paused.
+        """
+        if not self._paused:
+            raise Refused("the run is not paused")
+        self._paused = False
+        self._tell("resumed")
+        for running in self._running:
+            if running.held:
+                self._start_again(running)
+
+    def _find(self, name: str) -> _Running:
+        for running in self._running:
+            if running.spec.name == name:
+                return running
+        raise Refused(f"the run has no process or vehicle {name!r}")
+
+    def _start_again(self, running: _Running) -> None:
+        running.held = False
+        running.process = self._start(running.spec, running.spec.restart_arguments, running.log_path)
+        self._write_ids()
 
     def _give_up(self, running: _Running, code: int) -> None:
         reason = _last_line(running.log_path, f"{running.spec.name} ended with code {code}")
@@ -148,15 +237,16 @@ class ProcessTable:
 
     def _restart(self, running: _Running, code: int) -> None:
         running.restarts += 1
+        how = f"signal {-code}" if code < 0 else f"code {code}"
         log.warning(
             "%s ended unexpectedly (%s); starting it again (%d of %d)",
             running.spec.name,
-            f"signal {-code}" if code < 0 else f"code {code}",
+            how,
             running.restarts,
             _MAX_RESTARTS,
         )
-        running.process = self._start(running.spec, running.spec.restart_arguments, running.log_path)
-        self._write_ids()
+        self._tell("crashed", process=running.spec.name, how=how)
+        self._start_again(running)
 
     def _start(self, spec: ProcessSpec, more: Sequence[str], log_path: Path) -> subprocess.Popen[bytes]:
         threads = dict.fromkeys(_THREAD_VARIABLES, str(spec.threads))
@@ -192,17 +282,21 @@ class ProcessTable:
         write_json_atomic(self._folder / "processes.json", ids, sync=False)
 
     def _stop_all(self) -> None:
-        for running in reversed(self._running):
+        self._end(self._running)
+
+    @staticmethod
+    def _end(ending: Sequence[_Running]) -> None:
+        for running in reversed(ending):
             if running.process.poll() is None:
                 running.process.terminate()
         deadline = time.monotonic() + _GRACE_S
         try:
-            for running in reversed(self._running):
+            for running in reversed(ending):
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     running.process.wait(max(0.1, deadline - time.monotonic()))
         finally:
             # Also when whoever stops the run won't wait: nobody is left when the folder's lock goes.
-            for running in reversed(self._running):
+            for running in reversed(ending):
                 running.process.kill()
                 running.process.wait()
 
