@@ -17,19 +17,13 @@ import typer
 from cloud_server.algorithms.table import ALGORITHM_DOOR
 from datasets.catalog import LABELLED_CHOICES
 from evaluation.official_python import VARIABLE
+from fleet.cli.dataset_and_encoder import dataset_app, encoder_app
 from fleet.cli.interrupts import stopping_line
 from fleet.cli.options import PRETRAIN_KEYS, SCENARIO_KEYS
 from fleet.cli.scenario_options import with_scenario_options
 from fleet.cli.vehicle_only import DOCTOR, PREDICT
 from fleet.errors import OperatorError
-from fleet.export.encoders import (
-    DEFAULT_ENCODER,
-    ENCODER_DOOR,
-    architecture,
-    fitting_size,
-    resizing_remark,
-)
-from fleet.scenario import Scenario, parse_image_size
+from fleet.scenario import Scenario
 from fleet.show.screen import screen
 from protocol.errors import MENDABLE
 from protocol.output import outlive_readers
@@ -41,8 +35,6 @@ app = typer.Typer(
     help="Train one driving-scene segmentation network across a fleet of cars, with BlackFed and no frame, "
     "weight or gradient on the network, or with the methods that it is to be compared with.",
 )
-dataset_app = typer.Typer(no_args_is_help=True, help="Data sets of driving frames.")
-encoder_app = typer.Typer(no_args_is_help=True, help="Encoder bundles for vehicles.")
 app.add_typer(dataset_app, name="dataset")
 app.add_typer(encoder_app, name="encoder")
 
@@ -288,85 +280,26 @@ def report(
     print(write_report(folder))
 
 
-@dataset_app.command("generate")
-def dataset_generate(
-    folder: Annotated[Path, typer.Argument(help="Where to write the data set, in the Cityscapes layout.")],
-    cities: Annotated[int, typer.Option(help="Cities, each with its own look.")] = 4,
-    sequences: Annotated[int, typer.Option(help="Drives in each city.")] = 1,
-    frames: Annotated[int, typer.Option(help="Frames of each drive.")] = 60,
-    image_size: Annotated[str, typer.Option(help="WxH in pixels.")] = "512x384",
-    seed: Annotated[int, typer.Option(help="Decides every scene.")] = 0,
-    split: Annotated[str, typer.Option(help="train, val or test.")] = "train",
-    workers: Annotated[int, typer.Option(help="Processes that render.")] = 1,
-) -> None:
-    """Render driving scenes with exact labels and instances, as every Cityscapes tool reads them."""
-    from datasets.generated import GeneratorSettings, generate_dataset
-
-    settings = GeneratorSettings(
-        cities=cities,
-        sequences_per_city=sequences,
-        frames_per_sequence=frames,
-        image_size=parse_image_size(image_size),
-        seed=seed,
-    )
-    console = screen()
-    with stopping_line("go on with the same command"), console.status("rendering") as status:
-        generate_dataset(
-            folder,
-            settings,
-            split=split,
-            workers=workers,
-            progress=lambda done, total: status.update(f"rendering {done}/{total}"),
-        )
-    console.print(f"{cities * sequences * frames} frames in {folder}", soft_wrap=True)
-
-
-@encoder_app.command("export")
-def encoder_export(
-    folder: Annotated[Path, typer.Argument(help="Where to write the bundle.")],
-    encoder: Annotated[str, typer.Option(help=f"{ENCODER_DOOR.choices}.")] = DEFAULT_ENCODER,
-    encoder_trainable: Annotated[
+@app.command()
+def runs(
+    folder: Annotated[Path, typer.Argument(help="Folder with runs in it, at any depth.")] = Path("runs"),
+    where: Annotated[
         list[str] | None,
-        typer.Option(help="Of an ONNX file: a weight that learns, or a pattern; repeat for more."),
+        typer.Option(
+            help="Only runs of which this is so, such as algorithm=fedavg, vehicles>=8, state=done or "
+            "'mean_local_miou>0.4'; repeat for more. Keys are those of settings and of result.json."
+        ),
     ] = None,
-    image_size: Annotated[str, typer.Option(help="What the encoder sees, WxH in pixels.")] = "256x192",
-    seed: Annotated[int, typer.Option(help="Of the initial weights.")] = 0,
-) -> None:
-    """Export an encoder as the bundle that a vehicle runs: ONNX graphs and their description."""
-    asked = parse_image_size(image_size)
-    fitting = fitting_size(asked, architecture(encoder, trainable=encoder_trainable).stride)
-    if fitting != asked:
-        print(resizing_remark(asked, fitting))
-    from fleet.export.bundle import export_bundle
-
-    bundle = export_bundle(encoder, folder, image_size=fitting, seed=seed, trainable=encoder_trainable)
-    shape = "x".join(map(str, bundle.spec.feature_shape))
-    print(f"{encoder}: {len(bundle.theta0)} parameters, features {shape}, in {folder}")
-
-
-@encoder_app.command("check")
-def encoder_check(
-    encoder: Annotated[str, typer.Argument(help=f"{ENCODER_DOOR.choices}.")],
-    image_size: Annotated[str, typer.Option(help="What the encoder sees, WxH in pixels.")] = "256x192",
-    encoder_weights: Annotated[
-        Path | None, typer.Option(help="Pretrained weights: a file of a state dict.")
-    ] = None,
-    encoder_trainable: Annotated[
-        list[str] | None,
-        typer.Option(help="Of an ONNX file: a weight that learns, or a pattern; repeat for more."),
-    ] = None,
+    sort: Annotated[str | None, typer.Option(help="Order by this key, the highest first.")] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Also show what differs, setting by setting, score by score.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")] = False,
 ) -> None:
-    """Check an encoder as a launch does, and say what it costs: size, time on this machine, bytes, VJP."""
-    asked = parse_image_size(image_size)
-    fitting = fitting_size(asked, architecture(encoder, encoder_weights, encoder_trainable).stride)
-    if fitting != asked:
-        print(resizing_remark(asked, fitting), file=sys.stderr)
-    import fleet.cli.encoder_check as checking
-    from fleet.export.examine import examine
+    """List runs, choose some, and put them side by side."""
+    from fleet.cli.runs import show_runs
 
-    found = examine(encoder, image_size=fitting, weights=encoder_weights, trainable=encoder_trainable)
-    print(checking.as_json(found) if as_json else checking.as_text(found))
+    show_runs(folder, where or (), order=sort, compare=compare, as_json=as_json, console=screen())
 
 
 def main() -> NoReturn:

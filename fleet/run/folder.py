@@ -35,7 +35,7 @@ LEFT_BY_RUNS = LEFT_BY_COMPARISONS | frozenset(
 """What runs write, and comparisons. Generated frames in `data` are none of it: they say what they are."""
 _PATHS = ("encoder.weights", "dataset.root", "dataset.test_split", "start", "network.weights")
 """Settings that are paths wherever the launcher was started."""
-_LOCK_NAME = ".lock"
+LOCK_NAME = ".lock"
 _OTHERS = 0o077
 """What a umask takes from everyone but the owner."""
 
@@ -58,7 +58,7 @@ def held(run_folder: Path) -> Iterator[None]:
     Raises:
         OperatorError: another process holds it.
     """
-    with (run_folder / _LOCK_NAME).open("w") as lock:
+    with (run_folder / LOCK_NAME).open("w") as lock:
         try:
             # The system lets go of it however this process ends.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

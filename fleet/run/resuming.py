@@ -63,6 +63,11 @@ def differences(kept: Scenario, given: Scenario, *, free: frozenset[str]) -> lis
 
 def flat(scenario: Scenario) -> dict[str, Any]:
     """Every setting by its dotted key."""
+    return flatten(msgspec.to_builtins(scenario))
+
+
+def flatten(table: dict[str, Any]) -> dict[str, Any]:
+    """Tables in a table as dotted keys."""
     settings: dict[str, Any] = {}
 
     def walk(content: dict[str, Any], prefix: str) -> None:
@@ -72,5 +77,5 @@ def flat(scenario: Scenario) -> dict[str, Any]:
             else:
                 settings[prefix + key] = value
 
-    walk(msgspec.to_builtins(scenario), "")
+    walk(table, "")
     return settings

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 _NAME_CELLS = 12
-"""Names are cut to this before any column goes."""
+"""Names are cut to this before any column goes, unless a table says otherwise."""
 
 
 def screen(**options: Any) -> Console:
@@ -38,9 +38,16 @@ class FittedTable:
     """A table of figures for any width: names are cut first, then lesser columns go, one by one."""
 
     def __init__(
-        self, columns: Sequence[Column], *, title: str = "", box: Box | None = None, padding: int = 1
+        self,
+        columns: Sequence[Column],
+        *,
+        title: str = "",
+        box: Box | None = None,
+        padding: int = 1,
+        name_cells: int = _NAME_CELLS,
     ) -> None:
         self._columns = columns
+        self._name_cells = name_cells
         self._title = title
         self._box = box
         self._padding = padding
@@ -61,7 +68,7 @@ class FittedTable:
         room = options.max_width
         shown = list(range(len(self._columns)))
         while True:
-            for tight, name_cells in ((False, None), (False, _NAME_CELLS), (True, _NAME_CELLS)):
+            for tight, name_cells in ((False, None), (False, self._name_cells), (True, self._name_cells)):
                 table = self._table(shown, tight=tight, name_cells=name_cells)
                 wanted = console.measure(table, options=options.update(max_width=10_000)).maximum
                 if wanted <= room:
@@ -70,7 +77,7 @@ class FittedTable:
                     return
             lesser = max(shown, key=lambda index: (self._columns[index].lesser, index))
             if self._columns[lesser].lesser == 0:
-                yield self._table(shown, tight=True, name_cells=max(1, _NAME_CELLS - (wanted - room)))
+                yield self._table(shown, tight=True, name_cells=max(1, self._name_cells - (wanted - room)))
                 yield from self._left_out(shown)
                 return
             shown.remove(lesser)
