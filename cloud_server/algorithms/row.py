@@ -99,6 +99,9 @@ class AlgorithmRow(Generic[A]):
     """What `sharing.encoder` may say besides `none`: ways in which its vehicles can have one encoder."""
     cloud_rests: bool = False
     """The cloud's network does next to nothing during a turn: every core may be a vehicle's."""
+    trains_in_turns: bool = False
+    """The cloud takes its steps while vehicles are at work, and leaves them cores; otherwise between turns,
+    when every core may be its own."""
 
     ends_with_one_model: Callable[[RunSettings], bool] = several_models
     """Whether vehicles of one encoder all end with the same bits of encoder and network, so that one of them

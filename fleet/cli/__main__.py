@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from typing import NoReturn
 
-from fleet.cli.interrupts import interrupt_on_signals, stopping_line
+from fleet.cli.interrupts import interrupt_on_signals, stopped_at_once, stopping_line
 from fleet.cli.vehicle_only import DOCTOR, PREDICT, end_without_operator, missing_package
 from protocol.showing import show_anything
 
@@ -18,7 +18,7 @@ def main() -> NoReturn:
     interrupt_on_signals()
     show_anything()
     arguments = sys.argv[1:]
-    with stopping_line():
+    with stopped_at_once(), stopping_line():
         try:
             if arguments[:1] == [PREDICT]:
                 import edge_client.predict.command

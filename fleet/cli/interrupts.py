@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -39,3 +40,21 @@ def stopping_line(go_on: str = "") -> Iterator[None]:
     except Interrupted as interrupted:
         print(f"blackfleet: stopped{interrupted.by}{f'; {go_on}' if go_on else ''}", file=sys.stderr)
         raise SystemExit(STOPPED_CODE) from None
+
+
+@contextlib.contextmanager
+def stopped_at_once() -> Iterator[None]:
+    """End the process at once where the body was stopped.
+
+    By then everything is ended in order and said. A thread that is still at work (a second signal gives a
+    fleet in memory no time to end) would meet an interpreter that takes itself apart, and abort the process.
+    """
+    try:
+        yield
+    except SystemExit as end:
+        if end.code != STOPPED_CODE:
+            raise
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(STOPPED_CODE)
