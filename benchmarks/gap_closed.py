@@ -26,6 +26,7 @@ from fleet.broker import MEMORY_BUS
 from fleet.compare.spread import sample_deviation
 from fleet.frames.allocation import open_data
 from fleet.scenario import load_scenario
+from protocol.plans.adaptation import SUBSPACES
 
 UPLINK_TARGET = 1.1
 """Of `blackfleet`, times that of `split`."""
@@ -41,6 +42,10 @@ _DATASETS: dict[str, dict[str, Any]] = {
 
 _SPSA = {"algorithm": "blackfed-v1", "zeroth_order.batches": 0, "zeroth_order.estimator": "spsa-gc"}
 _ACTIVATION = {**_SPSA, "zeroth_order.estimator": "activation"}
+_SURROGATE = {**_SPSA, "zeroth_order.estimator": "surrogate", "surrogate.seeds": 1, "surrogate.rate": 2e-3}
+_REGIONS = {**_SPSA, "zeroth_order.estimator": "region-spsa", "zeroth_order.batches": 31}
+_SPSA_ONE = {**_SPSA, "spsa.queries": 1, "zeroth_order.batches": 20}
+"""The last two with as many batches a round as have the uplink of `surrogate`, which takes all 40."""
 _LOCAL = {
     "algorithm": "blackfleet",
     "blackfleet.serving": "latest",
@@ -56,6 +61,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "activation K=1": {**_ACTIVATION, "activation.seeds": 1},
     "activation K=4": {**_ACTIVATION, "activation.seeds": 4},
     "activation K=16": {**_ACTIVATION, "activation.seeds": 16},
+    "surrogate K=1": _SURROGATE,
+    "region-spsa, equal bytes": _REGIONS,
+    "spsa-gc, equal bytes": _SPSA_ONE,
     "local-loss": _LOCAL,
     "local-then-frozen": {**_WARMED_UP, "local_loss.epochs": 0},
     "blackfleet": _WARMED_UP,
@@ -73,6 +81,7 @@ def main() -> None:
     parser.add_argument("--dataset", choices=sorted(_DATASETS), default="camvid", help="default: camvid")
     parser.add_argument("--data-root", type=Path, help="CamVid's folder (default: $BLACKFLEET_CAMVID)")
     parser.add_argument("--encoder", default="stride8-c8", help="default: stride8-c8")
+    parser.add_argument("--subspace", choices=SUBSPACES, help="what of it learns (default: what it says itself)")
     parser.add_argument("--seeds", type=read_seeds, default="0,1,2", help="default: 0,1,2")
     parser.add_argument(
         "--methods",
@@ -90,7 +99,8 @@ def main() -> None:
     if options.dataset == "generated":
         for seed in options.seeds:
             open_data(load_scenario(None, shared[seed]), options.out, Console(stderr=True))
-    place = options.out / f"{options.dataset}-{options.encoder}"
+    what = options.encoder if options.subspace is None else f"{options.encoder}-{options.subspace}"
+    place = options.out / f"{options.dataset}-{what}"
     runs = {
         (method, seed): Run(
             folder=place / f"{_folder_name(method)}-{seed}", settings=shared[seed] | METHODS[method]
@@ -111,7 +121,7 @@ def main() -> None:
     report = summarise(
         {method: [runs[method, seed].result() for seed in options.seeds] for method in options.methods}
     )
-    title = f"{options.dataset}, {options.encoder}, seeds {', '.join(map(str, options.seeds))}"
+    title = f"{options.dataset}, {what}, seeds {', '.join(map(str, options.seeds))}"
     Console().print(table(report, title))
     print(json.dumps({"benchmark": "gap_closed", "what": title, "methods": report}))
 
@@ -135,6 +145,7 @@ def _settings(options: argparse.Namespace, seed: int) -> dict[str, Any]:
         "broker": MEMORY_BUS,
         "encoder.name": options.encoder,
         "encoder.mode": "rebuild",
+        "adaptation.subspace": options.subspace,
         "rounds": _ROUNDS,
         "seed": seed,
         "first_order.epochs": 1,

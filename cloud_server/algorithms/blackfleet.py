@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -50,12 +51,14 @@ class _Group(NamedTuple):
 class BlackFleet(OneNetwork):
     """No vehicle waits for another's turn, and the cloud tells of its network only where its loss lay."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, *, feedback: bool = True) -> None:
+        """`feedback`: vehicles are told where the loss lay, as the settings say; else never."""
         config = context.config
         serving = config.way(BlackFleetSettings).serving
         self._encoder = SharedEncoder(context, averages=True)
         super().__init__(context, personal=serving == "best", shared=self._encoder)
-        self._local = config.way(LocalLossPlan)
+        local = config.way(LocalLossPlan)
+        self._local = local if feedback else msgspec.structs.replace(local, weight_power=0.0)
         self._statistics = (
             VehicleStore(context.run_folder / "cloud" / "statistics", capacity=config.store_capacity)
             if serving == "statistics"

@@ -85,6 +85,8 @@ class AlgorithmRow(Generic[A]):
     needs: Needs = Needs()
     follows_estimator: bool = False
     """Its vehicles learn by `zeroth_order.estimator`, and need what that needs."""
+    weights_losses: bool = False
+    """Its vehicles weight their own loss by the cloud's loss maps, as `local_loss.weight_power` says."""
     moves_encoders: bool = True
     """Vehicles' encoders learn."""
     in_one_piece: bool = False

@@ -6,6 +6,7 @@ is built.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -36,10 +37,10 @@ if TYPE_CHECKING:
     from cloud_server.algorithms.white_box import WhiteBox
 
 
-def _blackfleet(context: Context) -> BlackFleet:
+def _blackfleet(context: Context, *, feedback: bool) -> BlackFleet:
     from cloud_server.algorithms.blackfleet import BlackFleet
 
-    return BlackFleet(context)
+    return BlackFleet(context, feedback=feedback)
 
 
 def _blackfleet_handlers(algorithm: BlackFleet) -> Handlers:
@@ -104,19 +105,30 @@ def _fedavg(context: Context, *, proximal: bool = False) -> FedAvg:
     return FedAvg(context, proximal=proximal)
 
 
+_BLACKFLEET: AlgorithmRow[BlackFleet] = AlgorithmRow(
+    name="blackfleet",
+    title="a local loss on each vehicle, weighted by where the cloud's lay, all at once",
+    build=partial(_blackfleet, feedback=True),
+    handlers=_blackfleet_handlers,
+    colour="#0c8599",
+    heeds_views=True,
+    may_go_on=True,
+    needs=Needs(local_head=True),
+    weights_losses=True,
+    cloud_rests=True,
+    shares=("weights",),
+    ends_with_one_model=shares_all,
+)
+
 _ROWS: tuple[AlgorithmRow[Any], ...] = (
-    AlgorithmRow(
-        name="blackfleet",
-        title="a local loss on each vehicle, all at once",
-        build=_blackfleet,
-        handlers=_blackfleet_handlers,
-        colour="#0c8599",
-        heeds_views=True,
-        may_go_on=True,
-        needs=Needs(local_head=True),
-        cloud_rests=True,
-        shares=("weights",),
-        ends_with_one_model=shares_all,
+    _BLACKFLEET,
+    replace(
+        _BLACKFLEET,
+        name="blackfleet-no-feedback",
+        title="the same without loss feedback: what that buys",
+        build=partial(_blackfleet, feedback=False),
+        weights_losses=False,
+        colour="#7fc4cf",
     ),
     AlgorithmRow(
         name="blackfed-v1",

@@ -141,9 +141,9 @@ class ActiveTurn:
                     f"(zeroth_order.max_answers_per_frame)"
                 )
 
-    def count_answers(self, indices: tuple[int, ...], answers: int, *, queries: int = 1) -> None:
-        """Count a query, or what is none, and what it has brought about each of its frames."""
-        self.queries += queries
+    def count_answers(self, indices: tuple[int, ...], answers: int) -> None:
+        """Count a query, and what it has brought about each of its frames."""
+        self.queries += 1
         for index in indices:
             self.frame_answers[index] += answers
 

@@ -56,6 +56,6 @@ def _what_spans_all_rounds(config: CloudConfig) -> str | None:
     for key, schedule in schedules.items():
         if schedule != _CONSTANT:
             return f"{key} {schedule} lets the rates fall over all rounds"
-    if row.needs.local_head and config.way(LocalLossPlan).weight_power:
+    if row.weights_losses and config.way(LocalLossPlan).weight_power:
         return "loss maps (local_loss.weight_power) are not made in the last round"
     return None

@@ -86,7 +86,7 @@ def _check_network(scenario: Scenario, feature_shape: tuple[int, int, int], stri
 
 def _check_loss_maps(scenario: Scenario, encoder: str, width: int, height: int) -> None:
     local = scenario.way(LocalLossPlan)
-    if not algorithm_row(scenario.algorithm).needs.local_head or local.weight_power == 0:
+    if not algorithm_row(scenario.algorithm).weights_losses or local.weight_power == 0:
         return
     if width % local.weight_map_stride or height % local.weight_map_stride:
         raise OperatorError(

@@ -84,7 +84,7 @@ def test_vehicles_fetch_each_train_frame_s_map_once_a_round_but_the_first(calm: 
     assert calm.fetched == {(car, 2): batches for car in CARS}
     assert {maps.shape for maps in calm.maps.values()} == {(4, 1, *_SIZE), (2, 1, *_SIZE)}
     for entry in calm.fleet.result()["vehicles"].values():
-        assert entry["answers_per_frame"] == 1 and entry["queries"] == 0
+        assert entry["answers_per_frame"] == 1 and entry["queries"] == len(batches)
         assert entry["uplink_bytes_by_type"]["fetchlossmaps"] > 0
         assert entry["downlink_bytes_by_type"]["lossmaps"] > 0
 
@@ -134,6 +134,19 @@ def test_power_zero_fetches_nothing_and_first_turns_are_alike(calm: Watched, tmp
     for turn_id, same in ((1, True), (2, False)):
         thetas = [fleet.states(CAR).load(turn_id).theta for fleet in (calm.fleet, plain.fleet)]
         assert np.array_equal(*thetas) is same
+
+
+def test_without_feedback_the_run_is_that_of_power_zero(calm: Watched, tmp_path: Path) -> None:
+    plain = Watched(fleet_of(calm.fleet.world, tmp_path / "plain", local_loss=LOCAL))
+    without = Watched(
+        fleet_of(
+            calm.fleet.world, tmp_path / "without", algorithm="blackfleet-no-feedback", local_loss=WEIGHTED
+        )
+    )
+    assert not without.fetched
+    for car in CARS:
+        thetas = [fleet.states(car).load(2).theta for fleet in (plain.fleet, without.fleet)]
+        assert np.array_equal(*thetas)
 
 
 def test_without_local_epochs_in_rounds_nothing_is_fetched(tiny_world: World, tmp_path: Path) -> None:

@@ -35,5 +35,5 @@ def _answer(algorithm: KeepsLossMaps, request: FetchLossMaps, visit: Visit) -> L
         raise refusal(FetchLossMaps)
     visit.check_answers(request.frames, 1)
     maps = algorithm.kept_loss_maps(request.vehicle, request.frames)
-    visit.active.count_answers(request.frames, 1, queries=0)
+    visit.active.count_answers(request.frames, 1)
     return LossMaps(**identity(request), maps=maps)
