@@ -129,6 +129,7 @@ METHODS: dict[str, Method] = {
             "local_loss.warm_up_epochs": 0,
             "local_loss.epochs": _PASSES,
             "local_loss.schedule": "constant",
+            "local_loss.weight_power": 0,
         },
         rate_key="local_loss.rate",
         rates=(1e-3, 3e-3, 1e-2),

@@ -51,8 +51,17 @@ _LOCAL = {
     "blackfleet.serving": "latest",
     "local_loss.warm_up_epochs": 0,
     "local_loss.epochs": 1,
+    "local_loss.weight_power": 0,
 }
 _WARMED_UP = {**_LOCAL, "local_loss.warm_up_epochs": _WARM_UP_PASSES}
+_BLACKFLEET = {
+    "algorithm": "blackfleet",
+    "blackfleet.serving": "latest",
+    "local_loss.warm_up_epochs": 0,
+    "local_loss.epochs": 1 + _WARM_UP_PASSES // _ROUNDS,
+    "local_loss.weight_power": 0.5,
+}
+"""As many local passes as with a local start, the same in each round: loss maps weight all but the first."""
 
 METHODS: dict[str, dict[str, Any]] = {
     "frozen": {"algorithm": "frozen"},
@@ -66,8 +75,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "spsa-gc, equal bytes": _SPSA_ONE,
     "local-loss": _LOCAL,
     "local-then-frozen": {**_WARMED_UP, "local_loss.epochs": 0},
-    "blackfleet": _WARMED_UP,
-    "blackfleet, weighted": {**_WARMED_UP, "local_loss.weight_power": 0.5},
+    "local start": _WARMED_UP,
+    "local start, weighted": {**_WARMED_UP, "local_loss.weight_power": 0.5},
+    "blackfleet": _BLACKFLEET,
+    "blackfleet-no-feedback": {**_BLACKFLEET, "algorithm": "blackfleet-no-feedback"},
     "split, local start": {"algorithm": "split", "evaluation.source_frames": 0},
 }
 """What each method puts over the settings that all share, by scenario key."""
@@ -81,7 +92,9 @@ def main() -> None:
     parser.add_argument("--dataset", choices=sorted(_DATASETS), default="camvid", help="default: camvid")
     parser.add_argument("--data-root", type=Path, help="CamVid's folder (default: $BLACKFLEET_CAMVID)")
     parser.add_argument("--encoder", default="stride8-c8", help="default: stride8-c8")
-    parser.add_argument("--subspace", choices=SUBSPACES, help="what of it learns (default: what it says itself)")
+    parser.add_argument(
+        "--subspace", choices=SUBSPACES, help="what of it learns (default: what it says itself)"
+    )
     parser.add_argument("--seeds", type=read_seeds, default="0,1,2", help="default: 0,1,2")
     parser.add_argument(
         "--methods",

@@ -75,6 +75,7 @@ def _run(
         "first_order.replay_steps": replay_steps,
         "local_loss.warm_up_epochs": 10,
         "local_loss.epochs": 3,
+        "local_loss.weight_power": 0,
         "evaluation.overlays": 0,
     }
     name = f"{algorithm}-replay{replay_steps}-epochs{epochs}-seed{seed}"

@@ -13,17 +13,17 @@ class LocalLossPlan(Plan, frozen=True, kw_only=True, forbid_unknown_fields=True,
 
     section = "local_loss"
 
-    warm_up_epochs: int = 40
-    """Passes over the vehicle's train frames before its first upload."""
-    epochs: int = 10
-    """Passes over them in each round, those of the warm-up not counted."""
+    warm_up_epochs: int = 0
+    """Passes over the vehicle's train frames in the first round besides `epochs`, before its first upload."""
+    epochs: int = 20
+    """Passes over them in each round."""
     rate: float = 2e-3
     """Adam's step size on the encoder at its highest."""
     head_rate: float = 5e-3
     """Adam's step size on the head at its highest."""
     schedule: str = "one-cycle"
     """`constant`, `cosine` or `one-cycle`, over the warm-up and all rounds."""
-    weight_power: float = 0.0
+    weight_power: float = 0.5
     """p: each pixel counts with min(ℓ / mean ℓ, cap)^p, ℓ the cloud's loss there after the round before; 0 =
     all count alike, and no loss maps are fetched."""
     weight_cap: float = 5.0
