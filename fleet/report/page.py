@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -16,6 +18,7 @@ from fleet.report import charts, tables, text
 from fleet.report.data import ReportData, Summary, collect, dataset_entry
 from fleet.report.gallery import FramePictures, Gallery, gather_pictures
 from fleet.scenario import Scenario
+from fleet.watch.replay import write_replay
 from protocol.atomic import write_bytes_atomic
 
 REPORT_NAME = "report.html"
@@ -34,18 +37,36 @@ class Bar:
 def write_report(folder: Path) -> Path:
     """Write `report.html` into a run folder or a comparison folder; returns the file.
 
+    A replay of each run is written beside its log, `replay.html`, and linked.
+
     Raises:
         OperatorError: the folder is neither.
         OSError: it can't be written.
     """
     data = collect(folder)
     path = folder / REPORT_NAME
-    write_bytes_atomic(path, render(data, gather_pictures(data)).encode())
+    write_bytes_atomic(path, render(data, gather_pictures(data), _replays(data)).encode())
     return path
 
 
-def render(data: ReportData, gallery: Gallery) -> str:
-    """The page as HTML: complete in itself, without script and without any address to load from."""
+def _replays(data: ReportData) -> list[tuple[str, str]]:
+    """(run, address seen from the report) of each replay, which is written."""
+    written = [(run, write_replay(run.folder)) for run in data.runs]
+    return [
+        (
+            f"{run.algorithm}, seed {run.seed}" if data.is_comparison else "Replay of the run",
+            quote(os.path.relpath(path, data.folder)),
+        )
+        for run, path in written
+        if path is not None
+    ]
+
+
+def render(data: ReportData, gallery: Gallery, replays: Sequence[tuple[str, str]] = ()) -> str:
+    """The page as HTML: complete in itself, without script and without any address to load from.
+
+    `replays` are the runs that it links to: (name, relative address).
+    """
     environment = Environment(
         loader=PackageLoader("fleet.report"),
         autoescape=True,
@@ -81,6 +102,7 @@ def render(data: ReportData, gallery: Gallery) -> str:
         conditions={vehicle: tables.sight_text(data, vehicle) for vehicle in data.vehicles},
         palette=_palette(data),
         none=text.NONE,
+        replays=replays,
     )
 
 

@@ -22,7 +22,7 @@ from protocol.atomic import write_bytes_atomic
 from protocol.mqtt.broker_url import parse_broker_url
 
 SCENARIO_NAME = "scenario.yaml"
-LEFT_BY_COMPARISONS = frozenset({SCENARIO_NAME, "compare.json", "compare.md", "report.html"})
+LEFT_BY_COMPARISONS = frozenset({SCENARIO_NAME, "compare.json", "compare.md", "report.html", "replay.html"})
 LEFT_BY_RUNS = LEFT_BY_COMPARISONS | frozenset(
     {
         *("result.json", "partition.json", CLASSES_NAME, "log.jsonl", "cloud.json"),

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from datasets.divided import open_frames
 from datasets.frame import FrameRef, FrameSource
+from datasets.labels import VOID
 from evaluation.overlays import paint
 from evaluation.predictions import prediction_name, read_prediction
 from fleet.errors import OperatorError
@@ -24,7 +25,9 @@ from fleet.run.folder import SCENARIO_NAME
 from fleet.run.job import read_object
 from fleet.scenario import Scenario, load_scenario
 
-KINDS = ("frame", "truth", "prediction")
+KINDS = ("frame", "truth", "prediction", "errors")
+_PREDICTED = KINDS[2:]
+_ERROR_RGB = (224, 32, 48)
 _FRAMES_A_VEHICLE = 4
 _WIDTH_PX = 384
 _JPEG_QUALITY = 85
@@ -70,13 +73,16 @@ class Pictures:
             image_HWC = sight.sight().apply(image_HWC, key)
         if kind == "truth":
             image_HWC = paint(image_HWC, frame.label_HW, source.label_space)
-        elif kind == "prediction":
+        elif kind in _PREDICTED:
             prediction_HW = read_prediction(self._prediction(vehicle, key), source.label_space)
-            image_HWC = paint(image_HWC, prediction_HW, source.label_space)
+            if kind == "prediction":
+                image_HWC = paint(image_HWC, prediction_HW, source.label_space)
+            else:
+                image_HWC = _paint_errors(image_HWC, frame.label_HW, prediction_HW)
         return _jpeg(image_HWC)
 
     def _kinds(self, vehicle: str, key: str) -> list[str]:
-        return [kind for kind in KINDS if kind != "prediction" or self._prediction(vehicle, key).is_file()]
+        return [kind for kind in KINDS if kind not in _PREDICTED or self._prediction(vehicle, key).is_file()]
 
     def _prediction(self, vehicle: str, key: str) -> Path:
         return self._folder / "predictions" / vehicle / prediction_name(key)
@@ -91,6 +97,24 @@ class Pictures:
                 source = open_frames(scenario.dataset.name, root, scenario.dataset.test_split)
                 self._opened = (scenario, source, {ref.key: ref for ref in source.refs}, partition)
             return self._opened
+
+
+def _paint_errors(
+    image_HWC: NDArray[np.uint8], label_HW: NDArray[np.uint8], prediction_HW: NDArray[np.uint8]
+) -> NDArray[np.uint8]:
+    """The image in grey, red where the prediction differs from a label that counts.
+
+    Raises:
+        OperatorError: they are of different sizes.
+    """
+    if prediction_HW.shape != label_HW.shape:
+        raise OperatorError(f"the prediction is {prediction_HW.shape}, its label {label_HW.shape}")
+    wrong_HW = ((prediction_HW != label_HW) & (label_HW != VOID)).astype(np.uint8)
+    size_WH = (image_HWC.shape[1], image_HWC.shape[0])
+    wrong = cv2.resize(wrong_HW, size_WH, interpolation=cv2.INTER_NEAREST_EXACT).astype(bool)
+    painted = np.repeat(cv2.cvtColor(image_HWC, cv2.COLOR_RGB2GRAY)[:, :, None], 3, axis=2)
+    painted[wrong] = (painted[wrong] + 2.0 * np.array(_ERROR_RGB)) / 3
+    return np.asarray(painted, np.uint8)
 
 
 def _jpeg(image_HWC: NDArray[np.uint8]) -> bytes:

@@ -95,7 +95,8 @@ const Grid = (() => {
       if (at === chosen) {
         pen.strokeStyle = ink.ink;
         pen.lineWidth = 2;
-        pen.strokeRect(x + 1, y + 1, shape.wide - gap - 2, shape.high - gap - 2);
+        const rim = shape.cards ? 8 : gap;
+        pen.strokeRect(x + 1, y + 1, shape.wide - rim - 2, shape.high - rim - 2);
       }
     }
     return range;

@@ -5,6 +5,7 @@
   const PAINT_MS = 200;
   const KEPT_STATES = 40;
   const PLAY_S = 30;
+  const KINDS = { initial: "the start is tested", train: "vehicles learn", learn: "vehicles learn", validate: "vehicles are validated", final: "the end is tested" };
   const byId = (id) => document.getElementById(id);
   const settings = JSON.parse(byId("settings").textContent);
   const [status, slider, moment, play, colour] = ["status", "time", "moment", "play", "colour"].map(byId);
@@ -71,7 +72,7 @@
     if (state.paused) return ["paused", false];
     if (ending !== "" && shown === latest) return ["no more news: what shows this run has ended", true];
     if (state.events === 0) return ["waiting for the first event", false];
-    return [state.cloud || state.kind || "gathering the vehicles", false];
+    return [state.cloud || KINDS[state.kind] || state.kind || "gathering the vehicles", false];
   }
 
   function take(more) {

@@ -16,13 +16,13 @@ const Vehicle = (() => {
     ["queries", (state, at) => Show.whole(state.columns.queries[at])],
     ["up", (state, at) => Show.bytes(state.columns.up[at])],
     ["down", (state, at) => Show.bytes(state.columns.down[at])],
-    ["stale", (state, at) => Show.whole(Fold.staleness(state, at))],
+    ["stale rounds", (state, at) => Show.whole(Fold.staleness(state, at))],
     ["came back", (state, at) => Show.whole(state.columns.returns[at])],
     ["rejects", (state, at) => Show.whole(state.columns.rejects[at])],
   ];
   const MORE = [
     ["stage", (state, at) => Show.whole(state.columns.stage[at])],
-    ["round", (state, at) => Show.whole(state.columns.round[at])],
+    ["round", (state, at) => Show.whole(Math.min(state.columns.round[at], state.rounds))],
     ["start", (state, at) => Show.score(state.columns.start[at])],
     ["validation", (state, at) => Show.score(state.columns.val[at])],
     ["local", (state, at) => Show.score(state.columns.local[at])],
@@ -50,7 +50,7 @@ const Vehicle = (() => {
   }
 
   async function show(vehicle, settings, isWanted) {
-    const named = { frame: "what it sees", truth: "ground truth", prediction: "prediction" };
+    const named = { frame: "what it sees", truth: "ground truth", prediction: "prediction", errors: "where it is wrong" };
     let shown;
     if (settings.live) {
       const at = `vehicles/${encodeURIComponent(vehicle)}`;
@@ -60,7 +60,9 @@ const Vehicle = (() => {
         shown = (await answer.json()).flatMap(({ key, kinds }) =>
           kinds.map((kind) => [`${at}/${encodeURIComponent(key)}/${kind}`, `${named[kind]}, test frame ${key}`]));
       }
-    } else shown = (settings.pictures[vehicle] || []).map(([source, key]) => [source, `what it sees, ground truth and prediction, test frame ${key}`]);
+    } else {
+      shown = (settings.pictures[vehicle] || []).map(([source, key]) => [source, `what it sees, ground truth and prediction, test frame ${key}`]);
+    }
     if (!isWanted()) return;
     pictures.replaceChildren(...shown.map(([src, words]) =>
       Show.element("figure", {}, Show.element("img", { src, alt: `${vehicle}: ${words}`, loading: "lazy" }), Show.element("figcaption", { textContent: words }))));
