@@ -5,7 +5,7 @@
   const PAINT_MS = 200;
   const KEPT_STATES = 40;
   const PLAY_S = 30;
-  const KINDS = { initial: "the start is tested", train: "vehicles learn", learn: "vehicles learn", validate: "vehicles are validated", final: "the end is tested" };
+  const KINDS = { initial: "the start is tested", train: "vehicles learn", learn: "vehicles learn", final: "the end is tested" };
   const byId = (id) => document.getElementById(id);
   const settings = JSON.parse(byId("settings").textContent);
   const [status, slider, moment, play, colour] = ["status", "time", "moment", "play", "colour"].map(byId);
