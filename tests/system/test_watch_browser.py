@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -104,15 +104,20 @@ def until(driver: webdriver.Chrome, condition: str) -> None:
 
 
 def facts(driver: webdriver.Chrome, of: str = "#facts") -> dict[str, str]:
-    script = "return [...document.querySelectorAll(`${arguments[0]} div`)].map(d => [...d.children].map(c => c.textContent))"
+    script = """
+        const rows = document.querySelectorAll(`${arguments[0]} div`);
+        return [...rows].map((row) => [...row.children].map((cell) => cell.textContent));
+    """
     return {name: value for name, value in driver.execute_script(script, of) if name}
 
 
 def folded(driver: webdriver.Chrome, body: str, told: list[dict[str, Any]]) -> Any:
     """What a script returns that has `events`, and `plain`, which makes a state comparable."""
     plain = """
-        const plain = (s) => JSON.stringify(s, (key, value) =>
-            value instanceof Map ? [...value] : ArrayBuffer.isView(value) ? [...value].slice(0, s.ids.length).map(String) : value);
+        const plain = (state) => JSON.stringify(state, (key, value) => {
+            if (value instanceof Map) return [...value];
+            return ArrayBuffer.isView(value) ? [...value].slice(0, state.ids.length).map(String) : value;
+        });
         const events = JSON.parse(arguments[0]);
     """
     return driver.execute_script(plain + body, json.dumps(told))
@@ -148,10 +153,12 @@ def test_state_is_what_the_log_says(driver: webdriver.Chrome, replay: Path) -> N
         const of = (name) => Fold.STATES[state.state[state.index.get(name)]];
         const at = state.index.get("car-050");
         return {
-            states: ["car-001", "car-003", "car-004", "car-050"].map(of), stage: state.stage, round: state.round,
-            curve: state.curve.map((point) => point.stage), up: Fold.sum(state, "up"), returns: state.columns.returns[at],
+            states: ["car-001", "car-003", "car-004", "car-050"].map(of),
+            stage: state.stage, round: state.round, curve: state.curve.map((point) => point.stage),
+            up: Fold.sum(state, "up"), returns: state.columns.returns[at],
             miou: Fold.miou(state, at), loss: Fold.loss(state, at), stale: Fold.staleness(state, at),
-            kinds: [...new Set(state.news.map((item) => item.kind))].sort(), known: state.index.has("stranger"),
+            kinds: [...new Set(state.news.map((item) => item.kind))].sort(),
+            known: state.index.has("stranger"),
         };
     """
     assert folded(driver, script, events()) == {
@@ -173,11 +180,18 @@ def test_state_is_what_the_log_says(driver: webdriver.Chrome, replay: Path) -> N
 
 
 def press(driver: webdriver.Chrome, *keys: str) -> None:
+    down = "document.getElementById('grid').dispatchEvent(new KeyboardEvent('keydown', {key: arguments[0]}))"
     for key in keys:
-        driver.execute_script(
-            "document.getElementById('grid').dispatchEvent(new KeyboardEvent('keydown', {key: arguments[0]}))",
-            key,
-        )
+        driver.execute_script(down, key)
+
+
+def enter(driver: webdriver.Chrome, field: str, value: object) -> None:
+    script = """
+        const field = document.getElementById(arguments[0]);
+        field.value = arguments[1];
+        field.dispatchEvent(new Event("input"));
+    """
+    driver.execute_script(script, field, value)
 
 
 def test_keyboard_reaches_every_vehicle(driver: webdriver.Chrome, replay: Path) -> None:
@@ -195,25 +209,23 @@ def test_keyboard_reaches_every_vehicle(driver: webdriver.Chrome, replay: Path) 
 
 
 def test_slider_goes_back_to_any_moment(driver: webdriver.Chrome, replay: Path) -> None:
-    move = "const t = document.getElementById('time'); t.value = arguments[0]; t.dispatchEvent(new Event('input'))"
-    driver.execute_script(move, 60)
+    enter(driver, "time", 60)
     until(driver, "document.getElementById('legend').textContent.includes('joined 58')")
     assert facts(driver)["vehicles"] == "58"
-    driver.execute_script(move, 10**6)
+    enter(driver, "time", 10**6)
     until(driver, "document.getElementById('legend').textContent.includes('lost 1')")
     assert facts(driver)["round"] == "2 of 2"
 
 
 def test_table_finds_and_orders(driver: webdriver.Chrome, replay: Path) -> None:
     driver.execute_script("document.getElementById('listing').open = true")
-    set_value = "const e = document.getElementById(arguments[0]); e.value = arguments[1]; e.dispatchEvent(new Event('input'))"
     first = "document.querySelector('#table tbody tr')?.firstChild.textContent"
     for field, value, expected in (
         ("order", "mIoU", "car-120"),
         ("find", "car-01", "car-019"),
         ("order", "name", "car-010"),
     ):
-        driver.execute_script(set_value, field, value)
+        enter(driver, field, value)
         until(driver, f"{first} === '{expected}'")
     rows = driver.execute_script("return document.querySelectorAll('#table tbody tr').length")
     assert rows == 10
@@ -228,7 +240,8 @@ def test_page_fits_a_phone_and_can_be_read(driver: webdriver.Chrome, replay: Pat
         assert driver.execute_script("return document.documentElement.scrollWidth") <= 380
         pairs = driver.execute_script(
             """const style = getComputedStyle(document.documentElement);
-               return ["ink", "muted", "accent", "lost"].map((name) => [style.getPropertyValue("--" + name), style.getPropertyValue("--card")])"""
+               const read = (name) => style.getPropertyValue("--" + name);
+               return ["ink", "muted", "accent", "lost"].map((name) => [read(name), read("card")]);"""
         )
         assert [ratio for ratio in (contrast(*pair) for pair in pairs) if ratio < 4.5] == []
     finally:
@@ -284,18 +297,24 @@ def test_page_of_another_origin_cannot_press_a_button(driver: webdriver.Chrome, 
             pressed.append(action)
 
     pressed: list[str] = []
-    with WatchServer(tmp_path, controls=Noted()) as server, HTTPServer(("127.0.0.1", 0), Other) as other:
+    with (
+        WatchServer(tmp_path, controls=Noted()) as server,
+        ThreadingHTTPServer(("127.0.0.1", 0), Other) as other,
+    ):
         threading.Thread(target=other.serve_forever, daemon=True).start()
         driver.get(server.address)
-        own = "fetch(arguments[0] + '/press', {method: 'POST', body: arguments[1], headers: arguments[2], mode: arguments[3], credentials: 'include'})"
-        done = f"const done = arguments[4]; {own}.then((r) => done(r.status), (e) => done(String(e)))"
+        ask = """
+            const [address, body, headers, mode, done] = arguments;
+            fetch(address + "/press", { method: "POST", body, headers, mode, credentials: "include" })
+                .then((answer) => done(answer.status), (error) => done(String(error)));
+        """
         address, body = f"http://127.0.0.1:{server.port}", '{"action": "pause"}'
         header = {"X-Blackfleet-Token": server.guard.page_token}
-        assert driver.execute_async_script(done, address, body, header, "same-origin") == 200
+        assert driver.execute_async_script(ask, address, body, header, "same-origin") == 200
         driver.get(f"http://127.0.0.1:{other.server_port}/")
         # Without the header, which would be asked about first, the browser does send it.
-        assert driver.execute_async_script(done, address, body, {}, "no-cors") == 0
-        assert "Failed to fetch" in driver.execute_async_script(done, address, body, header, "cors")
+        assert driver.execute_async_script(ask, address, body, {}, "no-cors") == 0
+        assert "Failed to fetch" in driver.execute_async_script(ask, address, body, header, "cors")
         assert pressed == ["pause"]
         other.shutdown()
     driver.get("about:blank")
@@ -307,8 +326,11 @@ def test_vehicle_that_is_killed_by_its_button_comes_back_and_changes_nothing(
     driver: webdriver.Chrome, reference: Launch, frames_root: Path, tmp_path: Path
 ) -> None:
     launch = Launch(tmp_path / "run", write_scenario(tmp_path / "scenario.yaml", frames_root))
-    button: Callable[[str], str] = lambda action: f"document.querySelector('#vehicle [data-action={action}]')"
     state = "document.querySelector('#vehicle dd').textContent"
+
+    def button(action: str) -> str:
+        return f"document.querySelector('#vehicle [data-action={action}]')"
+
     try:
         launch.start("--broker", "amqtt", "--watch")
         wait_for(lambda: "token=" in launch.output.read_text(), "an address", WAIT_S)
