@@ -208,7 +208,8 @@ class TurnTools:
                 features = self.encode(theta, self.views.images(batch, draw))
                 yield Upload(**self.header(), split=split, frames=batch, features=features, draw=draw)
 
-        self.send_labels(indices)
+        if split != "train" or self.turn.follows_labels:
+            self.send_labels(indices)
         self.ask(uploads())
 
     def own_frames(self, split: str, wanted: tuple[int, ...] | None) -> tuple[int, ...]:

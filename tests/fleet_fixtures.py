@@ -194,7 +194,7 @@ class TinyFleet:
             prints[name] = _digest(tensor)
         for name in ("next_stage", "last_trained", "algorithm"):
             prints[name] = hashlib.sha256(json.dumps(meta[name], sort_keys=True).encode()).hexdigest()
-        for kept in ("best", "own", "served", "statistics"):
+        for kept in ("best", "own", "served", "statistics", "present"):
             for car, turn_id in meta["algorithm"].get(kept, {}).items():
                 for name, tensor in sorted(self.kept(kept, car, turn_id).items()):
                     prints[f"{name}, {kept} of {car}"] = _digest(tensor)
@@ -202,7 +202,8 @@ class TinyFleet:
 
     def kept(self, kept: str, car: str, turn_id: int) -> dict[str, torch.Tensor]:
         """What the cloud keeps of a vehicle: its `best` weights (v2), its `own` network (individual), the
-        weights that it is `served` with (split), or BatchNorm's `statistics` on its frames (blackfleet)."""
+        weights that it is `served` with (split), BatchNorm's `statistics` on its frames (blackfleet), or what
+        is known of its `present` frames."""
         return read_tensors(self.run_folder / "cloud" / kept / car / f"{turn_id}.safetensors")[0]
 
     def states(self, car: str) -> StateStore:

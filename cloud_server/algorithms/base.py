@@ -179,6 +179,8 @@ class TrainingProgress:
     """By vehicle: mIoU on its validation frames of the weights that it would be served with."""
     left_out: dict[str, int] = field(default_factory=dict)
     """By vehicle: how often what it made of the fleet's encoder was not taken."""
+    taken_back: dict[str, int] = field(default_factory=dict)
+    """By vehicle: how many of its turns did not count."""
 
     @property
     def mean_loss(self) -> float | None:
@@ -198,12 +200,17 @@ class TrainingProgress:
             "loss": dict(self.loss),
             "val_miou": dict(self.val_miou),
             "left_out": dict(self.left_out),
+            "taken_back": dict(self.taken_back),
         }
 
     def leave_out(self, vehicles: Iterable[str]) -> None:
         """Count that what these vehicles made of the fleet's encoder was not taken."""
         for vehicle in vehicles:
             self.left_out[vehicle] = self.left_out.get(vehicle, 0) + 1
+
+    def take_back(self, vehicle: str) -> None:
+        """Count that a turn of the vehicle does not count."""
+        self.taken_back[vehicle] = self.taken_back.get(vehicle, 0) + 1
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> TrainingProgress:
@@ -259,6 +266,15 @@ class MayEndEarly(Protocol):
 
     def is_needed(self, stage: Stage) -> bool:
         """Whether a stage is still to be run; follows from what was committed before it."""
+
+
+@runtime_checkable
+class MayTakeBack(Protocol):
+    """An algorithm that may find that a turn was for the worse."""
+
+    def took_back(self, stage: Stage, vehicle: str) -> bool:
+        """Whether the turn that was just `turn_done` does not count: the vehicle's next one builds on the one
+        before."""
 
 
 @runtime_checkable

@@ -39,13 +39,17 @@ class BlackFed(OneNetwork):
         zeroth = self._config.zeroth_order
         if stage.kind is not Kind.TRAIN:
             plan = evaluation_plan(self._context, stage, vehicle, zeroth.batch_size)
-            return replace(plan, sharing=self.shared_encoder.turn(stage))
+            uploads = plan.uploads + self._present.uploads(stage)
+            return replace(plan, uploads=uploads, sharing=self.shared_encoder.turn(stage))
         return TurnPlan(
             learner=None if self._frozen_encoders else self._config.estimator,
             epochs=zeroth.epochs,
             batches=zeroth.batches,
             batch_size=zeroth.batch_size,
-            uploads=("train", "val") if self._config.network.learns else ("val",),
+            uploads=(
+                *(("train",) if self._config.network.learns else self._present.uploads(stage)),
+                "val",
+            ),
             limits=upload_limits(self._config, stage),
             sharing=self.shared_encoder.turn(stage),
         )
@@ -55,8 +59,8 @@ class BlackFed(OneNetwork):
 
     @contextmanager
     def feedback(self, vehicle: str, indices: tuple[int, ...]) -> Iterator[Judge]:
-        label_BHW = self._context.targets(vehicle, indices)
-        with self._feedback_weights(vehicle):
+        label_BHW = self._present.targets(vehicle, indices)
+        with self._feedback_weights(vehicle), self._present.network(vehicle):
             yield Judge(self._trainer, label_BHW)
 
     def turn_done(self, stage: Stage, vehicle: str, uploads: Mapping[str, Features]) -> None:
@@ -64,7 +68,8 @@ class BlackFed(OneNetwork):
             self.progress.leave_out(self.shared_encoder.hand_on(stage, vehicle))
             if self._config.network.learns:
                 self._learn(stage, vehicle, uploads["train"])
-            self._validate(stage, vehicle, uploads["val"])
+            if self._present.take(stage, vehicle, uploads, self.progress):
+                self._validate(stage, vehicle, uploads["val"])
         else:
             self._evaluate(stage, vehicle, uploads)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,8 +14,10 @@ from cloud_server.algorithms.base import (
     Scores,
     TrainingProgress,
     evaluate_test_frames,
+    evaluation_splits,
     validation_miou,
 )
+from cloud_server.algorithms.present_frames import PresentFrames
 from cloud_server.algorithms.replay import Replay
 from cloud_server.algorithms.shared_encoder import SharedEncoder
 from cloud_server.algorithms.shared_steps import SharedSteps
@@ -33,6 +35,7 @@ class OneNetwork:
         self._config = context.config
         self._trainer = context.trainer
         self._replay = Replay(context)
+        self._present = PresentFrames(context)
         self.shared_encoder = shared
         """What vehicles have in common of their encoders."""
         self._best = (
@@ -58,12 +61,14 @@ class OneNetwork:
             "progress": self.progress.to_dict(),
             "best": self._best.references() if self._best else {},
             "sharing": self.shared_encoder.meta(),
+            "present": self._present.meta(),
         }
 
     def restore(self, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
         self._trainer.load_state_dict(unflatten_state(tensors, meta["trainer"]))
         self._replay.restore(tensors, meta["replay"])
         self.shared_encoder.restore(tensors, meta.get("sharing", {}))
+        self._present.restore(meta.get("present", {}))
         self.scores = Scores.from_dict(meta["scores"], self._context.label_space)
         self.progress = TrainingProgress.from_dict(meta["progress"])
         if self._best:
@@ -72,17 +77,27 @@ class OneNetwork:
     def committed(self) -> None:
         if self._best:
             self._best.prune()
+        self._present.committed()
 
     def _best_weights(self, vehicle: str) -> dict[str, torch.Tensor] | None:
         return self._best.get(vehicle) if self._best else None
 
-    def serving(self, vehicle: str) -> AbstractContextManager[None]:
-        return self._trainer.borrowed_weights(self._best_weights(vehicle))
+    @contextmanager
+    def serving(self, vehicle: str) -> Iterator[None]:
+        with self._trainer.borrowed_weights(self._best_weights(vehicle)), self._present.network(vehicle):
+            yield
+
+    def took_back(self, stage: Stage, vehicle: str) -> bool:
+        return self._present.took_back(stage, vehicle)
 
     def _evaluate(self, stage: Stage, vehicle: str, uploads: Mapping[str, Features]) -> None:
         """Score a vehicle's uploads of an evaluation stage with the weights that serve it."""
+        evaluated = {split: uploads[split] for split in evaluation_splits(self._context, stage, vehicle)}
         with self.serving(vehicle):
-            evaluate_test_frames(self._context, self.scores, stage, vehicle, uploads, self._trainer.predict)
+            evaluate_test_frames(self._context, self.scores, stage, vehicle, evaluated, self._trainer.predict)
+        self._present.take(stage, vehicle, uploads, self.progress)
+        if "val" in uploads:  # what a first turn that does not count goes back to
+            self.progress.val_miou[vehicle] = self._val_miou(vehicle, uploads["val"])
 
     def _validate(self, stage: Stage, vehicle: str, val: Features) -> None:
         """Score the latest weights on the validation frames; keep the better of them and the best so far.
@@ -107,4 +122,5 @@ class OneNetwork:
         log.scalar(f"best_val_miou/{vehicle}", best, stage.number)
 
     def _val_miou(self, vehicle: str, val: Features) -> float:
-        return validation_miou(self._context, vehicle, val, self._trainer.predict)
+        with self._present.network(vehicle):
+            return validation_miou(self._context, vehicle, val, self._trainer.predict)

@@ -99,6 +99,8 @@ class AlgorithmRow(Generic[A]):
     shown them; or none are looked up."""
     shares: tuple[str, ...] = ()
     """What `sharing.encoder` may say besides `none`: ways in which its vehicles can have one encoder."""
+    knows_present_frames: bool = False
+    """What `present` says is done for its vehicles: statistics of their own, pseudo-labels, the guard."""
     cloud_rests: bool = False
     """The cloud's network does next to nothing during a turn: every core may be a vehicle's."""
     trains_in_turns: bool = False

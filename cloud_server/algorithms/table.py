@@ -17,6 +17,7 @@ from cloud_server.algorithms.traits import (
     has_no_proximal,
     needs_proximal,
     one_encoder,
+    same_statistics,
     shares_all,
 )
 from cloud_server.desk.handlers.feedback import feedback_handlers
@@ -140,6 +141,7 @@ _ROWS: tuple[AlgorithmRow[Any], ...] = (
         ends_with_one_model=one_encoder,
         heeds_views=True,
         follows_estimator=True,
+        knows_present_frames=True,
         may_go_on=True,
     ),
     AlgorithmRow(
@@ -151,6 +153,7 @@ _ROWS: tuple[AlgorithmRow[Any], ...] = (
         shares=("seeds", "weights"),
         heeds_views=True,
         follows_estimator=True,
+        knows_present_frames=True,
         may_go_on=True,
     ),
     AlgorithmRow(
@@ -161,8 +164,9 @@ _ROWS: tuple[AlgorithmRow[Any], ...] = (
         handlers=no_handlers,
         colour="#8a94a3",
         heeds_views=True,
+        knows_present_frames=True,
         may_go_on=True,
-        ends_with_one_model=one_model,
+        ends_with_one_model=same_statistics,
     ),
     AlgorithmRow(
         name="split",
@@ -174,6 +178,7 @@ _ROWS: tuple[AlgorithmRow[Any], ...] = (
         ends_with_one_model=one_encoder,
         trains_in_turns=True,
         heeds_views=True,
+        knows_present_frames=True,
         may_go_on=True,
     ),
     AlgorithmRow(
@@ -232,6 +237,7 @@ _ROWS: tuple[AlgorithmRow[Any], ...] = (
         colour="#d04a7a",
         trains_in_turns=True,
         heeds_views=True,
+        knows_present_frames=True,
         may_go_on=True,
     ),
     AlgorithmRow(

@@ -6,6 +6,7 @@ from cloud_server.config import RunSettings
 from protocol.errors import SettingError
 from protocol.plans.blackfleet import BlackFleetSettings
 from protocol.plans.federated import FederatedPlan
+from protocol.plans.present import Present
 from protocol.plans.sharing import Sharing
 
 
@@ -17,6 +18,11 @@ def one_encoder(settings: RunSettings) -> bool:
 def shares_all(settings: RunSettings) -> bool:
     """Whether vehicles share their encoders, and are all served by the latest network."""
     return one_encoder(settings) and settings.way(BlackFleetSettings).serving == "latest"
+
+
+def same_statistics(settings: RunSettings) -> bool:
+    """Whether no vehicle has BatchNorm statistics of its own."""
+    return settings.way(Present).statistics == 0
 
 
 def averages_statistics(settings: RunSettings) -> bool:

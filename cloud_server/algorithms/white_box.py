@@ -7,8 +7,8 @@ Legend: B frames, C channels, H W feature rows and columns.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -22,10 +22,12 @@ from cloud_server.algorithms.base import (
     TurnPlan,
     evaluate_test_frames,
     evaluation_plan,
+    evaluation_splits,
     training_steps,
     upload_limits,
     validation_miou,
 )
+from cloud_server.algorithms.present_frames import PresentFrames
 from cloud_server.algorithms.replay import Replay
 from cloud_server.algorithms.shared_encoder import SharedEncoder
 from cloud_server.desk.handlers.gradients import StepResult
@@ -86,6 +88,7 @@ class WhiteBox:
         self._trainer = context.trainer
         self._networks = networks
         self._replay = replay
+        self._present = PresentFrames(context)
         self._losses: dict[str, list[tuple[float, int]]] = {}
         """By vehicle: (loss, frames) of each step of its turn that it took part in."""
         self._replayed_frames: dict[str, int] = {}
@@ -99,13 +102,14 @@ class WhiteBox:
         first = self._config.first_order
         if stage.kind is not Kind.TRAIN:
             plan = evaluation_plan(self._context, stage, vehicle, first.batch_size)
-            return replace(plan, sharing=self.shared_encoder.turn(stage))
+            uploads = plan.uploads + self._present.uploads(stage)
+            return replace(plan, uploads=uploads, sharing=self.shared_encoder.turn(stage))
         return TurnPlan(
             learner=self._config.way(WhiteBoxPlan),
             epochs=first.epochs,
             batches=0,
             batch_size=first.batch_size,
-            uploads=("val",),
+            uploads=(*self._present.uploads(stage), "val"),
             limits=upload_limits(self._config, stage),
             sharing=self.shared_encoder.turn(stage),
         )
@@ -128,8 +132,13 @@ class WhiteBox:
             )
         else:
             follows_labels = self._config.adaptation.objective == "labels"
-            targets_BHW = self._context.labels_of(vehicle, batch) if follows_labels else None
-            loss, gradient_BCHW = self._trainer.evaluate_gradient(features_BCHW, targets_BHW)
+            targets_BHW = (
+                self._context.labels_of(vehicle, batch)
+                if follows_labels
+                else self._present.targets(vehicle, indices)
+            )
+            with self._present.network(vehicle):
+                loss, gradient_BCHW = self._trainer.evaluate_gradient(features_BCHW, targets_BHW)
             self._trainer.advance_schedule()
         losses = self._losses[vehicle]
         losses.append((loss, len(indices)))
@@ -149,13 +158,25 @@ class WhiteBox:
             self.progress.leave_out(self.shared_encoder.hand_on(stage, vehicle))
             self._networks.learn(vehicle)
             self._note_losses(stage, vehicle)
-            self._networks.keep(vehicle, stage.number, self._validate(stage, vehicle, uploads["val"]))
+            counts = self._present.take(stage, vehicle, uploads, self.progress)
+            score = self._validate(stage, vehicle, uploads["val"]) if counts else 0.0
+            self._networks.keep(vehicle, stage.number, score)
             return
+        evaluated = {split: uploads[split] for split in evaluation_splits(self._context, stage, vehicle)}
         with self.serving(vehicle):
-            evaluate_test_frames(self._context, self.scores, stage, vehicle, uploads, self._trainer.predict)
+            evaluate_test_frames(self._context, self.scores, stage, vehicle, evaluated, self._trainer.predict)
+        with self._networks.serving(vehicle):
+            self._present.take(stage, vehicle, uploads, self.progress)
+            if "val" in uploads:  # what a first turn that does not count goes back to
+                self.progress.val_miou[vehicle] = self._val_miou(vehicle, uploads["val"])
 
-    def serving(self, vehicle: str) -> AbstractContextManager[None]:
-        return self._networks.serving(vehicle)
+    def took_back(self, stage: Stage, vehicle: str) -> bool:
+        return self._present.took_back(stage, vehicle)
+
+    @contextmanager
+    def serving(self, vehicle: str) -> Iterator[None]:
+        with self._networks.serving(vehicle), self._present.network(vehicle):
+            yield
 
     def stage_done(self, stage: Stage) -> None:
         pass  # every turn was worked in as it ended
@@ -170,17 +191,20 @@ class WhiteBox:
             "scores": self.scores.to_dict(),
             "progress": self.progress.to_dict(),
             "sharing": self.shared_encoder.meta(),
+            "present": self._present.meta(),
         }
 
     def restore(self, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
         self._networks.restore(tensors, meta)
         self._replay.restore(tensors, meta["replay"])
         self.shared_encoder.restore(tensors, meta.get("sharing", {}))
+        self._present.restore(meta.get("present", {}))
         self.scores = Scores.from_dict(meta["scores"], self._context.label_space)
         self.progress = TrainingProgress.from_dict(meta["progress"])
 
     def committed(self) -> None:
         self._networks.committed()
+        self._present.committed()
         self._replay.committed()
 
     def _steps_of_turn(self, vehicle: str) -> int:
@@ -203,7 +227,7 @@ class WhiteBox:
 
     def _validate(self, stage: Stage, vehicle: str, val: Features) -> float:
         """The mIoU on a vehicle's validation frames of the weights that the trainer holds."""
-        score = validation_miou(self._context, vehicle, val, self._trainer.predict)
+        score = self._val_miou(vehicle, val)
         self.progress.val_miou[vehicle] = score
         log = self._context.events
         log.event(
@@ -211,3 +235,7 @@ class WhiteBox:
         )
         log.scalar(f"val_miou/{vehicle}", score, stage.number)
         return score
+
+    def _val_miou(self, vehicle: str, val: Features) -> float:
+        with self._present.network(vehicle):
+            return validation_miou(self._context, vehicle, val, self._trainer.predict)

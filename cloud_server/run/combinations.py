@@ -17,6 +17,7 @@ from protocol.plans import ESTIMATORS
 from protocol.plans.adaptation import Adaptation
 from protocol.plans.checks import EstimatorPlan
 from protocol.plans.own import OwnSettings
+from protocol.plans.present import Present
 from protocol.plans.sharing import Sharing
 
 
@@ -26,13 +27,13 @@ def check_combination(config: CloudConfig) -> None:
     Raises:
         SettingError: the message names the setting, its value and what to do.
     """
-    row, entropy = algorithm_row(config.algorithm), config.adaptation.objective == "entropy"
+    row, objective = algorithm_row(config.algorithm), config.adaptation.objective
     _check_own_settings(row, config)
     row.check(config)
     if row.in_one_piece:
         for name, value, needed in (
             ("network.learns", str(config.network.learns).lower(), "true"),
-            ("adaptation.objective", config.adaptation.objective, "labels"),
+            ("adaptation.objective", objective, "labels"),
             ("adaptation.anchor", f"{config.adaptation.anchor:g}", "0"),
             ("network.source_replay", f"{config.network.source_replay:g}", "0"),
         ):
@@ -59,16 +60,17 @@ def check_combination(config: CloudConfig) -> None:
     _check_sharing(row, config)
     if not isinstance(config.class_weights, str):
         table_weights(config.class_weights, label_space(config.label_space))
-    if entropy and row.needs.local_head:
+    if objective != "labels" and row.needs.local_head:
         raise SettingError(
             f"{row.name}'s vehicles learn with a local head, which needs labels: "
-            f"adaptation.objective must be labels, got entropy; choose another algorithm"
+            f"adaptation.objective must be labels, got {objective}; choose another algorithm"
         )
-    if entropy and config.network.learns:
+    if objective != "labels" and config.network.learns:
         raise SettingError(
-            "adaptation.objective entropy needs network.learns false (--no-network-learns): a network that "
-            "learns with it collapses, certain of one class everywhere"
+            f"adaptation.objective {objective} needs network.learns false (--no-network-learns): a network "
+            f"that learns with it collapses, certain of one class everywhere"
         )
+    _check_present_frames(row, config)
 
 
 def settled_adaptation(config: CloudConfig, declared: Declaration) -> Adaptation:
@@ -91,6 +93,42 @@ def _check_augmentation(row: AlgorithmRow[Any], config: CloudConfig) -> None:
         raise SettingError(
             "augmentation.flip and augmentation.crop vary labels in the cloud, too, which needs them at the "
             f"encoder's size: uploads.train_labels must be input, got {config.uploads.train_labels}"
+        )
+
+
+def _check_present_frames(row: AlgorithmRow[Any], config: CloudConfig) -> None:
+    """Whether what `present` says can be done, where it says anything."""
+    plan, objective = config.way(Present), config.adaptation.objective
+    wanted = {
+        "adaptation.objective pseudo-labels": objective == "pseudo-labels",
+        "present.statistics": plan.statistics > 0,
+        "present.guard": plan.guard > 0,
+    }
+    name = next((name for name, is_wanted in wanted.items() if is_wanted), None)
+    if name is None:
+        return
+    if not row.knows_present_frames:
+        able = [name for name, other in ALGORITHMS.items() if other.knows_present_frames]
+        hint = "; it has blackfleet.serving statistics" if row.name == "blackfleet" else ""
+        raise SettingError(f"{name} is for {', '.join(able)}, got {row.name}{hint}; remove it")
+    for needed, is_given in (
+        ("a network that stays (network.learns false, --no-network-learns)", not config.network.learns),
+        ("encoders of each vehicle's own (sharing.encoder none)", not config.way(Sharing).is_on),
+        ("train frames as they are (no augmentation)", not config.augmentation.is_on),
+    ):
+        if not is_given:
+            raise SettingError(f"{name} needs {needed}")
+    if plan.guard and not row.moves_encoders:
+        raise SettingError(
+            f"present.guard has nothing to guard where no encoder learns: {row.name}; remove it"
+        )
+    estimator = config.estimator
+    knows = isinstance(estimator, EstimatorPlan) and estimator.knows_targets and row.follows_estimator
+    if objective == "pseudo-labels" and knows:
+        raise SettingError(
+            f"adaptation.objective pseudo-labels are the cloud's alone, and zeroth_order.estimator "
+            f"{config.zeroth_order.estimator} has to know what frames are compared with: choose another "
+            f"estimator, or objective entropy"
         )
 
 

@@ -67,6 +67,7 @@ def assemble(
             "answers_per_frame": record.answers_per_frame,
             "rejects": record.rejects,
             "left_out": progress.left_out.get(vehicle, 0),
+            "taken_back": progress.taken_back.get(vehicle, 0),
             "uploads": msgspec.to_builtins(record.uploads),
         }
     everything = ConfusionMatrix(label_space)

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from cloud_server.algorithms.base import Algorithm
+from cloud_server.algorithms.base import Algorithm, MayTakeBack
 from cloud_server.config import CloudConfig
 from cloud_server.desk.desk import Desk
 from cloud_server.desk.ledger import UploadLedger
@@ -204,7 +204,10 @@ class StageTurns:
         active.uploads.clear()
         if active.loss is not None:
             self._events.scalar(f"vehicle_loss/{vehicle}", active.loss, stage.number)
-        if active.turn.learner is not None:
+        taken_back = isinstance(self._algorithm, MayTakeBack) and self._algorithm.took_back(stage, vehicle)
+        if taken_back:
+            log.warning("turn %d of vehicle %s is taken back: it was for the worse", stage.number, vehicle)
+        elif active.turn.learner is not None:
             self._last_trained[vehicle] = stage.number
         self._events.event(
             "turn_done",

@@ -5,7 +5,7 @@ Source: AdaBN (Li et al., 2017, arXiv 1603.04779).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -52,3 +52,19 @@ def collect_statistics(network: nn.Module, batches: Iterable[Tensor]) -> dict[st
             module.momentum = momentum
             for buffer, value in zip(module.buffers(), buffers, strict=True):
                 buffer.copy_(value)
+
+
+def mixed_statistics(
+    weights: Mapping[str, Tensor], own: Mapping[str, Tensor], share: float
+) -> dict[str, Tensor]:
+    """Statistics of a mixture, of which `share` is of `own`, as from `collect_statistics`, the rest of those
+    in `weights`: the means' average, and variances with what the means differ by."""
+    mixed = {}
+    for name in own:
+        if name.endswith("running_mean"):
+            mixed[name] = torch.lerp(weights[name], own[name], share)
+        else:
+            mean = name.removesuffix("running_var") + "running_mean"
+            between = share * (1 - share) * (own[mean] - weights[mean]) ** 2
+            mixed[name] = torch.lerp(weights[name], own[name], share) + between
+    return mixed

@@ -141,6 +141,19 @@ class Inference:
                 label_nhw[chosen] = logits_BKhw.argmax(dim=1).to(torch.uint8).cpu().numpy()
         return label_nhw
 
+    def probabilities(self, features_nCHW: Array, *, chunk_frames: int = 16) -> NDArray[np.float32]:
+        """Return the softmax over classes, float32[n, K, h, w] at the size of the logits."""
+        with self._inference():
+            return np.concatenate(
+                [
+                    self._logits(self._compute.features(features_nCHW[start : start + chunk_frames]))
+                    .softmax(dim=1)
+                    .cpu()
+                    .numpy()
+                    for start in range(0, len(features_nCHW), chunk_frames)
+                ]
+            )
+
     def logit_size(self, feature_shape: tuple[int, int, int]) -> tuple[int, int]:
         """Rows and columns of the logits of features of C, H, W."""
         with self._inference():

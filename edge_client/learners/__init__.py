@@ -37,7 +37,7 @@ nothing was learnt)."""
 
 def takes_labels(turn: Turn) -> bool:
     """Whether anyone learns from the labels of train frames in a turn: the vehicle, or the cloud after it."""
-    return "train" in turn.uploads or (turn.learner is not None and turn.follows_labels)
+    return turn.follows_labels and ("train" in turn.uploads or turn.learner is not None)
 
 
 LEARNERS: dict[type, Learn] = {

@@ -8,7 +8,7 @@ from fleet.cli.scenario_option import OptionGroup, ScenarioOption
 from protocol.codec.tensor import BITS
 from protocol.doors import FOREIGN_CHOICE
 from protocol.plans import ESTIMATORS
-from protocol.plans.adaptation import SUBSPACES
+from protocol.plans.adaptation import OBJECTIVES, SUBSPACES
 from protocol.plans.blackfleet import SERVINGS
 from protocol.plans.sharing import SHARINGS
 
@@ -176,9 +176,21 @@ ADAPTING = OptionGroup(
             "objective",
             "adaptation.objective",
             str,
-            "What vehicles learn from: labels, or the entropy of the cloud's predictions, without train "
-            "labels.",
-            choices=("labels", "entropy"),
+            "What vehicles learn from: labels; or, without train labels, the entropy of the cloud's "
+            "predictions, or pseudo-labels, where it is sure.",
+            choices=OBJECTIVES,
+        ),
+        ScenarioOption(
+            "own_statistics",
+            "present.statistics",
+            float,
+            "Share of a vehicle's own frames in the BatchNorm statistics of a network that stays; 0 = none.",
+        ),
+        ScenarioOption(
+            "guard",
+            "present.guard",
+            float,
+            "Take a turn back after which predictions agree less than this with the first ones; 0 = never.",
         ),
         ScenarioOption(
             "anchor",

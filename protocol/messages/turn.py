@@ -69,5 +69,5 @@ class Turn(Turned, frozen=True, array_like=True, kw_only=True, tag="turn"):
 
     @property
     def follows_labels(self) -> bool:
-        """Whether the loss of train frames is one against their labels; where nothing is learnt, it is."""
-        return self.learner is None or self.adaptation.objective == "labels"
+        """Whether the loss of train frames is one against their labels."""
+        return self.adaptation.objective == "labels"

@@ -101,6 +101,8 @@ class EstimatorPlan(Plan, frozen=True, kw_only=True, forbid_unknown_fields=True)
     needs_local_head: ClassVar[bool] = False
     """Whether the vehicle must have a local head, one whose normalisation is fixed."""
 
+    knows_targets: ClassVar[bool] = False
+    """Whether the vehicle computes losses by itself, of what the cloud's are of."""
     steps_by_seeds: ClassVar[bool] = False
     """Whether a step follows from seeds and losses alone, so that any vehicle can take it."""
 

@@ -17,6 +17,7 @@ class SurrogatePlan(LossMapPlan, frozen=True, kw_only=True, forbid_unknown_field
     section = "surrogate"
     estimator = "surrogate"
     needs_local_head: ClassVar[bool] = True
+    knows_targets: ClassVar[bool] = True
 
     seeds: int = 1
     """K: perturbations of one query; the features cross the network once for all of them."""

@@ -355,7 +355,10 @@ def test_settings_that_contradict_each_other_make_no_run(
 
 @pytest.mark.parametrize(
     ("name", "known"),
-    [("objective", "labels, entropy"), ("subspace", r"all, film, projection, projection\+film")],
+    [
+        ("objective", "labels, entropy, pseudo-labels"),
+        ("subspace", r"all, film, projection, projection\+film"),
+    ],
 )
 def test_unknown_name_is_refused_with_the_known_ones(name: str, known: str) -> None:
     with pytest.raises(ValueError, match=f"adaptation.{name} must be one of {known}, got 'mood'"):

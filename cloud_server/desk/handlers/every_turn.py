@@ -44,7 +44,8 @@ def take_upload(request: Upload, visit: Visit) -> Ack:
     if request.split not in turn.uploads:
         raise RequestError(f"split {request.split!r} is not asked for in this turn")
     views = visit.checks.views(turn, request.frames, request.draw, request.split)
-    features_BCHW = visit.checks.features(request, request.split)
+    labelled = request.split != "train" or turn.follows_labels
+    features_BCHW = visit.checks.features(request, request.split, labelled=labelled)
     unasked = set(request.frames).difference(visit.checks.asked_frames(turn, request.split))
     if unasked:
         raise RequestError(f"{request.split} frame {min(unasked)} is not asked for in this turn")
