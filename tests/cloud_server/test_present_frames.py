@@ -152,7 +152,6 @@ def test_gradients_are_of_pseudo_labels_under_the_vehicle_s_statistics(
             loss.backward()
             assert sent.grad is not None
             gradient = torch.from_numpy(decode(answer.gradient, expected_shape=shape).copy())
-            print(turn_id, answer.loss, loss.item(), (labels != VOID).sum(), torch.cosine_similarity(gradient.flatten(), sent.grad.flatten(), dim=0))
             assert answer.loss == pytest.approx(loss.item(), rel=0.02)
             assert torch.cosine_similarity(gradient.flatten(), sent.grad.flatten(), dim=0) > 0.99
 
