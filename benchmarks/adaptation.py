@@ -388,8 +388,8 @@ def table(setting: str, rows: Sequence[Mapping[str, Any]]) -> Table:
         shown.caption = f"targets: {fog}; in the mean {means}"
     if setting == UNLABELLED:
         shown.caption = (
-            f"targets: at least {UNLABELLED_TARGET} of the labelled white box's gain under fog, and no condition "
-            f"more than {100 * MOST_LOSS:g} point below its start"
+            f"targets: at least {UNLABELLED_TARGET} of the labelled white box's gain under fog, and no "
+            f"condition more than {100 * MOST_LOSS:g} point below its start"
         )
     return shown
 
