@@ -92,7 +92,8 @@ class OneNetwork:
 
     def _evaluate(self, stage: Stage, vehicle: str, uploads: Mapping[str, Features]) -> None:
         """Score a vehicle's uploads of an evaluation stage with the weights that serve it."""
-        evaluated = {split: uploads[split] for split in evaluation_splits(self._context, stage, vehicle)}
+        splits = evaluation_splits(self._context, stage, vehicle)
+        evaluated = {split: uploads[split] for split in splits if split in uploads}
         with self.serving(vehicle):
             evaluate_test_frames(self._context, self.scores, stage, vehicle, evaluated, self._trainer.predict)
         self._present.take(stage, vehicle, uploads, self.progress)

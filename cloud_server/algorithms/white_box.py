@@ -162,7 +162,8 @@ class WhiteBox:
             score = self._validate(stage, vehicle, uploads["val"]) if counts else 0.0
             self._networks.keep(vehicle, stage.number, score)
             return
-        evaluated = {split: uploads[split] for split in evaluation_splits(self._context, stage, vehicle)}
+        splits = evaluation_splits(self._context, stage, vehicle)
+        evaluated = {split: uploads[split] for split in splits if split in uploads}
         with self.serving(vehicle):
             evaluate_test_frames(self._context, self.scores, stage, vehicle, evaluated, self._trainer.predict)
         with self._networks.serving(vehicle):

@@ -116,6 +116,7 @@ def test_gradients_are_of_pseudo_labels_under_the_vehicle_s_statistics(
         first_order=FirstOrder(epochs=1, batch_size=4, rate=5e-3),
         white_box=WhiteBoxPlan(rate=0.05),
     )
+    fleet.frames[CAR]["ood"] = ()
     Supervisor(fleet, recorder.bus).run()
     likely: dict[int, Tensor] = {}
     answers = iter(zip(recorder.steps, recorder.answers, strict=True))
