@@ -237,8 +237,8 @@ class Vehicle:
         if not self._frames.are_labelled and takes_labels(turn):
             raise TurnRefused(
                 "this vehicle's frames have no labels, and this run learns from them; let a pretrained "
-                "network stay as it is and vehicles lower its entropy (objective entropy, network.learns "
-                "false), or give the vehicle labelled frames"
+                "network stay as it is and vehicles follow its predictions (network.learns false, objective "
+                "pseudo-labels or entropy), or give the vehicle labelled frames"
             )
         if turn.sharing is not None:
             state = begin_shared(tools, state, self._fetched)

@@ -118,6 +118,11 @@ def _check_present_frames(row: AlgorithmRow[Any], config: CloudConfig) -> None:
     ):
         if not is_given:
             raise SettingError(f"{name} needs {needed}")
+    if config.uploads.train_frames is not None and (plan.guard or objective == "pseudo-labels"):
+        raise SettingError(
+            f"present.guard and pseudo-labels look at the same frames after each turn: uploads.train_frames "
+            f"must not be given, got {config.uploads.train_frames}"
+        )
     if plan.guard and not row.moves_encoders:
         raise SettingError(
             f"present.guard has nothing to guard where no encoder learns: {row.name}; remove it"

@@ -11,9 +11,10 @@ import pytest
 import torch
 from fleet_fixtures import CARS, TinyFleet, World, tag
 from supervision import Supervisor
-from test_objectives import ACTIVATION, CAR, STAYS, Recorder, fleet_of, initial_network
+from test_objectives import ACTIVATION, CAR, Recorder, fleet_of, initial_network
 from torch import Tensor
 
+from cloud_server.config import NetworkConfig, UploadConfig
 from cloud_server.errors import CloudError
 from cloud_server.training.batch_statistics import mixed_statistics
 from cloud_server.training.losses import cross_entropy
@@ -223,10 +224,14 @@ def test_a_vehicle_goes_back_to_its_latest_turn_that_counts(tiny_world: World, t
     ("changes", "message"),
     [
         ({"algorithm": "blackfleet", "adaptation": Adaptation()}, "blackfleet.serving statistics"),
-        ({"network": STAYS.__class__(), "adaptation": Adaptation()}, r"network.learns false, --no-net"),
-        ({"network": STAYS.__class__()}, "pseudo-labels needs network.learns false"),
+        ({"network": NetworkConfig(), "adaptation": Adaptation()}, r"network.learns false, --no-net"),
+        ({"network": NetworkConfig()}, "pseudo-labels needs network.learns false"),
         ({"sharing": Sharing(encoder="weights")}, "sharing.encoder none"),
         ({"augmentation": Augmentation(flip=True)}, "no augmentation"),
+        (
+            {"algorithm": "blackfed-v1", "uploads": UploadConfig(train_frames=2)},
+            "uploads.train_frames must not be given, got 2",
+        ),
         ({"algorithm": "frozen"}, "present.guard has nothing to guard where no encoder learns"),
         (
             {
