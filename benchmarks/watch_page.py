@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import http.client
+import itertools
 import json
 import os
 import re
@@ -61,14 +62,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4, help="that the synthetic vehicles have behind them")
     parser.add_argument("--seconds", type=float, default=10.0, help="of updates, and of each look at a run")
     parser.add_argument("--run", action="store_true", help="what the page costs a run, instead")
-    parser.add_argument("--run-rounds", type=int, default=60, help="of the run")
+    parser.add_argument("--looks", type=int, default=24, help="at the run, which ends after them")
     options = parser.parse_args()
     missing = report_screenshot.missing_browser()
     if missing:
         parser.error(missing)
     with tempfile.TemporaryDirectory(prefix="blackfleet-bench-") as folder:
         if options.run:
-            print(json.dumps(cost_of_looking(Path(folder), options.run_rounds, options.seconds)))
+            print(json.dumps(cost_of_looking(Path(folder), options.looks, options.seconds)))
             return
         for vehicles in options.vehicles or (1_000, 10_000):
             run_folder = Path(folder) / str(vehicles)
@@ -203,17 +204,19 @@ def _resident(process: int) -> int:
 # The cost to a run --------------------------------------------------------------------------------------
 
 
-def cost_of_looking(folder: Path, rounds: int, seconds: float) -> dict[str, Any]:
+def cost_of_looking(folder: Path, looks: int, seconds: float) -> dict[str, Any]:
     """Ratios of stage times to those with nobody looking, and processor seconds each second."""
     run_folder, output = folder / "run", folder / "output"
     command = ["-m", "fleet.cli", "launch", "--algorithm", "blackfed-v2", "--vehicles", "4", "--watch"]
-    command += ["--image-size", "128x96", "--rounds", str(rounds), "--run-dir", str(run_folder)]
+    # Short stages: each look sees many.
+    command += ["--foo-epochs", "3", "--zoo-batches", "2", "--queries", "1", "--encoder", "stride8-c4"]
+    command += ["--image-size", "64x48", "--rounds", "100000", "--run-dir", str(run_folder)]
     with output.open("wb") as said:
         launcher = subprocess.Popen([sys.executable, *command], stdout=said, stderr=subprocess.STDOUT)
     try:
         address = _address(launcher, output)
         with report_screenshot.browser() as driver:
-            slices = list(_looks(launcher, driver, run_folder, address, seconds))
+            slices = list(itertools.islice(_looks(launcher, driver, run_folder, address, seconds), looks))
     finally:
         launcher.send_signal(signal.SIGTERM)
         launcher.wait()

@@ -28,7 +28,7 @@ from fleet.scenario import Scenario, load_scenario
 KINDS = ("frame", "truth", "prediction", "errors")
 _PREDICTED = KINDS[2:]
 _ERROR_RGB = (224, 32, 48)
-_FRAMES_A_VEHICLE = 4
+_FRAMES_A_VEHICLE = 3
 _WIDTH_PX = 384
 _JPEG_QUALITY = 85
 
@@ -41,17 +41,22 @@ class Pictures:
         self._lock = threading.Lock()
         self._opened: tuple[Scenario, FrameSource, dict[str, FrameRef], dict[str, Any]] | None = None
 
-    def of(self, vehicle: str) -> list[dict[str, Any]]:
-        """By test frame: its `key`, and the `kinds` of pictures that there are by now.
+    def of(self, vehicle: str) -> dict[str, Any]:
+        """`frames`: each test frame's `key`, and the `kinds` of pictures that there are by now; `classes`:
+        name and colour of each.
 
         Raises:
             Mistake, OSError: the folder has no frames, or none of this vehicle.
         """
-        *_, partition = self._open()
+        _, source, _, partition = self._open()
         if vehicle not in partition:
             raise OperatorError(f"the run has no vehicle {vehicle!r}")
         keys = evenly_spaced(tuple(partition[vehicle].get("test", ())), _FRAMES_A_VEHICLE)
-        return [{"key": key, "kinds": self._kinds(vehicle, key)} for key in keys]
+        trained = source.label_space.trained_classes
+        return {
+            "frames": [{"key": key, "kinds": self._kinds(vehicle, key)} for key in keys],
+            "classes": [(label.name, f"#{bytes(label.color_rgb).hex()}") for label in trained],
+        }
 
     def draw(self, vehicle: str, key: str, kind: str) -> bytes:
         """One of them as a JPEG.

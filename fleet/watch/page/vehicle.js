@@ -7,6 +7,7 @@ const Vehicle = (() => {
     Show.element("div", { className: "pictures" }),
   ];
   panel.append(title, list, buttons, pictures);
+  const NAMED = { frame: "what it sees", truth: "ground truth", prediction: "prediction", errors: "where it is wrong" };
   let pictured = "";
 
   const FIELDS = [
@@ -49,23 +50,33 @@ const Vehicle = (() => {
     }
   }
 
-  async function show(vehicle, settings, isWanted) {
-    const named = { frame: "what it sees", truth: "ground truth", prediction: "prediction", errors: "where it is wrong" };
-    let shown;
-    if (settings.live) {
-      const at = `vehicles/${encodeURIComponent(vehicle)}`;
-      const answer = await fetch(`${at}/frames`).catch(() => null);
-      if (answer === null || !answer.ok) shown = [];
-      else {
-        shown = (await answer.json()).flatMap(({ key, kinds }) =>
-          kinds.map((kind) => [`${at}/${encodeURIComponent(key)}/${kind}`, `${named[kind]}, test frame ${key}`]));
-      }
-    } else {
-      shown = (settings.pictures[vehicle] || []).map(([source, key]) => [source, `what it sees, ground truth and prediction, test frame ${key}`]);
+  // By test frame: its key, and (address, words) of each picture; then (class, colour) of what is painted.
+  async function found(vehicle, settings) {
+    if (!settings.live) {
+      const words = "what it sees, ground truth and prediction";
+      return [(settings.pictures[vehicle] || []).map(([source, key]) => [key, [[source, words]]]), []];
     }
+    const at = `vehicles/${encodeURIComponent(vehicle)}`;
+    const answer = await fetch(`${at}/frames`).catch(() => null);
+    if (answer === null || !answer.ok) return [[], []];
+    const { frames, classes } = await answer.json();
+    const address = (key, kind) => `${at}/${encodeURIComponent(key)}/${kind}`;
+    return [frames.map(({ key, kinds }) => [key, kinds.map((kind) => [address(key, kind), NAMED[kind]])]), classes];
+  }
+
+  async function show(vehicle, settings, isWanted) {
+    const [frames, classes] = await found(vehicle, settings);
     if (!isWanted()) return;
-    pictures.replaceChildren(...shown.map(([src, words]) =>
-      Show.element("figure", {}, Show.element("img", { src, alt: `${vehicle}: ${words}`, loading: "lazy" }), Show.element("figcaption", { textContent: words }))));
+    const legend = Show.element("ul", { className: "legend", "aria-label": "Colours of the classes" });
+    for (const [name, colour] of classes) {
+      const swatch = Show.element("i");
+      swatch.style.background = colour;
+      legend.append(Show.element("li", {}, swatch, name));
+    }
+    pictures.replaceChildren(...frames.map(([key, shown]) =>
+      Show.element("div", { className: "shot", role: "group", "aria-label": `test frame ${key}` }, ...shown.map(([src, words]) =>
+        Show.element("figure", {}, Show.element("img", { src, alt: `${vehicle}, test frame ${key}: ${words}`, loading: "lazy" }),
+          Show.element("figcaption", { textContent: words }))))), legend);
   }
 
   return { FIELDS, buttons, panel, summary, draw };
