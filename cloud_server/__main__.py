@@ -6,10 +6,13 @@ What learns is imported once the options are understood: torch takes seconds to 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
 import threading
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -17,11 +20,13 @@ import msgspec
 from cloud_server.algorithms.table import FLEET_ALGORITHMS
 from cloud_server.config import DEVICES, PRECISIONS, CloudConfig, read_config
 from cloud_server.errors import CloudError, Stopped
+from cloud_server.metrics import RunMetrics
 from cloud_server.unknown_keys import explain
 from datasets.catalog import LABEL_SPACES
 from datasets.class_file import is_class_file
 from datasets.readers import tabled
 from protocol.errors import Mistake
+from protocol.metrics import MetricsServer, process_families
 from protocol.mqtt.broker_url import BROKER_VARIABLE
 from protocol.mqtt.connect import connector
 from protocol.mqtt.transport import NetworkLoop
@@ -53,13 +58,15 @@ def main(arguments: list[str] | None = None) -> int:
         from cloud_server.training.compute import check_device
 
         check_device(config.device)
-        with NetworkLoop() as loop:
+        with NetworkLoop() as loop, contextlib.ExitStack() as stack:
+            metrics = stack.enter_context(_metrics(config, options.metrics_port))
             serve(
                 config,
                 connector(options.broker, loop),
                 run_folder=options.run_dir,
                 resume=options.resume,
                 stop=stop,
+                recorders=[metrics] if metrics is not None else [],
             )
     except Stopped:
         log.info("stopped; everything committed is in %s", options.run_dir)
@@ -76,6 +83,19 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 2
     return 0
+
+
+@contextlib.contextmanager
+def _metrics(config: CloudConfig, where: str | None) -> Iterator[RunMetrics | None]:
+    """What takes in the run's events for Prometheus in the body, and serves them; None where nobody asked."""
+    if where is None:
+        yield None
+        return
+    run = RunMetrics({"run": config.fleet, "algorithm": config.algorithm, "dataset": config.dataset})
+    with MetricsServer(where, run.families, partial(process_families, {"cloud": os.getpid()})) as server:
+        log.info("metrics at %s", server.address)
+        yield run
+        server.linger()
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -125,6 +145,11 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         help=f"of convolutions and products (default {defaults['precision']})",
     )
     parser.add_argument("--resume", action="store_true", help="go on with the run in RUN_DIR")
+    parser.add_argument(
+        "--metrics-port",
+        metavar="PORT",
+        help="serve metrics for Prometheus here, on the loopback interface; HOST:PORT = elsewhere",
+    )
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     return parser.parse_args(arguments)
 

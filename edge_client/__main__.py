@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
 import threading
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from datasets.catalog import DATASETS, LABEL_SPACES
 from edge_client.conversation import Stopped
 from edge_client.errors import VehicleError
 from edge_client.host import Host, HostConfig, VehicleConfig, read_host_config
+from edge_client.metrics import host_families
 from protocol.doors import FOREIGN_CHOICE
 from protocol.errors import MENDABLE
+from protocol.metrics import MetricsServer, process_families
 from protocol.mqtt.broker_url import BROKER_VARIABLE
 from protocol.mqtt.connect import connector
 from protocol.mqtt.transport import NetworkLoop
@@ -42,7 +47,9 @@ def main(arguments: list[str] | None = None) -> int:
         if options.broker is None:
             raise VehicleError("--broker missing; give the broker's URL, for instance mqtt://127.0.0.1:1883")
         with NetworkLoop() as loop:
-            Host(_config(options), connector(options.broker, loop), stop).run()
+            host = Host(_config(options), connector(options.broker, loop), stop)
+            with _metrics(host, options.metrics_port):
+                host.run()
     except Stopped:
         return STOPPED_CODE
     except MENDABLE as error:
@@ -50,6 +57,18 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"edge_client: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+@contextlib.contextmanager
+def _metrics(host: Host, where: str | None) -> Iterator[None]:
+    """Serve metrics in the body, if somebody asked for it."""
+    if where is None:
+        yield
+        return
+    ids = {"host": os.getpid()}
+    with MetricsServer(where, partial(host_families, host.states), partial(process_families, ids)) as server:
+        log.info("metrics at %s", server.address)
+        yield
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -108,6 +127,11 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         default="auto",
         choices=("auto", "bind", "rebuild"),
         help="how changed weights run; auto measures both at the start (default)",
+    )
+    parser.add_argument(
+        "--metrics-port",
+        metavar="PORT",
+        help="serve metrics for Prometheus here, on the loopback interface; HOST:PORT = elsewhere",
     )
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     return parser.parse_args(arguments)

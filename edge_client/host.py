@@ -24,6 +24,7 @@ from edge_client.frames import FrameCache, Sight, VehicleFrames, limit_opencv_th
 from edge_client.learners.own import find_learner
 from edge_client.local.head import HeadFolder, LocalHead
 from edge_client.local.network import require_torch
+from edge_client.metrics import VehicleNow
 from edge_client.own_frames import check_own_frames
 from edge_client.turn import LocalModelTools
 from edge_client.vehicle import Vehicle, VehicleSettings, bundle_digest, new_session
@@ -210,6 +211,13 @@ class Host:
             raise (bugs or self._failures)[0]
         if self._stop.is_set():
             raise Stopped
+
+    def states(self) -> list[VehicleNow]:
+        """What each of its vehicles does now; from any thread."""
+        return [
+            VehicleNow(name, link.transport.connected, vehicle.in_turn, vehicle.turns_done)
+            for name, vehicle, link, _ in self._vehicles
+        ]
 
     def _build(self, config: VehicleConfig) -> tuple[str, Vehicle, VehicleLink, Presence]:
         bundle = self._bundle(config.bundle)

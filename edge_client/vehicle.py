@@ -128,6 +128,8 @@ class Vehicle:
         self._introduction: Sending | None = None
         self._unanswered = 0
         """Hellos that were repeated since the last welcome."""
+        self.turns_done = 0
+        self.in_turn = False
         self._stop = stop
         self._conversation = Conversation(
             link, settings.patience, session=session, stop=stop, on_new_cloud=self._introduce, alive=alive
@@ -152,6 +154,7 @@ class Vehicle:
         try:
             turn: Turn | None = None
             while True:
+                self.in_turn = turn is not None
                 turn = self._do(turn) if turn else self._wait()
         except Finished:
             log.info("finished")
@@ -227,6 +230,7 @@ class Vehicle:
             log.info("turn %d is no longer this vehicle's", turn.turn_id)
             self._introduce()
             return None
+        self.turns_done += 1
         log.info("turn %d done", turn.turn_id)
         return None
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import secrets
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from cloud_server.config import CloudConfig
-from cloud_server.events import Events
+from cloud_server.events import Events, Recorder
 from cloud_server.run.claim import FleetClaim
 from cloud_server.run.server import Server
 from cloud_server.storage.recorders import Board, RunLog
@@ -20,9 +21,17 @@ from protocol.session.transport import Will
 
 
 def serve(
-    config: CloudConfig, connect: Connect, *, run_folder: Path, resume: bool, stop: threading.Event
+    config: CloudConfig,
+    connect: Connect,
+    *,
+    run_folder: Path,
+    resume: bool,
+    stop: threading.Event,
+    recorders: Sequence[Recorder] = (),
 ) -> None:
     """Run the whole run over the transport that `connect` makes.
+
+    `recorders` are told its events, besides the log and the board.
 
     Raises:
         CloudError, BrokerUnreachable, OSError, Stopped: see `Server.run`.
@@ -65,7 +74,7 @@ def serve(
                 presence=presence,
                 claim=claim,
                 run_folder=run_folder,
-                events=Events(run_log, board),
+                events=Events(run_log, board, *recorders),
                 stop=stop,
                 resume=resume,
             )

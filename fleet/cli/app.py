@@ -19,6 +19,7 @@ from datasets.catalog import LABELLED_CHOICES
 from evaluation.official_python import VARIABLE
 from fleet.cli.dataset_and_encoder import dataset_app, encoder_app
 from fleet.cli.interrupts import stopping_line
+from fleet.cli.observers import OBSERVING, observed
 from fleet.cli.options import PRETRAIN_KEYS, SCENARIO_KEYS
 from fleet.cli.scenario_options import with_scenario_options
 from fleet.cli.vehicle_only import DOCTOR, PREDICT
@@ -58,9 +59,24 @@ def launch(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run-dir.")] = False,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Show the run on a page for your browser, with buttons.")
+        bool,
+        typer.Option(
+            "--watch",
+            help="Show the run on a page for your browser, with buttons.",
+            rich_help_panel=OBSERVING,
+        ),
     ] = False,
-    watch_port: Annotated[int, typer.Option(help="Port of that page; 0 = a free one.")] = 0,
+    watch_port: Annotated[
+        int, typer.Option(help="Port of that page; 0 = a free one.", rich_help_panel=OBSERVING)
+    ] = 0,
+    metrics_port: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PORT",
+            help="Serve metrics for Prometheus here, on the loopback interface; HOST:PORT = elsewhere.",
+            rich_help_panel=OBSERVING,
+        ),
+    ] = None,
 ) -> None:
     """Launch a fleet on this machine, and end with a table of results.
 
@@ -74,15 +90,14 @@ def launch(
 
     folder = run_dir or launching.default_run_folder(scenario)
     with stopping_line(f"go on with: blackfleet launch --resume --run-dir {folder}"):
-        if not watch:
-            launching.launch(scenario, folder, resume=resume, console=screen())
-            return
-        from fleet.run.controls import Controls
-        from fleet.watch.server import WatchServer
-
-        controls, console = Controls(), screen()
-        with WatchServer(folder, port=watch_port, controls=controls) as server:
-            console.print(f"watch at {server.address}", soft_wrap=True)
+        console = screen()
+        with observed(
+            scenario,
+            folder,
+            watch_port=watch_port if watch else None,
+            metrics=metrics_port,
+            console=console,
+        ) as controls:
             launching.launch(scenario, folder, resume=resume, console=console, controls=controls)
 
 

@@ -12,11 +12,11 @@ from cloud_server.storage.recorders import LOG_NAME
 
 
 class LogFollower:
-    """Reads `log.jsonl` of a run folder from where it ends now."""
+    """Reads `log.jsonl` of a run folder from where it ends now, or from its start."""
 
-    def __init__(self, run_folder: Path, recorder: Recorder) -> None:
+    def __init__(self, run_folder: Path, recorder: Recorder, *, from_start: bool = False) -> None:
         self._path = run_folder / LOG_NAME
-        self._offset = self._path.stat().st_size if self._path.exists() else 0
+        self._offset = 0 if from_start or not self._path.exists() else self._path.stat().st_size
         self._recorder = recorder
 
     def update(self) -> None:

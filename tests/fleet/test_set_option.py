@@ -12,6 +12,7 @@ import typer
 from process_fixtures import Refuse
 
 from fleet.cli.app import app
+from fleet.cli.observers import OBSERVING
 from fleet.cli.options import OPTION_GROUPS
 from fleet.cli.set_option import parse_settings
 from fleet.errors import OperatorError
@@ -91,7 +92,7 @@ def test_few_options_stand_first_and_all_others_in_a_group(command: str) -> None
     titles = [group.title for group in OPTION_GROUPS if group.title]
     panels = {option.opts[0]: getattr(option, "rich_help_panel", None) for option in _options(command)}
     first = [name for name, panel in panels.items() if panel is None]
-    assert set(panels.values()) - {None} <= set(titles)
+    assert set(panels.values()) - {None} <= {*titles, OBSERVING}
     assert len(first) <= 13
     if command == "launch":
         assert sorted(first) == sorted(

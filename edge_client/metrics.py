@@ -1,0 +1,51 @@
+"""A vehicle host as numbers for Prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, NamedTuple
+
+from protocol.metrics import PREFIX, Family
+
+
+class VehicleNow(NamedTuple):
+    """What a vehicle of this host does."""
+
+    vehicle: str
+    connected: bool
+    """Whether it has a session with the broker."""
+    in_turn: bool
+    turns_done: int
+
+
+def host_families(states: Callable[[], Sequence[VehicleNow]]) -> Iterator[Family]:
+    """One series of each for every vehicle of the host, whose names its own settings say."""
+    now = states()
+    kinds: tuple[tuple[str, str, Literal["counter", "gauge"], list[float]], ...] = (
+        (
+            "connected",
+            "1 while a vehicle of this host has a session with the broker.",
+            "gauge",
+            [float(each.connected) for each in now],
+        ),
+        (
+            "in_turn",
+            "1 while a vehicle of this host does a turn.",
+            "gauge",
+            [float(each.in_turn) for each in now],
+        ),
+        (
+            "turns_total",
+            "Turns that a vehicle of this host has done.",
+            "counter",
+            [float(each.turns_done) for each in now],
+        ),
+    )
+    for name, text, kind, values in kinds:
+        yield Family(
+            name=f"{PREFIX}host_{name}",
+            help=text,
+            kind=kind,
+            labels=("vehicle",),
+            samples=[((each.vehicle,), value) for each, value in zip(now, values, strict=True)],
+        )

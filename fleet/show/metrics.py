@@ -1,0 +1,40 @@
+"""A launched run for Prometheus: its log folded, and its processes looked at, whenever somebody fetches."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from cloud_server.metrics import RunMetrics
+from fleet.show.follow import LogFollower
+from protocol.metrics import Family, process_families
+
+_IDS = Path("processes", "processes.json")
+
+
+class LaunchMetrics:
+    """What a launcher serves of the run in a folder, which need not be there yet."""
+
+    def __init__(self, run_folder: Path, labels: Mapping[str, str]) -> None:
+        self._ids = run_folder / _IDS
+        self._metrics = RunMetrics(labels)
+        # From the beginning: a run that is resumed has its counts from before.
+        self._follower = LogFollower(run_folder, self._metrics, from_start=True)
+        self._lock = threading.Lock()
+
+    def families(self) -> Iterator[Family]:
+        """As of now."""
+        with self._lock:
+            self._follower.update()
+        yield from self._metrics.families()
+        yield from process_families({"launcher": os.getpid(), **self._process_ids()})
+
+    def _process_ids(self) -> dict[str, int]:
+        try:
+            ids: dict[str, int] = json.loads(self._ids.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return ids
