@@ -26,9 +26,9 @@ from fleet.broker import free_port
 from fleet.cli.observers import observed
 from fleet.scenario import Scenario
 from fleet.show.metrics import LaunchMetrics
+from protocol.metrics import Family, MetricsServer, process_families
 from protocol.mqtt.connect import connector
 from protocol.mqtt.transport import NetworkLoop
-from protocol.metrics import Family, MetricsServer, process_families
 
 LABELS = {"run": "tiny", "algorithm": "blackfed-v2", "dataset": "camvid", "seed": "0"}
 
@@ -108,7 +108,9 @@ def test_a_launch_a_cloud_and_a_host_serve_where_they_say(
     caplog.clear()
     with NetworkLoop() as loop:
         url = f"mqtt://127.0.0.1:{free_port()}"
-        host = Host(undisturbed.host(*undisturbed.config.vehicles[:1]), connector(url, loop), threading.Event())
+        host = Host(
+            undisturbed.host(*undisturbed.config.vehicles[:1]), connector(url, loop), threading.Event()
+        )
         with vehicle_main._metrics(host, "0"):
             assert "blackfleet_host_connected{" in _served(caplog.text)
 
