@@ -31,7 +31,7 @@ from protocol.mqtt.broker_url import BROKER_VARIABLE
 from protocol.mqtt.connect import connector
 from protocol.mqtt.transport import NetworkLoop
 from protocol.output import outlive_readers
-from protocol.showing import show_anything
+from protocol.showing import log_to_stderr, show_anything
 from protocol.stopping import STOPPED_CODE, on_stop_signal
 
 log = logging.getLogger("cloud_server")
@@ -43,11 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
     show_anything()
     os.umask(0o077)  # what a run leaves is its owner's: it tells of frames and labels
-    logging.basicConfig(
-        level=options.log_level.upper(),
-        format="%(asctime)s cloud %(levelname)s %(message)s",
-        stream=sys.stderr,
-    )
+    log_to_stderr(options.log_level.upper(), "%(asctime)s cloud %(levelname)s %(message)s")
     stop = threading.Event()
     on_stop_signal(lambda _: stop.set())
     try:

@@ -120,12 +120,15 @@ class PatienceConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     step_s: float = DEFAULT_STEP_S
     """For one step of work, the cloud's or a vehicle's: a batch, a frame's evaluation, a checkpoint. Who
     takes longer no longer says that it is alive."""
+    turn_s: float = 21600.0
+    """For one vehicle's turn, from its grant to its end: who says that it lives and never gets there has
+    failed. Where a way of learning has a deadline of its own, that one counts."""
     on_failure: str = "stop"
     """What becomes of the run when a vehicle fails, or stays away for `give_up_s`: `stop`, or `continue`
     without it."""
 
     def __post_init__(self) -> None:
-        self._above(0, "join_s", "retry_s", "give_up_s", "heartbeat_s", "step_s")
+        self._above(0, "join_s", "retry_s", "give_up_s", "heartbeat_s", "step_s", "turn_s")
         self._one_of(("stop", "continue"), "on_failure")
 
 
@@ -214,6 +217,8 @@ class CloudConfig(RunSettings, frozen=True, kw_only=True, forbid_unknown_fields=
     """Name of the classes (`datasets.catalog.label_space`); a path is relative to the run folder."""
     feature_shapes: tuple[tuple[int, int, int], ...] | None = None
     """C, H, W that vehicles may declare, each gets an input stem; None = what the first one declares."""
+    image_size: tuple[int, int] | None = None
+    """Width, height of the frames that encoders see; None = what the first vehicle declares."""
     store_capacity: int = 16
     """Vehicles whose own networks stay in memory; the others' are read from the disk."""
     training_threads: int = 1

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from edge_client.errors import CloudSilent, TurnRefused, VehicleError
 from edge_client.pending import Pending
 from protocol.messages import Answer, Down, Finish, Reject, Request, Resend, Status, Turn, Welcome
+from protocol.seldom import is_logged
 from protocol.session.link import Malformed, MessageTooLarge, Received, Sending, VehicleLink
 from protocol.session.transport import BrokerUnreachable
 
@@ -82,6 +83,7 @@ class Conversation:
         self._heard_at = link.clock.now()
         self._grants: set[str] = set()
         self.malformed = 0
+        self._strange_rejects = 0
         """Messages that could not be decoded."""
 
     @property
@@ -142,7 +144,8 @@ class Conversation:
         self._heard_at = self._link.clock.now()
         if isinstance(received, Malformed):
             self.malformed += 1
-            log.warning("ignored a malformed message (%d so far): %s", self.malformed, received.reason)
+            if is_logged(self.malformed):
+                log.warning("ignored a malformed message (%d so far): %s", self.malformed, received.reason)
             return None
         message = received.message
         if isinstance(message, Status):
@@ -226,7 +229,7 @@ class Conversation:
             if isinstance(message, Turn):
                 raise Superseded(message)
             if isinstance(message, Reject):
-                _heed_reject(turn, pending, message)
+                self._heed_reject(turn, pending, message)
             elif isinstance(message, Resend) and message.grant == turn.grant:
                 self._send_again(pending.get(message.step))
             elif isinstance(message, Answer) and message.grant == turn.grant:
@@ -235,6 +238,16 @@ class Conversation:
                     del pending[message.step]
                     answers[message.step] = message
         self._recall(pending)
+
+    def _heed_reject(self, turn: Turn, pending: dict[int, Pending], reject: Reject) -> None:
+        # What somebody else sent in this vehicle's name is rejected at other steps than its own.
+        if reject.grant == turn.grant and reject.step in pending:
+            if reject.final:
+                raise VehicleError(f"the cloud rejects this vehicle's message: {reject.reason}")
+            raise Voided(reject.reason)
+        self._strange_rejects += 1
+        if is_logged(self._strange_rejects):
+            log.warning("rejected (step %d): %s", reject.step, reject.reason)
 
     def _send_again(self, entry: Pending | None) -> None:
         if entry is not None and entry.sending.done:
@@ -255,12 +268,3 @@ class Conversation:
                     f"(limit {self._patience.give_up_s:g} s); is the cloud server running for this fleet?"
                 )
             self._link.send(entry.recall(now))
-
-
-def _heed_reject(turn: Turn, pending: dict[int, Pending], reject: Reject) -> None:
-    # What somebody else sent in this vehicle's name is rejected at other steps than its own.
-    if reject.grant == turn.grant and reject.step in pending:
-        if reject.final:
-            raise VehicleError(f"the cloud rejects this vehicle's message: {reject.reason}")
-        raise Voided(reject.reason)
-    log.warning("rejected (step %d): %s", reject.step, reject.reason)

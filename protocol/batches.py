@@ -14,6 +14,12 @@ def batch_bounds(n: int, batch_size: int) -> list[tuple[int, int]]:
     return bounds
 
 
+def batch_count(n: int, batch_size: int) -> int:
+    """How many batches `batch_bounds` cuts `n` frames into, whatever number somebody claims to have."""
+    batches = -(-n // batch_size)
+    return batches - (batch_size > 1 and batches > 1 and n % batch_size == 1)
+
+
 def batches_of_pass(frames: int, batch_size: int, most: int) -> int:
     """Batches of a pass by queries: all of them are of `batch_size` frames but the last; `most` 0 = all."""
     batches = -(-frames // batch_size)

@@ -27,7 +27,7 @@ from datasets.augment import seen_labels
 from datasets.labels import LabelSpace
 from evaluation.predictions import write_prediction
 from evaluation.scores import ConfusionMatrix
-from protocol.batches import batch_bounds
+from protocol.batches import batch_count
 from protocol.errors import SettingError
 from protocol.messages import Learner, Shared
 from protocol.plans.first_order import FirstOrder
@@ -122,7 +122,7 @@ def training_steps(config: CloudConfig, frames: int) -> int:
     """First-order steps that the whole run takes on a vehicle with so many train frames, 1 at least; those on
     replayed features belong to the vehicle whose steps they follow."""
     first = config.first_order
-    return max(1, len(batch_bounds(frames, first.batch_size)) * first.passes * config.rounds)
+    return max(1, batch_count(frames, first.batch_size) * first.passes * config.rounds)
 
 
 @dataclass(kw_only=True)

@@ -28,7 +28,7 @@ from cloud_server.config import CloudConfig
 from cloud_server.desk.turns import Features
 from cloud_server.schedule import Kind, Stage, all_together, apart
 from cloud_server.storage.vehicle_store import VehicleStore
-from protocol.batches import batch_bounds
+from protocol.batches import batch_bounds, batch_count
 from protocol.codec.tensor import EncodedTensor
 from protocol.messages import LocalLossPlan
 from protocol.noise import derive_seed, permutation
@@ -204,7 +204,7 @@ class BlackFleet(OneNetwork):
         groups = self._groups(stage)
         seed = derive_seed(self._config.seed, "first-order", stage.number)
         frames = sum(len(group.frames) for group in groups)
-        steps = first.passes * sum(len(batch_bounds(len(g.frames), first.batch_size)) for g in groups)
+        steps = first.passes * sum(batch_count(len(g.frames), first.batch_size) for g in groups)
         if steps == 0:
             return
         for vehicle in stage.vehicles:

@@ -25,7 +25,7 @@ from cloud_server.algorithms.replay import EVERYONE
 from cloud_server.algorithms.shared_encoder import always_shared
 from cloud_server.desk.turns import Features
 from cloud_server.schedule import Kind, Stage, apart
-from protocol.batches import batch_bounds
+from protocol.batches import batch_count
 from protocol.messages import CseFslPlan, FslSagePlan
 from protocol.plans.cse_fsl import uploaded_batches
 from protocol.plans.sharing import Sharing
@@ -126,11 +126,7 @@ class CseFsl(OneNetwork):
         """That the whole run takes, those of replay among them."""
         first, plan = self._config.first_order, self._plan
         uploads = sum(
-            len(
-                uploaded_batches(
-                    first.epochs * len(batch_bounds(frames, first.batch_size)), plan.upload_every
-                )
-            )
+            len(uploaded_batches(first.epochs * batch_count(frames, first.batch_size), plan.upload_every))
             for frames in self._context.train_frames.values()
         )
         return max(1, self._config.rounds * uploads * (1 + first.replay_steps))

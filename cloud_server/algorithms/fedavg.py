@@ -32,7 +32,7 @@ from cloud_server.schedule import Kind, Stage
 from cloud_server.training.server_optimizers import build_server_optimizer
 from evaluation.errors import EvaluationError
 from evaluation.scores import ConfusionMatrix
-from protocol.batches import batch_bounds
+from protocol.batches import batch_count
 from protocol.codec.weights import WeightArrays, WeightsError, WeightTensor, pack, unpack
 from protocol.local_model import FOLDER_NAME, LocalModel, LocalModelError
 from protocol.messages import FederatedPlan, SplitScores, Turn, Update
@@ -188,8 +188,7 @@ class FedAvg:
         if report.update is not None:
             self.progress.loss[vehicle] = report.update.loss
             first = self._config.first_order
-            bounds = batch_bounds(report.update.samples, first.batch_size)
-            self.progress.steps += first.passes * len(bounds)
+            self.progress.steps += first.passes * batch_count(report.update.samples, first.batch_size)
             self.progress.frames_seen += report.update.samples * self._config.first_order.passes
             self._context.events.scalar(f"loss/{vehicle}", report.update.loss, stage.number)
 

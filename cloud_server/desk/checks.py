@@ -17,10 +17,14 @@ from cloud_server.errors import RequestError
 from cloud_server.storage.label_store import LabelStore
 from datasets.augment import View, draw_view, view_seed
 from evaluation.predictions import PredictionError, prediction_name
-from protocol.batches import batch_bounds
+from protocol.batches import batch_count
+from protocol.codec.plausible import implausible
 from protocol.codec.tensor import EncodedTensor, decode
 from protocol.messages import SPLITS, CseFslPlan, FslSagePlan, OfferedLabel, Turn, WhiteBoxPlan
 from protocol.plans.cse_fsl import uploaded_batches
+
+MOST_LABEL_PIXELS = 2**24
+"""Of one label, decoded: 4096 x 4096. Predictions are enlarged to it, a class at a time."""
 
 
 class Featured(Protocol):
@@ -48,13 +52,16 @@ class RequestChecks:
 
         Raises:
             RequestError, LabelError, CodecError: the frames don't fit, a label is missing, or the features
-                are not of the vehicle's shape.
+                are not of the vehicle's shape, or nothing that an encoder gives.
         """
         self.check_frames(request.vehicle, request.frames, split)
         if labelled:
             self._labels.get(request.vehicle, request.frames)
         shape = self._registry.feature_shape(request.vehicle)
-        return decode(request.features, expected_shape=(len(request.frames), *shape))
+        features_BCHW = decode(request.features, expected_shape=(len(request.frames), *shape))
+        if wrong := implausible(features_BCHW):
+            raise RequestError(f"features hold {wrong}")
+        return features_BCHW
 
     def views(
         self, turn: Turn, indices: tuple[int, ...], draw: int | None, split: str = "train"
@@ -105,6 +112,11 @@ class RequestChecks:
                 count = sum(map(len, frames.values()))
                 raise RequestError(f"label of frame {label.index}, but {vehicle!r} declared {count} frames")
             size = (label.width, label.height)
+            if label.width * label.height > MOST_LABEL_PIXELS:
+                raise RequestError(
+                    f"label of frame {label.index} is {shape_text(size)} pixels, of which a label may have "
+                    f"{MOST_LABEL_PIXELS}"
+                )
             if split in expected and size != expected[split]:
                 raise RequestError(
                     f"label of {split} frame {label.index} is {shape_text(size)} pixels, expected "
@@ -139,10 +151,17 @@ class RequestChecks:
     def train_steps(self, turn: Turn) -> int:
         """How many training steps a turn consists of, or uploads of batches for later ones."""
         frames = len(self._registry.frames(turn.vehicle, "train"))
-        batches = turn.epochs * len(batch_bounds(frames, turn.batch_size))
+        batches = turn.epochs * batch_count(frames, turn.batch_size)
         if isinstance(turn.learner, CseFslPlan | FslSagePlan):
             return len(uploaded_batches(batches, turn.learner.upload_every))
         return batches if isinstance(turn.learner, WhiteBoxPlan) else 0
+
+    def most_requests(self, turn: Turn, max_answers_per_frame: int) -> int:
+        """More than any honest turn has: each query is about a frame, each frame has so many answers at most,
+        is visited and uploaded so often, and has one label, offered and sent anew if the cloud is another.
+        Answers are kept until the turn is over, so that their number must end."""
+        frames = sum(len(self._registry.frames(turn.vehicle, split)) for split in SPLITS)
+        return 1024 + frames * (max_answers_per_frame + 2 * turn.epochs + 4)
 
     def asked_frames(self, turn: Turn, split: str) -> Sequence[int]:
         """The frames of a split that are to be uploaded in a turn that asks for the split."""

@@ -21,12 +21,11 @@ from cloud_server.storage.label_store import LabelError, LabelStore
 from cloud_server.training.trainer import DivergedError
 from protocol.codec.tensor import CodecError
 from protocol.messages import Answer, Down, Hello, Recall, Reject, Request, Resend, Status, Turn, Welcome
+from protocol.seldom import is_logged
 from protocol.session.link import CloudLink, Malformed, MessageTooLarge, Received, Sending, TooManyWaiting
 from protocol.session.topics import CLOUD_ID
 
 log = logging.getLogger(__name__)
-
-_LOGGED_REJECTS = 100
 
 
 class Desk:
@@ -112,7 +111,7 @@ class Desk:
         try:
             record = self._registry.record(status.vehicle)
         except RequestError as error:
-            log.warning("%s", error)
+            self._note_reject(status.vehicle, str(error))
             return
         record.count_up(status.session, "status", packet_bytes)
         was_there, was_online = record.sessions.get(status.session, False), record.online
@@ -209,6 +208,10 @@ class Desk:
         """
         if active.done or not self._handlers:
             raise RequestError(f"turn {request.turn_id} is over")
+        if len(active.answers) >= self._checks.most_requests(active.turn, self._max_answers_per_frame):
+            raise RequestError(
+                f"turn {request.turn_id} has had {len(active.answers)} requests; no turn needs more"
+            )
         handler = self._handlers.get(type(request))
         if handler is None:
             raise refusal(type(request))
@@ -253,7 +256,7 @@ class Desk:
     def _note_reject(self, vehicle: str, reason: str) -> None:
         """Count it; log the first ones, then ever fewer, so that nobody can fill the disk."""
         count = self._registry.count_reject(vehicle)
-        if count <= _LOGGED_REJECTS or count & (count - 1) == 0:
+        if is_logged(count):
             log.warning("rejected a message of %r (%d so far): %s", vehicle, count, reason)
             self._events.event("reject", vehicle=vehicle, reason=reason, count=count)
 

@@ -35,6 +35,8 @@ _MISSING = {
     WHOLE_NETWORK: "this vehicle has no local model (--local-model, or local_model in its settings)",
 }
 
+MOST_FRAMES = 1_000_000
+"""That one vehicle may declare: what is made for each of its frames stays within the memory."""
 _MOST_SESSIONS = 8
 """Of one vehicle, remembered at a time."""
 
@@ -119,11 +121,13 @@ class Registry:
         *,
         label_space: str,
         feature_shapes: Sequence[tuple[int, int, int]] | None,
+        image_size: tuple[int, int] | None = None,
         frame_bytes: int | None = None,
         equipment: Sequence[str] = (),
         clock: Clock = REAL_CLOCK,
     ) -> None:
-        """`feature_shapes` are those that vehicles may declare; None = that of the first one for all.
+        """`feature_shapes` are those that vehicles may declare; None = that of the first one for all; so is
+        `image_size` (width, height).
         `frame_bytes`: see `CloudConfig`; `equipment` is what every vehicle must have."""
         self.vehicles = {vehicle: VehicleRecord() for vehicle in vehicles}
         self.label_space = label_space
@@ -131,7 +135,7 @@ class Registry:
         self._frame_bytes = frame_bytes
         self._equipment = tuple(equipment)
         self._clock = clock
-        self.image_size: tuple[int, int] | None = None
+        self.image_size = image_size
         self.strangers = 0
         """Rejected messages of ids that are not in the fleet, or of none."""
 
@@ -196,6 +200,8 @@ class Registry:
                 f"images of {shape_text(hello.image_size)} pixels, this run uses "
                 f"{shape_text(self.image_size)}"
             )
+        if (count := sum(hello.frames.values())) > MOST_FRAMES:
+            raise RequestError(f"{count} frames are declared; a vehicle may have {MOST_FRAMES} at most")
         for split in ("train", "val", "test"):
             if hello.frames.get(split, 0) < 1:
                 raise RequestError(f"no {split} frames; every vehicle needs train, val and test frames")

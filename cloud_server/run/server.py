@@ -84,6 +84,7 @@ class Server:
             config.vehicles,
             label_space=self._label_space.name,
             feature_shapes=config.feature_shapes,
+            image_size=config.image_size,
             frame_bytes=config.coding.frame_bytes,
             equipment=run_needs(config).equipment,
             clock=link.clock,

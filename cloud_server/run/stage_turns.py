@@ -108,7 +108,7 @@ class StageTurns:
                     del running[vehicle]
                     self._finish(stage, active)
                     finished.add(vehicle)
-                elif failure := active.failed or self._silence(stage, vehicle):
+                elif failure := active.failed or self._given_up(stage, vehicle, since=running[vehicle]):
                     del running[vehicle]
                     self._fail(stage, active, failure)
                 elif stage.deadline_s is not None and self._clock.now() - running[vehicle] > stage.deadline_s:
@@ -238,13 +238,19 @@ class StageTurns:
         if active.repeat_due(now, patience.retry_s):
             self._desk.send(vehicle, active.turn)
 
-    def _silence(self, stage: Stage, vehicle: str) -> str:
-        """Why to give up on a vehicle that stays away; empty while there is hope, or a deadline does it."""
+    def _given_up(self, stage: Stage, vehicle: str, *, since: float) -> str:
+        """Why to give up on a vehicle that stays away, or never comes to an end of the turn that it was first
+        granted at `since`; empty while there is hope, or a deadline does it."""
         record, now = self._registry.vehicles[vehicle], self._clock.now()
         limit_s = self._config.patience.give_up_s
         if self._seconds_disconnected() > 0:
             record.last_seen = now  # the silence is the broker's doing
-        if stage.deadline_s is not None or now - record.last_seen <= limit_s:
+        if stage.deadline_s is not None:
+            return ""
+        busy_s, most_s = now - since, self._config.patience.turn_s
+        if busy_s > most_s:
+            return f"has not finished turn {stage.number} in {busy_s:.0f} s (limit {most_s:g} s)"
+        if now - record.last_seen <= limit_s:
             return ""
         return (
             f"has been silent for {now - record.last_seen:.0f} s in turn {stage.number} (limit {limit_s:g} s)"

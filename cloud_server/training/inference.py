@@ -128,17 +128,15 @@ class Inference:
     ) -> NDArray[np.uint8]:
         """Return the likeliest trainId of each pixel, uint8[n, *size_hw], logits enlarged bilinearly.
 
-        At most `chunk_frames` frames' logits are held at once.
+        At most `chunk_frames` frames' logits are held at once, as the network gives them; enlarged, those of
+        one class alone: about 9 bytes a pixel and frame, however large labels are.
         """
         label_nhw = np.empty((len(features_nCHW), *size_hw), np.uint8)
         with self._inference():
             for start in range(0, len(label_nhw), chunk_frames):
                 chosen = slice(start, start + chunk_frames)
                 logits_BKhw = self._logits(self._compute.features(features_nCHW[chosen]))
-                logits_BKhw = functional.interpolate(
-                    logits_BKhw, size=size_hw, mode="bilinear", align_corners=False
-                )
-                label_nhw[chosen] = logits_BKhw.argmax(dim=1).to(torch.uint8).cpu().numpy()
+                label_nhw[chosen] = _likeliest(logits_BKhw, size_hw).cpu().numpy()
         return label_nhw
 
     def probabilities(self, features_nCHW: Array, *, chunk_frames: int = 16) -> NDArray[np.float32]:
@@ -287,3 +285,19 @@ def check_same(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], what
             f"{what} of another network: {name} is {shapes[0].get(name, 'missing')}, "
             f"expected {shapes[1].get(name, 'nothing of that name')}"
         )
+
+
+def _likeliest(logits_BKhw: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """The first of the likeliest classes of each pixel, uint8 (B, *size_hw), logits enlarged bilinearly."""
+    best_B1hw, label_B1hw = None, None
+    for train_id in range(logits_BKhw.shape[1]):
+        enlarged_B1hw = functional.interpolate(
+            logits_BKhw[:, train_id : train_id + 1], size=size_hw, mode="bilinear", align_corners=False
+        )
+        if best_B1hw is None or label_B1hw is None:
+            best_B1hw, label_B1hw = enlarged_B1hw, torch.zeros_like(enlarged_B1hw, dtype=torch.uint8)
+            continue
+        label_B1hw[enlarged_B1hw > best_B1hw] = train_id
+        torch.maximum(best_B1hw, enlarged_B1hw, out=best_B1hw)
+    assert label_B1hw is not None, "a network has at least one class"
+    return label_B1hw[:, 0]

@@ -20,6 +20,7 @@ from evaluation.scores import ConfusionMatrix, summarize
 from protocol.atomic import write_json_atomic
 from protocol.errors import MENDABLE, SettingError
 from protocol.output import outlive_readers
+from protocol.showing import log_to_stderr
 
 MISTAKE_CODE = 2
 SCORES_NAME = "evaluation.json"
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code, 2 for a mistake, which is told in one line."""
     outlive_readers()
     given = parser().parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    log_to_stderr(logging.WARNING, "%(levelname)s %(name)s: %(message)s")
     try:
         _predict(given)
     except MENDABLE as error:

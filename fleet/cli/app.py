@@ -28,6 +28,7 @@ from fleet.scenario import Scenario
 from fleet.show.screen import screen
 from protocol.errors import MENDABLE
 from protocol.output import outlive_readers
+from protocol.showing import log_to_stderr
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -44,9 +45,7 @@ app.add_typer(encoder_app, name="encoder")
 def _options(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what goes on inside.")] = False,
 ) -> None:
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
-    )
+    log_to_stderr(logging.DEBUG if verbose else logging.WARNING, "%(levelname)s %(name)s: %(message)s")
 
 
 @app.command()

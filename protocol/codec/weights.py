@@ -11,6 +11,7 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
+from protocol.codec.plausible import implausible
 from protocol.errors import WireError
 
 _WIRE_TYPE = np.dtype("<f4")
@@ -44,7 +45,8 @@ def unpack(tensors: Iterable[WeightTensor], expected: Shapes) -> WeightArrays:
     """The arrays by name, in the order of `expected`; read-only views of what was received.
 
     Raises:
-        WeightsError: a tensor is missing, unknown, there twice, of another shape or size, or not finite.
+        WeightsError: a tensor is missing, unknown, there twice, of another shape or size, or holds
+            implausible numbers.
     """
     found: WeightArrays = {}
     for tensor in tensors:
@@ -60,8 +62,8 @@ def unpack(tensors: Iterable[WeightTensor], expected: Shapes) -> WeightArrays:
         if len(tensor.data) != size:
             raise WeightsError(f"weights {name!r} have {len(tensor.data)} bytes, expected {size}")
         array = np.frombuffer(tensor.data, _WIRE_TYPE).reshape(shape).astype(np.float32, copy=False)
-        if not np.isfinite(array).all():
-            raise WeightsError(f"weights {name!r} are not finite")
+        if wrong := implausible(array):
+            raise WeightsError(f"weights {name!r} hold {wrong}")
         found[name] = array
     missing = [name for name in expected if name not in found]
     if missing:

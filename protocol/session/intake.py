@@ -17,6 +17,7 @@ import msgspec
 
 from protocol import messages
 from protocol.errors import WireError
+from protocol.seldom import is_logged
 from protocol.session import parts, topics
 from protocol.session.clock import Clock
 from protocol.session.parts import Say, Word
@@ -165,7 +166,7 @@ class Intake:
             self._inbox.put_nowait(item)
         except queue.Full:
             self.dropped += 1
-            if self.dropped & (self.dropped - 1) == 0:
+            if is_logged(self.dropped, first=1):
                 log.warning("inbox full: %d messages dropped so far", self.dropped)
 
 

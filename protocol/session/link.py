@@ -17,6 +17,7 @@ import msgspec
 from protocol import messages
 from protocol.codec.weights import WeightTensor
 from protocol.errors import BlackfleetError
+from protocol.seldom import is_logged
 from protocol.session import parts, topics
 from protocol.session.clock import REAL_CLOCK, Clock
 from protocol.session.intake import AnyMessage, Intake, Malformed, Received
@@ -269,7 +270,7 @@ class CloudLink(_Link):
         waiting = self._outgoing.waiting(topics.topic(topics.DOWN, self.fleet, vehicle))
         if waiting >= MOST_WAITING:
             self.undelivered += 1
-            if self.undelivered & (self.undelivered - 1) == 0:
+            if is_logged(self.undelivered, first=1):
                 log.warning("%d messages not sent so far: too many wait", self.undelivered)
             raise TooManyWaiting(
                 f"{waiting} messages to {vehicle!r} wait already; {type(message).__name__} not sent"

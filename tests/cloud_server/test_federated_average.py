@@ -151,9 +151,15 @@ def test_rates_follow_the_schedule_over_all_rounds() -> None:
         ("b", (2,), np.ones(2, "<f4").tobytes(), "hold 'b', which this network has not"),
         ("a", (1, 2), np.ones(2, "<f4").tobytes(), r"shape \(1, 2\), expected \(2,\)"),
         ("a", (2,), b"1234", "4 bytes, expected 8"),
-        ("a", (2,), np.array([1, np.nan], "<f4").tobytes(), "'a' are not finite"),
+        ("a", (2,), np.array([1, np.nan], "<f4").tobytes(), "'a' hold NaN or infinity"),
+        (
+            "a",
+            (2,),
+            np.array([1, -1e30], "<f4").tobytes(),
+            r"'a' hold numbers up to 1e\+30, 1e\+06 is the most",
+        ),
     ],
-    ids=["name", "shape", "size", "nan"],
+    ids=["name", "shape", "size", "nan", "huge"],
 )
 def test_unpack_refuses(name: str, shape: tuple[int, ...], data: bytes, message: str) -> None:
     with pytest.raises(WeightsError, match=message):

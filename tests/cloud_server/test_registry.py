@@ -179,3 +179,15 @@ def test_vehicle_without_what_the_algorithm_needs_is_refused_when_it_joins() -> 
         assert registry.missing() == ["car-1"]
         assert registry.admit(_hello(equipment=("something else", *equipment)))
     assert algorithm_row("split").needs.equipment == ()
+
+
+def test_operator_says_the_size_of_images_before_any_vehicle_does() -> None:
+    registry = Registry(("car-1",), label_space="camvid", feature_shapes=None, image_size=(128, 96))
+    with pytest.raises(RequestError, match="images of 64x48 pixels, this run uses 128x96"):
+        registry.check(_hello())
+    assert registry.image_size == (128, 96)
+
+
+def test_more_frames_than_anyone_has_are_refused() -> None:
+    with pytest.raises(RequestError, match="2147483654 frames are declared; a vehicle may have 1000000"):
+        _registry().check(_hello(frames={"train": 2**31 - 1, "val": 2, "test": 5}))

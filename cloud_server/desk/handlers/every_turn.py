@@ -9,6 +9,7 @@ from cloud_server.desk.handlers.visit import Handlers, Visit, identity
 from cloud_server.desk.turns import Features
 from cloud_server.errors import RequestError
 from protocol.messages import Ack, LabelOffer, Labels, LabelWant, Turn, TurnDone, TurnFailed, Upload
+from protocol.showing import plain
 
 
 def offer(request: LabelOffer, visit: Visit) -> LabelWant:
@@ -88,7 +89,7 @@ def end(request: TurnDone, visit: Visit) -> Ack:
 
 def fail(request: TurnFailed, visit: Visit) -> Ack:
     """The vehicle can't do its turn."""
-    visit.active.failed = request.reason or "it gave no reason"
+    visit.active.failed = plain(request.reason) or "it gave no reason"
     return Ack(**identity(request))
 
 
