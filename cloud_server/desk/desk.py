@@ -20,7 +20,19 @@ from cloud_server.events import Events
 from cloud_server.storage.label_store import LabelError, LabelStore
 from cloud_server.training.trainer import DivergedError
 from protocol.codec.tensor import CodecError
-from protocol.messages import Answer, Down, Hello, Recall, Reject, Request, Resend, Status, Turn, Welcome
+from protocol.messages import (
+    Answer,
+    Down,
+    Hello,
+    Recall,
+    Reject,
+    Request,
+    Resend,
+    Status,
+    Turn,
+    TurnFailed,
+    Welcome,
+)
 from protocol.seldom import is_logged
 from protocol.session.link import CloudLink, Malformed, MessageTooLarge, Received, Sending, TooManyWaiting
 from protocol.session.topics import CLOUD_ID
@@ -208,10 +220,9 @@ class Desk:
         """
         if active.done or not self._handlers:
             raise RequestError(f"turn {request.turn_id} is over")
-        if len(active.answers) >= self._checks.most_requests(active.turn, self._max_answers_per_frame):
-            raise RequestError(
-                f"turn {request.turn_id} has had {len(active.answers)} requests; no turn needs more"
-            )
+        most = self._checks.most_requests(active.turn, self._max_answers_per_frame)
+        if len(active.answers) >= most and not isinstance(request, TurnFailed):
+            raise RequestError(f"turn {request.turn_id} has had {most} requests; no turn needs more")
         handler = self._handlers.get(type(request))
         if handler is None:
             raise refusal(type(request))
