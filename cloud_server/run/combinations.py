@@ -109,8 +109,10 @@ def _check_present_frames(row: AlgorithmRow[Any], config: CloudConfig) -> None:
         return
     if not row.knows_present_frames:
         able = [name for name, other in ALGORITHMS.items() if other.knows_present_frames]
-        hint = "; it has blackfleet.serving statistics" if row.name == "blackfleet" else ""
-        raise SettingError(f"{name} is for {', '.join(able)}, got {row.name}{hint}; remove it")
+        raise SettingError(
+            f"{name} is for {', '.join(able)}, got {row.name}; remove it (blackfleet has its own statistics by "
+            f"blackfleet.serving)"
+        )
     for needed, is_given in (
         ("a network that stays (network.learns false, --no-network-learns)", not config.network.learns),
         ("encoders of each vehicle's own (sharing.encoder none)", not config.way(Sharing).is_on),

@@ -223,7 +223,10 @@ def test_a_vehicle_goes_back_to_its_latest_turn_that_counts(tiny_world: World, t
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"algorithm": "blackfleet", "adaptation": Adaptation()}, "blackfleet.serving statistics"),
+        (
+            {"algorithm": "blackfleet", "adaptation": Adaptation()},
+            r"present.statistics is for .*, got blackfleet; .*blackfleet.serving",
+        ),
         ({"network": NetworkConfig(), "adaptation": Adaptation()}, r"network.learns false, --no-net"),
         ({"network": NetworkConfig()}, "pseudo-labels needs network.learns false"),
         ({"sharing": Sharing(encoder="weights")}, "sharing.encoder none"),
