@@ -110,8 +110,8 @@ def _check_present_frames(row: AlgorithmRow[Any], config: CloudConfig) -> None:
     if not row.knows_present_frames:
         able = [name for name, other in ALGORITHMS.items() if other.knows_present_frames]
         raise SettingError(
-            f"{name} is for {', '.join(able)}, got {row.name}; remove it (blackfleet has its own statistics by "
-            f"blackfleet.serving)"
+            f"{name} is for {', '.join(able)}, got {row.name}; remove it (blackfleet can serve with "
+            f"blackfleet.serving statistics)"
         )
     for needed, is_given in (
         ("a network that stays (network.learns false, --no-network-learns)", not config.network.learns),
