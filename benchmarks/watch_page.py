@@ -52,6 +52,18 @@ _FRAMES = """
 """
 _PATIENCE_S = 120.0
 _TICKS = os.sysconf("SC_CLK_TCK")
+_SCENARIO = """
+algorithm: blackfed-v2
+vehicles: 4
+rounds: 100000
+image_size: 64x48
+encoder: {name: stride8-c4}
+dataset: {frames_per_sequence: 7}
+first_order: {epochs: 3, batch_size: 4}
+zeroth_order: {batches: 2, batch_size: 3}
+spsa: {queries: 1}
+"""
+"""Of the run: stages so short that each look sees many."""
 _LOOKS = ("nobody", "reader", "browser")
 
 
@@ -207,10 +219,9 @@ def _resident(process: int) -> int:
 def cost_of_looking(folder: Path, looks: int, seconds: float) -> dict[str, Any]:
     """Ratios of stage times to those with nobody looking, and processor seconds each second."""
     run_folder, output = folder / "run", folder / "output"
-    command = ["-m", "fleet.cli", "launch", "--algorithm", "blackfed-v2", "--vehicles", "4", "--watch"]
-    # Short stages: each look sees many.
-    command += ["--foo-epochs", "3", "--zoo-batches", "2", "--queries", "1", "--encoder", "stride8-c4"]
-    command += ["--image-size", "64x48", "--rounds", "100000", "--run-dir", str(run_folder)]
+    (folder / "scenario.yaml").write_text(_SCENARIO)
+    command = ["-m", "fleet.cli", "launch", "--scenario", str(folder / "scenario.yaml")]
+    command += ["--watch", "--run-dir", str(run_folder)]
     with output.open("wb") as said:
         launcher = subprocess.Popen([sys.executable, *command], stdout=said, stderr=subprocess.STDOUT)
     try:

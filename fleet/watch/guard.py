@@ -24,7 +24,9 @@ class Guard:
     def __init__(self, host: str) -> None:
         self._names = {"localhost", LOOPBACK, "::1"}
         self._any_address = host in _ANYWHERE
-        self._names |= {socket.gethostname().lower()} if self._any_address else {host.lower()}
+        self.name = socket.gethostname() if self._any_address else host
+        """By which others find the page."""
+        self._names.add(self.name.lower())
         self.token = secrets.token_urlsafe(24)
         """In the address that is printed."""
         self.page_token = secrets.token_urlsafe(24)

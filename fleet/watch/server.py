@@ -60,7 +60,7 @@ class WatchServer:
                 f"can't show the run at {host}:{port} ({reason}); give another --port or --host"
             ) from error
         self.port = int(self._http.server_address[1])
-        shown = f"[{host}]" if ":" in host else host
+        shown = f"[{self.guard.name}]" if ":" in self.guard.name else self.guard.name
         self.address = f"http://{shown}:{self.port}/?token={quote(self.guard.token)}"
         """What to open in a browser."""
         self._thread = threading.Thread(target=self._http.serve_forever, name="watch", daemon=True)
