@@ -88,6 +88,10 @@ class Board(Recorder):
     def scalar(self, tag: str, value: float, step: int) -> None:
         self._writer.add_scalar(tag, value, step)
 
+    def picture(self, tag: str, image_HWC: Any, step: int) -> None:
+        """Add a picture, uint8 RGB."""
+        self._writer.add_image(tag, image_HWC, step, dataformats="HWC")
+
 
 def _end_torn_line(path: Path) -> None:
     """A process killed while writing leaves half a line: close it, so that the next one stands alone."""

@@ -38,6 +38,7 @@ from fleet.run.job import Job, read_object
 from fleet.run.reach import check_reach
 from fleet.run.resuming import resumed_scenario
 from fleet.scenario import Scenario, parse_image_size
+from fleet.show.board_pictures import put_on_board
 from fleet.show.overlays import draw_overlays
 from fleet.show.progress import result_table
 from fleet.start import FOLDER_NAME as START_FOLDER
@@ -113,7 +114,8 @@ def _launch(
             shutil.rmtree(run_folder / START_FOLDER, ignore_errors=True)
             (run_folder / SCENARIO_NAME).unlink(missing_ok=True)
         raise
-    if not (run_folder / RESULT_NAME).exists():
+    is_new = not (run_folder / RESULT_NAME).exists()
+    if is_new:
         _say(remarks, console)
         run = run_fleet if algorithm_row(scenario.algorithm).build else run_centralized
         run(
@@ -130,7 +132,9 @@ def _launch(
     result = read_object(run_folder / RESULT_NAME)
     failed = result.get("failed", {})
     lasting = {vehicle: share for vehicle, share in shares.items() if vehicle not in failed}
-    draw_overlays(source, lasting, run_folder, per_vehicle=scenario.evaluation.overlays)
+    overlays = draw_overlays(source, lasting, run_folder, per_vehicle=scenario.evaluation.overlays)
+    if is_new:
+        put_on_board(run_folder, overlays, step=scenario.rounds)
     console.print(result_table(result))
     _say(remarks, console)
     console.print(f"results in {run_folder}", soft_wrap=True)
