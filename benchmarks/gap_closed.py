@@ -54,14 +54,14 @@ _LOCAL = {
     "local_loss.weight_power": 0,
 }
 _WARMED_UP = {**_LOCAL, "local_loss.warm_up_epochs": _WARM_UP_PASSES}
-_BLACKFLEET = {
-    "algorithm": "blackfleet",
-    "blackfleet.serving": "latest",
+_BLACKFLEET = {**_WARMED_UP, "local_loss.weight_power": 0.5}
+_SPREAD = {
+    **_BLACKFLEET,
     "local_loss.warm_up_epochs": 0,
     "local_loss.epochs": 1 + _WARM_UP_PASSES // _ROUNDS,
-    "local_loss.weight_power": 0.5,
 }
-"""As many local passes as with a local start, the same in each round: loss maps weight all but the first."""
+"""As many local passes, the same in each round: loss maps weight all but the first."""
+_NO_FEEDBACK = {"algorithm": "blackfleet-no-feedback"}
 
 METHODS: dict[str, dict[str, Any]] = {
     "frozen": {"algorithm": "frozen"},
@@ -75,10 +75,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "spsa-gc, equal bytes": _SPSA_ONE,
     "local-loss": _LOCAL,
     "local-then-frozen": {**_WARMED_UP, "local_loss.epochs": 0},
-    "local start": _WARMED_UP,
-    "local start, weighted": {**_WARMED_UP, "local_loss.weight_power": 0.5},
+    "blackfleet-no-feedback": {**_BLACKFLEET, **_NO_FEEDBACK},
     "blackfleet": _BLACKFLEET,
-    "blackfleet-no-feedback": {**_BLACKFLEET, "algorithm": "blackfleet-no-feedback"},
+    "blackfleet-no-feedback, spread": {**_SPREAD, **_NO_FEEDBACK},
+    "blackfleet, spread": _SPREAD,
     "split, local start": {"algorithm": "split", "evaluation.source_frames": 0},
 }
 """What each method puts over the settings that all share, by scenario key."""

@@ -42,7 +42,6 @@ RUNS: dict[str, dict[str, Any]] = {
         "blackfleet.serving": "latest",
         "first_order.epochs": 100,
         "local_loss.warm_up_epochs": 60,
-        "local_loss.epochs": 10,
     },
 }
 """What each puts over the embedded defaults, by scenario key."""

@@ -13,9 +13,9 @@ class LocalLossPlan(Plan, frozen=True, kw_only=True, forbid_unknown_fields=True,
 
     section = "local_loss"
 
-    warm_up_epochs: int = 0
+    warm_up_epochs: int = 40
     """Passes over the vehicle's train frames in the first round besides `epochs`, before its first upload."""
-    epochs: int = 20
+    epochs: int = 10
     """Passes over them in each round."""
     rate: float = 2e-3
     """Adam's step size on the encoder at its highest."""
