@@ -39,7 +39,17 @@ COMMON: dict[str, Any] = {
     "white_box.rate": 5e-3,
 }
 """Budget and recipe, the same for every algorithm and size."""
+REPLAYED: dict[str, Any] = {"first_order.epochs": 2, "first_order.replay_steps": 1}
+"""As many steps of the network; every other one on features uploaded earlier, by any vehicle."""
 OWN: dict[str, dict[str, Any]] = {
+    "split": {"sharing.encoder": "weights", **REPLAYED},
+    "blackfed-v2": {
+        "sharing.encoder": "weights",
+        **REPLAYED,
+        "zeroth_order.estimator": "surrogate",
+        "zeroth_order.batches": 0,
+        "surrogate.rate": 3e-3,
+    },
     "blackfleet": {
         "sharing.encoder": "weights",
         "local_loss.warm_up_epochs": 6,
@@ -47,7 +57,7 @@ OWN: dict[str, dict[str, Any]] = {
         "blackfleet.serving": "latest",
     },
 }
-"""Of single algorithms: one encoder for the fleet, which learns before the first upload and then rests."""
+"""Of single algorithms: one encoder for the fleet; `blackfleet`'s learns before the first upload and then rests."""
 TARGETS: dict[str, dict[str, float]] = {
     "480x360": {"centralized": 0.66, "split": 0.63, "blackfleet": 0.60},
     "256x192": {"blackfleet": 0.50},
