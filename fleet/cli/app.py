@@ -76,6 +76,15 @@ def launch(
             rich_help_panel=OBSERVING,
         ),
     ] = None,
+    mlflow: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URI",
+            help="At the end keep the run in this MLflow store: settings, curves, scores, files and the "
+            "exported model; local: an SQLite file beside the run folder.",
+            rich_help_panel=OBSERVING,
+        ),
+    ] = None,
 ) -> None:
     """Launch a fleet on this machine, and end with a table of results.
 
@@ -90,6 +99,11 @@ def launch(
     folder = run_dir or launching.default_run_folder(scenario)
     with stopping_line(f"go on with: blackfleet launch --resume --run-dir {folder}"):
         console = screen()
+        store = None
+        if mlflow is not None:
+            from fleet.cli.mlflow_run import MlflowStore
+
+            store = MlflowStore(mlflow, folder)
         with observed(
             scenario,
             folder,
@@ -98,6 +112,8 @@ def launch(
             console=console,
         ) as controls:
             launching.launch(scenario, folder, resume=resume, console=console, controls=controls)
+        if store is not None:
+            store.keep(folder, console)
 
 
 @app.command()
