@@ -102,8 +102,10 @@ def launch(
         store = None
         if mlflow is not None:
             from fleet.cli.mlflow_run import MlflowStore
+            from fleet.run.folder import readable_by_owner_alone
 
-            store = MlflowStore(mlflow, folder)
+            with readable_by_owner_alone():
+                store = MlflowStore(mlflow, folder)
         with observed(
             scenario,
             folder,
@@ -113,7 +115,8 @@ def launch(
         ) as controls:
             launching.launch(scenario, folder, resume=resume, console=console, controls=controls)
         if store is not None:
-            store.keep(folder, console)
+            with readable_by_owner_alone():
+                store.keep(folder, console)
 
 
 @app.command()

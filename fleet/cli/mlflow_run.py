@@ -84,7 +84,7 @@ class MlflowStore:
             )
         except (mlflow.exceptions.MlflowException, OSError) as error:
             reason = str(error).splitlines()[0]
-            raise OperatorError(f"--mlflow {uri}: the store can't be used: {reason}") from error
+            raise OperatorError(f"--mlflow: the store can't be used: {reason}") from error
 
     def keep(self, run_folder: Path, console: Console) -> str:
         """Write a run that has ended into the store; returns its id there.
@@ -98,7 +98,8 @@ class MlflowStore:
             run_id = self._write(run_folder, settings, result, console)
         except self._mlflow.exceptions.MlflowException as error:
             raise OperatorError(f"MLflow does not take the run: {str(error).splitlines()[0]}") from error
-        console.print(f"run {run_id} of experiment {EXPERIMENT} in {self.uri}", soft_wrap=True)
+        # Not where: a store's URI may hold a password.
+        console.print(f"run {run_id} of MLflow's experiment {EXPERIMENT}", soft_wrap=True)
         return run_id
 
     def _write(

@@ -80,5 +80,5 @@ def test_mlflow_s_own_client_reads_the_run(run: Path, tmp_path: Path) -> None:
     assert files == {"scenario.yaml", "result.json", "log.jsonl", "overlays"}
     assert client.get_experiment_by_name(EXPERIMENT) is not None
     assert "no model in MLflow: " in said.getvalue()  # of this folder, which was made by hand
-    with pytest.raises(OperatorError, match="--mlflow nonsense://x: the store can't be used: "):
+    with pytest.raises(OperatorError, match="--mlflow: the store can't be used: "):
         MlflowStore("nonsense://x", run)
