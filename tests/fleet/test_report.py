@@ -119,7 +119,11 @@ def test_what_runs_did_beside_the_usual_is_stated(page: str) -> None:
 
 def test_page_loads_nothing_and_stays_small(comparison: Path, page: str) -> None:
     assert len(page) < 4_000_000
-    assert not re.search(r'(?:src|href)="(?!data:|#)', page)
+    # It links replays beside it, each a file of its own; a link loads nothing.
+    links = re.findall(r'<a href="([^#"][^"]*)"', page)
+    assert links and all((comparison / link).name == "replay.html" for link in links)
+    assert all((comparison / link).is_file() for link in links)
+    assert not re.search(r'(?:src|href)="(?!data:|#|[\w/-]+/replay\.html")', page)
     assert "@import" not in page and "<script" not in page
     assert not re.search(r"url\((?!#)", page)
 
