@@ -70,7 +70,8 @@ def test_run_folder_holds_everything_a_run_leaves(reference: Launch) -> None:
         json.loads(line, parse_constant=_refuse_constant)
         for line in (folder / "log.jsonl").read_text().splitlines()
     ]
-    assert events[-1]["event"] == "result"
+    # Vehicles that leave when it is written may be told of afterwards.
+    assert next(e["event"] for e in reversed(events) if e["event"] != "left") == "result"
     assert list((folder / "tensorboard").glob("events.out.tfevents.*"))
     assert list((folder / "cloud" / "checkpoints").glob("*.safetensors"))
     for car in CARS:
