@@ -180,8 +180,10 @@ def test_a_coding_that_no_channel_can_have_is_refused() -> None:
             Coding(**settings)
 
 
-def test_objective_is_of_turns_that_learn() -> None:
+def test_objective_is_of_every_turn_of_a_run() -> None:
+    """Also where nothing is learnt: train frames that are uploaded for their statistics need no label."""
     entropy = msgspec.convert({"objective": "entropy"}, type(turn().adaptation))
-    assert turn(adaptation=entropy).follows_labels
+    assert not turn(adaptation=entropy).follows_labels
+    assert turn().follows_labels
     assert not turn(adaptation=entropy, learner=SpsaPlan()).follows_labels
     assert turn(learner=SpsaPlan()).follows_labels
