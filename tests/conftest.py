@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from fleet_fixtures import TinyFleet, World, build_world
+from hypothesis import HealthCheck, settings
 from process_fixtures import ROOT, Launch, Refuse, one_line, write_scenario
 from start_fixtures import QUIET, source_scenario_of, target_scenario_of
 from supervision import Supervisor
@@ -21,6 +22,10 @@ from fleet.start import Start
 
 # Sums are split by threads: what tests compute with torch must be split as the trainer's, which has one.
 torch.set_num_threads(1)
+
+# How fast an example is says nothing on a machine that does other work, too.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 FLEET_FIXTURES = {"tiny_world", "undisturbed", "frames_root", "source_scenario"}
