@@ -287,7 +287,6 @@ class Scenario(RunSettings, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             dataset=self.dataset.name,
             label_space=self.dataset.classes_name,
             feature_shapes=self._feature_shapes() if self.encoders else None,
-            image_size=self.frame_size,
             training_threads=max(1, self.core_count // 2) if row.trains_in_turns else self.core_count,
             inference_threads=max(1, self.core_count // 2),
             parallel_turns=max(1, self.core_count - (not row.cloud_rests)),

@@ -14,11 +14,17 @@ from protocol.showing import show_anything
 
 
 def main() -> NoReturn:
-    """Run the command."""
+    """Run the command, and end the process with it."""
+    with stopped_at_once():
+        run()
+
+
+def run() -> NoReturn:
+    """Run the command, and raise its exit code."""
     interrupt_on_signals()
     show_anything()
     arguments = sys.argv[1:]
-    with stopped_at_once(), stopping_line():
+    with stopping_line():
         try:
             if arguments[:1] == [PREDICT]:
                 import edge_client.predict.command

@@ -119,7 +119,8 @@ def _write_settings(job: Job) -> list[Path]:
     scenario, run_folder = job.scenario, job.run_folder
     folders = _write_bundles(job)
     bundles = {name: EncoderBundle.load(folder) for name, folder in folders.items()}
-    write_json_atomic(run_folder / CLOUD_SETTINGS_NAME, msgspec.to_builtins(scenario.cloud_config()))
+    config = msgspec.structs.replace(scenario.cloud_config(), image_size=scenario.frame_size)
+    write_json_atomic(run_folder / CLOUD_SETTINGS_NAME, msgspec.to_builtins(config))
     hosts_folder = run_folder / "hosts"
     hosts_folder.mkdir(exist_ok=True)
     mode = _encoder_mode(scenario, hosts_folder, next(iter(bundles.values())))

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from process_fixtures import CARS, Launch, environment, is_alive, learnt, module, wait_for, write_scenario
 
-from fleet.cli.__main__ import main
+from fleet.cli.__main__ import run
 from fleet.errors import OperatorError
 from fleet.run.folder import held
 from protocol.stopping import STOP_SIGNALS
@@ -61,7 +61,7 @@ def test_every_command_stops_with_one_line(
     monkeypatch.setattr(function, interrupted)
     monkeypatch.setattr("sys.argv", ["blackfleet", *arguments])
     with pytest.raises(SystemExit) as ending:
-        main()
+        run()
     assert ending.value.code == 130
     [line] = capfd.readouterr().err.splitlines()
     by = "" if number is signal.SIGINT else f" by {number.name}"
