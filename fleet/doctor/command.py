@@ -82,6 +82,7 @@ def _port(text: str) -> int:
 def main(arguments: Sequence[str]) -> int:
     """Print what is found; 1 where something that is needed is missing, 2 for a wrong option, else 0."""
     options = parser().parse_args(arguments)
+    before = logging.root.manager.disable
     # What checks find out they say themselves; libraries' remarks about it would stand between.
     logging.disable(logging.WARNING)
     try:
@@ -89,6 +90,8 @@ def main(arguments: Sequence[str]) -> int:
     except SettingError as error:
         print(f"blackfleet: {error}", file=sys.stderr)
         return _MISTAKE_CODE
+    finally:
+        logging.disable(before)
     faults = sum(finding.state == "wrong" for finding in findings)
     if options.json:
         print(json.dumps({"ok": not faults, "findings": [dataclasses.asdict(each) for each in findings]}))

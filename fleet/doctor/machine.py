@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from fleet.cores import usable_cores
 from fleet.doctor.finding import Finding
 
 _GB = 1e9
@@ -19,7 +20,7 @@ _LEAST_DISK_BYTES = 0.5 * _GB
 
 def check_cores_and_memory() -> Finding:
     """What processes have to share."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     free = _free_memory_bytes()
     found = f"{cores} cores" + ("" if free is None else f", {free / _GB:.1f} GB of memory free")
     if free is None or free >= _SCARCE_MEMORY_BYTES:
