@@ -282,7 +282,7 @@ def test_averaging_outlives_a_restart(tiny_world: World, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("tensors", "pattern"),
     [
-        (_phi(float("nan")), "not finite"),
+        (_phi(float("nan")), "NaN or infinity"),
         ((WeightTensor(PHI, (2,), b"\0" * 4),), "4 bytes, expected 8"),
         ((WeightTensor(PHI, (1, 2), b"\0" * 8),), "shape"),
         ((), "lack"),
