@@ -93,6 +93,7 @@ def _adapted(before: float, after: float) -> dict[str, Any]:
         "mean_source_miou": 0.3,
         "uplink_bytes": 100,
         "downlink_bytes": 10,
+        "vehicles": {"car-01": {"taken_back": 1}, "car-02": {"taken_back": 0}},
     }
 
 
@@ -107,6 +108,7 @@ def test_adaptation_is_measured_in_shares_of_the_white_box_gain() -> None:
     assert row["miou_before"] == pytest.approx(0.1)
     assert row["miou_std"] == pytest.approx(0.0002**0.5)
     assert (row["source_miou_before"], row["source_miou"]) == (0.4, 0.3)
+    assert row["taken_back"] == 2
     everything[bound] = [_adapted(0.1, 0.05)] * 2
     assert adaptation.entry(cell, 1e-3, everything[cell], everything)["share_of_white_box"] is None
 
@@ -116,7 +118,8 @@ def test_every_adaptation_setting_has_the_methods_that_it_allows() -> None:
     assert not adaptation.means_something("labels", "cloud alone")
     assert adaptation.means_something("labels, the network learns", "cloud alone")
     for setting in adaptation.SETTINGS:
-        assert adaptation.means_something(setting, "white-box")
+        bound = "nobody learns" if setting == adaptation.UNLABELLED else "white-box"
+        assert adaptation.means_something(setting, bound)
 
 
 def test_bytes_of_training_are_shares_of_the_reference() -> None:
