@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,8 +25,7 @@ class RunLog(Recorder):
         Raises:
             OSError: the folder is unwritable or full.
         """
-        _end_torn_line(run_folder / LOG_NAME)
-        self._file = (run_folder / LOG_NAME).open("a", encoding="utf-8")
+        self._file = _open_to_append(run_folder / LOG_NAME)
 
     def __enter__(self) -> RunLog:
         return self
@@ -39,8 +39,7 @@ class RunLog(Recorder):
         self._file.close()
 
     def event(self, name: str, values: Mapping[str, Any]) -> None:
-        self._file.write(_line(name, values))
-        self._file.flush()
+        _write_line(self._file, name, values)
 
 
 def append_event(run_folder: Path, name: str, values: Mapping[str, Any]) -> None:
@@ -49,15 +48,21 @@ def append_event(run_folder: Path, name: str, values: Mapping[str, Any]) -> None
     Raises:
         OSError: the folder is unwritable or full.
     """
-    path = run_folder / LOG_NAME
+    with _open_to_append(run_folder / LOG_NAME) as file:
+        _write_line(file, name, values)
+
+
+def _open_to_append(path: Path) -> FileIO:
     _end_torn_line(path)
-    with path.open("ab", buffering=0) as file:
-        file.write(_line(name, values).encode())
+    return path.open("ab", buffering=0)
 
 
-def _line(name: str, values: Mapping[str, Any]) -> str:
+def _write_line(file: FileIO, name: str, values: Mapping[str, Any]) -> None:
+    """In one piece: cloud and launcher write to one log, and neither may see half a line of the other."""
     record = {"event": name, "time": round(time.time(), 3), **values}
-    return json.dumps(record, allow_nan=False) + "\n"
+    rest = (json.dumps(record, allow_nan=False) + "\n").encode()
+    while rest:  # a disk that is almost full takes a part, and refuses the next one
+        rest = rest[file.write(rest) :]
 
 
 class Board(Recorder):

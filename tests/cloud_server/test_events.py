@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cloud_server.events import Events, Recorder
-from cloud_server.storage.recorders import LOG_NAME, Board, RunLog
+from cloud_server.storage.recorders import LOG_NAME, Board, RunLog, append_event
 
 
 class _Heard(Recorder):
@@ -49,6 +50,25 @@ def test_log_keeps_events_and_stands_after_a_torn_line(tmp_path: Path) -> None:
     content = json.loads(line)
     assert content.pop("time") > 0
     assert content == {"event": "committed", "stage": 1, "miou": None}
+
+
+def test_cloud_and_launcher_write_whole_lines_side_by_side(tmp_path: Path) -> None:
+    """Also long ones: those of a large fleet are longer than what a file's buffer holds."""
+    many = {f"car-{number}": "x" * 20 for number in range(1000)}
+
+    def launcher() -> None:
+        for number in range(100):
+            append_event(tmp_path, "crashed", {"number": number})
+
+    with RunLog(tmp_path) as log:
+        thread = threading.Thread(target=launcher)
+        thread.start()
+        for number in range(100):
+            log.event("joined", {"number": number, **many})
+        thread.join()
+    events = [json.loads(line) for line in (tmp_path / LOG_NAME).read_text().splitlines()]
+    for name in ("joined", "crashed"):
+        assert [event["number"] for event in events if event["event"] == name] == list(range(100))
 
 
 def test_board_keeps_curves_alone(tmp_path: Path) -> None:
