@@ -39,6 +39,9 @@ from protocol.session.topics import CLOUD_ID
 
 log = logging.getLogger(__name__)
 
+_LOGGED_DEPARTURES = 1000
+"""Of one vehicle: more than a bad link has in weeks, and no more than a disk can take."""
+
 
 class Desk:
     """Handles one message at a time, in the server's thread."""
@@ -129,7 +132,9 @@ class Desk:
         was_there, was_online = record.sessions.get(status.session, False), record.online
         self._registry.note_status(status)
         if was_online and not record.online and record.hello is not None:
-            self._events.event("left", vehicle=status.vehicle)
+            record.departures += 1
+            if is_logged(record.departures, first=_LOGGED_DEPARTURES):
+                self._events.event("left", vehicle=status.vehicle)
         if status.online:
             active = self.active.get(status.vehicle)
             if active is not None and not was_there and status.session == record.session:

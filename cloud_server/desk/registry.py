@@ -72,6 +72,8 @@ class VehicleRecord:
     repeated_bytes: int = 0
     """PUBLISH bytes that came again, after a lost acknowledgement or a lost answer; not part of `uplink`."""
     rejects: int = 0
+    departures: int = 0
+    """How often it was there and then was not."""
     fleet_bytes: Counter[str] = field(default_factory=Counter)
     """PUBLISH bytes, `up` and `down`, about frames of the fleet's test split; not part of `uplink` and
     `downlink`, which are what a run costs that is not scored on one."""

@@ -102,6 +102,35 @@ def test_statuses_of_strangers_are_counted_and_logged_ever_more_rarely(
     assert fleet.fingerprint() == undisturbed.fingerprint()
 
 
+def test_vehicle_that_comes_and_goes_without_end_does_not_fill_the_log(
+    undisturbed: TinyFleet, tmp_path: Path
+) -> None:
+    bus = MemoryBus()
+    client = bus.client("attacker")
+    client.connect(0)
+    sessions: list[str] = []
+    said: list[int] = []
+
+    def listen(topic: str, payload: bytes, qos: int) -> None:
+        if topics.parse(topic).vehicle != CAR:
+            return
+        if tag(payload) == "status":
+            sessions.append(msgspec.msgpack.decode(payload[1:], type=Status).session)
+        elif tag(payload) == "upload" and not said:
+            said.append(1)
+            for beat in range(3000):
+                status = Status(vehicle=CAR, session=sessions[-1], online=beat % 2 == 1, beat=beat)
+                client.publish(
+                    topics.topic(topics.STATUS, FLEET, CAR), b"\x00" + msgspec.msgpack.encode(status)
+                )
+
+    bus.record(listen)
+    fleet = _run(TinyFleet(undisturbed.world, tmp_path, **SETTINGS), bus)
+    left = [event for event in fleet.events("left") if event["vehicle"] == CAR]
+    assert len(left) == 1001  # the first thousand, then the 1,024th
+    assert fleet.fingerprint() == undisturbed.fingerprint()
+
+
 def test_requests_without_end_are_refused_within_a_turn(tiny_world: World, tmp_path: Path) -> None:
     """Each is answered, and its answer kept in case it is lost."""
     bus = MemoryBus()
