@@ -83,8 +83,9 @@ class Conversation:
         self._heard_at = link.clock.now()
         self._grants: set[str] = set()
         self.malformed = 0
-        self._strange_rejects = 0
         """Messages that could not be decoded."""
+        self._strange_rejects = 0
+        """Of what this vehicle has not said, or no longer waits for."""
 
     @property
     def has_heard_a_cloud(self) -> bool:

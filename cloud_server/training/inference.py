@@ -288,7 +288,10 @@ def check_same(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], what
 
 
 def _likeliest(logits_BKhw: Tensor, size_hw: tuple[int, int]) -> Tensor:
-    """The first of the likeliest classes of each pixel, uint8 (B, *size_hw), logits enlarged bilinearly."""
+    """The first of the likeliest classes of each pixel, uint8 (B, *size_hw), logits enlarged bilinearly.
+
+    As `evaluation.likeliest` finds them where there is no torch; the two enlarge with other roundings.
+    """
     best_B1hw, label_B1hw = None, None
     for train_id in range(logits_BKhw.shape[1]):
         enlarged_B1hw = functional.interpolate(

@@ -49,7 +49,11 @@ def check_own_broker() -> Iterator[Finding]:
                 return
             finally:
                 process.terminate()
-                process.wait(_END_S)
+                try:
+                    process.wait(_END_S)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
     except MENDABLE as error:
         yield Finding(
             about=_ABOUT,
