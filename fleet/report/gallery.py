@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -20,6 +21,7 @@ from fleet.frames.allocation import data_folder, evenly_spaced, vehicle_sight
 from fleet.report.data import ReportData, Run, read_partition
 from fleet.run.folder import SCENARIO_NAME
 from fleet.scenario import load_scenario, parse_image_size
+from fleet.show.encoded import encoded, size_within
 from protocol.errors import MENDABLE
 
 _FRAMES_A_VEHICLE = 3
@@ -211,22 +213,14 @@ def _picture(
     image_HWC: NDArray[np.uint8],
     width: int,
     shape_HW: tuple[int, ...],
-    kind: str,
+    kind: Literal["jpeg", "png"],
     miou: float | None = None,
 ) -> Picture:
     """At most `width` wide, of the label's proportions; labels keep pure colours by taking nearest pixels."""
-    height_px, width_px = shape_HW
-    width = min(width, width_px)
-    size_WH = (width, max(1, round(height_px * width / width_px)))
-    if kind == "png":
-        resized = cv2.resize(image_HWC, size_WH, interpolation=cv2.INTER_NEAREST_EXACT)
-        options = [cv2.IMWRITE_PNG_COMPRESSION, 9]
-    else:
-        resized = cv2.resize(image_HWC, size_WH, interpolation=cv2.INTER_AREA)
-        options = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
-    encoded, content = cv2.imencode(f".{kind}", cv2.cvtColor(resized, cv2.COLOR_RGB2BGR), options)
-    assert encoded, f"{kind} encoding refused {resized.dtype} {resized.shape}"
-    text = base64.b64encode(content.tobytes()).decode()
+    size_WH = size_within(shape_HW, width)
+    interpolation = cv2.INTER_NEAREST_EXACT if kind == "png" else cv2.INTER_AREA
+    resized = np.asarray(cv2.resize(image_HWC, size_WH, interpolation=interpolation), np.uint8)
+    text = base64.b64encode(encoded(resized, kind, quality=_JPEG_QUALITY)).decode()
     return Picture(uri=f"data:image/{kind};base64,{text}", width=size_WH[0], height=size_WH[1], miou=miou)
 
 

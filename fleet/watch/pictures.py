@@ -24,13 +24,13 @@ from fleet.frames.partition_record import PARTITION_NAME
 from fleet.run.folder import SCENARIO_NAME
 from fleet.run.job import read_object
 from fleet.scenario import Scenario, load_scenario
+from fleet.show.encoded import encoded, size_within
 
 KINDS = ("frame", "truth", "prediction", "errors")
 _PREDICTED = KINDS[2:]
 _ERROR_RGB = (224, 32, 48)
 _FRAMES_A_VEHICLE = 3
 _WIDTH_PX = 384
-_JPEG_QUALITY = 85
 
 
 class Pictures:
@@ -69,9 +69,7 @@ class Pictures:
             raise OperatorError(f"the run has no picture {kind!r} of {key!r} for {vehicle!r}")
         with self._lock:
             frame = source.load(refs[key])
-        height_px, width_px = frame.label_HW.shape
-        width = min(width_px, _WIDTH_PX)
-        size_WH = (width, max(1, round(height_px * width / width_px)))
+        size_WH = size_within(frame.label_HW.shape, _WIDTH_PX)
         image_HWC = np.asarray(cv2.resize(frame.image_HWC, size_WH, interpolation=cv2.INTER_AREA), np.uint8)
         sight = vehicle_sight(scenario, vehicle)
         if sight is not None:
@@ -84,7 +82,7 @@ class Pictures:
                 image_HWC = paint(image_HWC, prediction_HW, source.label_space)
             else:
                 image_HWC = _paint_errors(image_HWC, frame.label_HW, prediction_HW)
-        return _jpeg(image_HWC)
+        return encoded(image_HWC, "jpeg")
 
     def _kinds(self, vehicle: str, key: str) -> list[str]:
         return [kind for kind in KINDS if kind not in _PREDICTED or self._prediction(vehicle, key).is_file()]
@@ -120,10 +118,3 @@ def _paint_errors(
     painted = np.repeat(cv2.cvtColor(image_HWC, cv2.COLOR_RGB2GRAY)[:, :, None], 3, axis=2)
     painted[wrong] = (painted[wrong] + 2.0 * np.array(_ERROR_RGB)) / 3
     return np.asarray(painted, np.uint8)
-
-
-def _jpeg(image_HWC: NDArray[np.uint8]) -> bytes:
-    options = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
-    encoded, content = cv2.imencode(".jpg", cv2.cvtColor(image_HWC, cv2.COLOR_RGB2BGR), options)
-    assert encoded, f"JPEG encoding refused {image_HWC.dtype} {image_HWC.shape}"
-    return content.tobytes()
