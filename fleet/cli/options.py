@@ -11,8 +11,8 @@ from datasets.catalog import LABELLED, LABELLED_CHOICES
 from datasets.conditions import CONDITIONS
 from datasets.partition import METHODS
 from fleet.broker import MEMORY_BUS, OWN_BROKERS
+from fleet.cli.option import OptionGroup, ScenarioOption
 from fleet.cli.options_of_learning import GROUPS_OF_LEARNING
-from fleet.cli.scenario_option import OptionGroup, ScenarioOption
 from fleet.export.encoders import ENCODER_DOOR, ENCODERS
 
 FIRST = OptionGroup(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fleet.cli.scenario_option import OptionGroup, ScenarioOption
+from fleet.cli.option import OptionGroup, ScenarioOption
 from protocol.codec.tensor import BITS
 from protocol.doors import FOREIGN_CHOICE
 from protocol.plans import ESTIMATORS

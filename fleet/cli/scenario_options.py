@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from fleet.cli.completion import complete_setting, completing
+from fleet.cli.option import OptionGroup, ScenarioOption
 from fleet.cli.options import FIRST, OPTION_GROUPS, SCENARIO_OPTIONS
-from fleet.cli.scenario_option import OptionGroup, ScenarioOption
 from fleet.cli.set_option import parse_settings
 from fleet.errors import OperatorError
 from fleet.presets import PRESETS

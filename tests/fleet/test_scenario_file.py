@@ -12,8 +12,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fleet.cli.option import ScenarioOption
 from fleet.cli.options import SCENARIO_OPTIONS
-from fleet.cli.scenario_option import ScenarioOption
 from fleet.cli.scenario_options import with_scenario_options
 from fleet.errors import OperatorError
 from fleet.scenario import Scenario, load_scenario, save_scenario
