@@ -36,11 +36,9 @@ from protocol.messages import (
 from protocol.seldom import is_logged
 from protocol.session.link import CloudLink, Malformed, MessageTooLarge, Received, Sending, TooManyWaiting
 from protocol.session.topics import CLOUD_ID
+from protocol.showing import plain
 
 log = logging.getLogger(__name__)
-
-_LOGGED_DEPARTURES = 1000
-"""Of one vehicle: more than a bad link has in weeks, and no more than a disk can take."""
 
 
 class Desk:
@@ -119,7 +117,8 @@ class Desk:
         if not connected:
             self._newcomers.broker_was_away()
         for hello in self._newcomers.admitted():
-            log.warning("vehicle %s is another process from now on: the earlier one is gone", hello.vehicle)
+            if self._registry.record(hello.vehicle).is_news("succession"):
+                log.warning("vehicle %s is another process now: the earlier one is gone", hello.vehicle)
             self._take_in(hello)
 
     def _note_status(self, status: Status, packet_bytes: int) -> None:
@@ -131,10 +130,9 @@ class Desk:
         record.count_up(status.session, "status", packet_bytes)
         was_there, was_online = record.sessions.get(status.session, False), record.online
         self._registry.note_status(status)
-        if was_online and not record.online and record.hello is not None:
-            record.departures += 1
-            if is_logged(record.departures, first=_LOGGED_DEPARTURES):
-                self._events.event("left", vehicle=status.vehicle)
+        has_left = was_online and not record.online and record.hello is not None
+        if has_left and record.is_news("left"):
+            self._events.event("left", vehicle=status.vehicle)
         if status.online:
             active = self.active.get(status.vehicle)
             if active is not None and not was_there and status.session == record.session:
@@ -151,10 +149,11 @@ class Desk:
             self._reject(hello.vehicle, hello.session, 0, str(error), final=True)
             return
         if self._newcomers.must_wait(hello):
-            log.warning(
-                "a second process says that it is vehicle %s: it waits until the first is known to be gone",
-                hello.vehicle,
-            )
+            if self._registry.record(hello.vehicle).is_news("second process"):
+                log.warning(
+                    "a second process says that it is vehicle %s: it waits until the first one is gone",
+                    hello.vehicle,
+                )
             return
         self._is_alive(hello.vehicle, hello.session)
         self._take_in(hello)
@@ -177,9 +176,12 @@ class Desk:
         self._link.forget(hello.vehicle)
         self.send(hello.vehicle, Welcome(vehicle=hello.vehicle, session=hello.session))
         if is_new:
+            record = self._registry.vehicles[hello.vehicle]
             # A new subscriber gets the retained status of the cloud.
-            self._registry.vehicles[hello.vehicle].downlink["status"] += self.status_bytes
-            self._events.event("joined", vehicle=hello.vehicle, encoder=hello.encoder, frames=hello.frames)
+            record.downlink["status"] += self.status_bytes
+            if record.is_news("joined"):
+                encoder = plain(hello.encoder)
+                self._events.event("joined", vehicle=hello.vehicle, encoder=encoder, frames=hello.frames)
         active = self.active.get(hello.vehicle)
         if active and not active.done:
             if is_new or active.begun:
@@ -253,7 +255,9 @@ class Desk:
             self.failure = CloudError(f"{error}; it belongs to another run, or has another local model")
             return None
         except TooManyWaiting as error:
-            self._events.event("undelivered", vehicle=vehicle, reason=str(error))
+            known = self._registry.vehicles.get(vehicle)
+            if known is not None and known.is_news("undelivered"):
+                self._events.event("undelivered", vehicle=vehicle, reason=str(error))
             return None
         if vehicle in self._registry.vehicles:
             record = self._registry.vehicles[vehicle]

@@ -26,6 +26,7 @@ from protocol.messages import (
     Upload,
 )
 from protocol.messages.up import LOCAL_HEAD, WHOLE_NETWORK
+from protocol.seldom import is_logged
 from protocol.session.clock import REAL_CLOCK, Clock
 
 Entry = TypeVar("Entry")
@@ -37,6 +38,8 @@ _MISSING = {
 
 MOST_FRAMES = 1_000_000
 """That one vehicle may declare: what is made for each of its frames stays within the memory."""
+_LOGGED = 1000
+"""Times: more than a bad link brings in weeks, and no more than a disk can take."""
 _MOST_SESSIONS = 8
 """Of one vehicle, remembered at a time."""
 
@@ -72,8 +75,8 @@ class VehicleRecord:
     repeated_bytes: int = 0
     """PUBLISH bytes that came again, after a lost acknowledgement or a lost answer; not part of `uplink`."""
     rejects: int = 0
-    departures: int = 0
-    """How often it was there and then was not."""
+    repeated: Counter[str] = field(default_factory=Counter)
+    """How often each thing has happened that the vehicle can make happen as often as it likes."""
     fleet_bytes: Counter[str] = field(default_factory=Counter)
     """PUBLISH bytes, `up` and `down`, about frames of the fleet's test split; not part of `uplink` and
     `downlink`, which are what a run costs that is not scored on one."""
@@ -89,6 +92,11 @@ class VehicleRecord:
     def is_gone(self) -> bool:
         """Whether the process that was taken in has left, or the broker has published its will."""
         return self.sessions.get(self.session) is False
+
+    def is_news(self, what: str) -> bool:
+        """Count that it has happened; whether it is logged: the first times, then ever more rarely."""
+        self.repeated[what] += 1
+        return is_logged(self.repeated[what], first=_LOGGED)
 
     def count_up(self, session: str, kind: str, packet_bytes: int) -> None:
         """Count what a process says in this vehicle's name: as its uplink, once it has been taken in."""

@@ -115,8 +115,9 @@ class StageTurns:
                     del running[vehicle]
                     self._drop(stage, active)
                 elif active.abandoned:
-                    log.warning("turn %d of vehicle %s starts over", stage.number, vehicle)
-                    self._events.event("restarted", vehicle=vehicle, stage=stage.number)
+                    if self._registry.vehicles[vehicle].is_news("restarted"):
+                        log.warning("turn %d of vehicle %s starts over", stage.number, vehicle)
+                        self._events.event("restarted", vehicle=vehicle, stage=stage.number)
                     self._discard(active)
                     self._grant(stage, vehicle)
                 else:
