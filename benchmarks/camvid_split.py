@@ -39,13 +39,14 @@ COMMON: dict[str, Any] = {
     "white_box.rate": 5e-3,
 }
 """Budget and recipe, the same for every algorithm and size."""
-REPLAYED: dict[str, Any] = {"first_order.epochs": 2, "first_order.replay_steps": 1}
+REPLAY: dict[str, Any] = {"first_order.epochs": 2, "first_order.replay_steps": 1}
 """As many steps of the network; every other one on features uploaded earlier, by any vehicle."""
+REPLAYING = frozenset({"split", "blackfed-v2"})
+"""Algorithms that learn from one vehicle after another."""
 OWN: dict[str, dict[str, Any]] = {
-    "split": {"sharing.encoder": "weights", **REPLAYED},
+    "split": {"sharing.encoder": "weights"},
     "blackfed-v2": {
         "sharing.encoder": "weights",
-        **REPLAYED,
         "zeroth_order.estimator": "surrogate",
         "zeroth_order.batches": 0,
         "surrogate.rate": 3e-3,
@@ -75,6 +76,11 @@ def main() -> None:
         "--algorithms", type=parse_algorithms, default=ALGORITHMS, help=f"default: {ALGORITHMS}"
     )
     parser.add_argument("--scratch", action="store_true", help="also with an encoder from scratch")
+    parser.add_argument(
+        "--no-replay",
+        action="store_true",
+        help=f"let {' and '.join(sorted(REPLAYING))} take every step on what has just come up",
+    )
     parser.add_argument("--seeds", type=read_seeds, default="0,1,2", help="default: 0,1,2")
     parser.add_argument("--out", type=Path, default=Path("runs/camvid-split"), help="folder of the runs")
     options = parser.parse_args()
@@ -82,10 +88,15 @@ def main() -> None:
     rows = [(algorithm, PRETRAINED) for algorithm in options.algorithms]
     if options.scratch:
         rows += [(name, SCRATCH) for name in options.algorithms if name not in SENDS_NO_FEATURES]
+    folder = options.image_size + ("-no-replay" if options.no_replay else "")
     runs = {
         (*row, seed): Run(
-            folder=options.out / options.image_size / f"{row[0]}-{row[1]}-{seed}",
-            settings={**settings(root, options.image_size), **_own(*row), "seed": seed},
+            folder=options.out / folder / f"{row[0]}-{row[1]}-{seed}",
+            settings={
+                **settings(root, options.image_size),
+                **_own(*row, replay=not options.no_replay),
+                "seed": seed,
+            },
         )
         for seed in options.seeds
         for row in rows
@@ -112,12 +123,13 @@ def settings(root: str, image_size: str) -> dict[str, Any]:
     }
 
 
-def _own(algorithm: str, encoder: str) -> dict[str, Any]:
+def _own(algorithm: str, encoder: str, *, replay: bool) -> dict[str, Any]:
     """On the pretrained encoder its projection learns, whose way back costs next to nothing; `fedavg` trains
     everything."""
     whole = encoder == SCRATCH or algorithm == "fedavg"
     subspace = {} if whole else {"adaptation.subspace": "projection"}
-    return {"algorithm": algorithm, "encoder.name": encoder, **subspace, **OWN.get(algorithm, {})}
+    steps = REPLAY if replay and algorithm in REPLAYING else {}
+    return {"algorithm": algorithm, "encoder.name": encoder, **subspace, **steps, **OWN.get(algorithm, {})}
 
 
 def summarise(results: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
