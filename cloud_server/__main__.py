@@ -25,7 +25,7 @@ from cloud_server.unknown_keys import explain
 from datasets.catalog import LABEL_SPACES
 from datasets.class_file import is_class_file
 from datasets.readers import tabled
-from protocol.errors import Mistake
+from protocol.errors import MISTAKE_CODE, Mistake
 from protocol.metrics import MetricsServer, process_families
 from protocol.mqtt.broker_url import BROKER_VARIABLE
 from protocol.mqtt.connect import connector
@@ -70,14 +70,14 @@ def main(arguments: list[str] | None = None) -> int:
     except Mistake as error:
         log.debug("", exc_info=True)
         print(f"cloud_server: {error}", file=sys.stderr)
-        return 2
+        return MISTAKE_CODE
     except OSError as error:
         log.debug("", exc_info=True)
         print(
             f"cloud_server: {error}; what was committed is safe: mend this, then resume the run",
             file=sys.stderr,
         )
-        return 2
+        return MISTAKE_CODE
     return 0
 
 

@@ -18,7 +18,7 @@ from edge_client.errors import VehicleError
 from edge_client.host import Host, HostConfig, VehicleConfig, read_host_config
 from edge_client.metrics import host_families
 from protocol.doors import FOREIGN_CHOICE
-from protocol.errors import MENDABLE
+from protocol.errors import MENDABLE, MISTAKE_CODE
 from protocol.metrics import MetricsServer, process_families
 from protocol.mqtt.broker_url import BROKER_VARIABLE
 from protocol.mqtt.connect import connector
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     except MENDABLE as error:
         log.debug("", exc_info=True)
         print(f"edge_client: {error}", file=sys.stderr)
-        return 2
+        return MISTAKE_CODE
     return 0
 
 

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Literal
 
-from protocol.errors import MENDABLE, SettingError
+from protocol.errors import MENDABLE, MISTAKE_CODE, SettingError
 from protocol.session.transport import BrokerUnreachable
 from protocol.showing import show_anything
 
@@ -130,7 +130,7 @@ def main(arguments: list[str] | None = None) -> int:
         _run_amqtt(options.port)
     except MENDABLE as exc:
         print(f"broker: {exc}", file=sys.stderr)
-        return 2
+        return MISTAKE_CODE
     return 0
 
 

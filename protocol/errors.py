@@ -61,4 +61,7 @@ class WireError(BlackfleetError):
 
 
 MENDABLE = (Mistake, OSError)
-"""What a process ends with in one line and exit code 2; anything else is a bug."""
+"""What a process ends with in one line and `MISTAKE_CODE`; anything else is a bug."""
+
+MISTAKE_CODE = 2
+"""Exit code of a process that a mistake has ended."""

@@ -18,11 +18,10 @@ from edge_client.predict.outputs import LABELS, OVERLAYS, Pictures, Video
 from edge_client.predict.sources import Source, open_source
 from evaluation.scores import ConfusionMatrix, summarize
 from protocol.atomic import write_json_atomic
-from protocol.errors import MENDABLE, SettingError
+from protocol.errors import MENDABLE, MISTAKE_CODE, SettingError
 from protocol.output import outlive_readers
 from protocol.showing import log_to_stderr
 
-MISTAKE_CODE = 2
 SCORES_NAME = "evaluation.json"
 _VIDEO_SUFFIX = ".mp4"
 _REPORT_S = 5.0

@@ -26,7 +26,7 @@ from fleet.cli.vehicle_only import DOCTOR, PREDICT
 from fleet.errors import OperatorError
 from fleet.scenario import Scenario
 from fleet.show.screen import screen
-from protocol.errors import MENDABLE
+from protocol.errors import MENDABLE, MISTAKE_CODE
 from protocol.output import outlive_readers
 from protocol.showing import log_to_stderr
 
@@ -343,7 +343,7 @@ def main() -> NoReturn:
     except MENDABLE as error:
         logging.getLogger(__name__).debug("", exc_info=True)
         print(f"blackfleet: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(MISTAKE_CODE)
     sys.exit(0)
 
 

@@ -7,10 +7,11 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from protocol.errors import MISTAKE_CODE
+
 PREDICT = "predict"
 DOCTOR = "doctor"
 _OURS = frozenset({"protocol", "datasets", "evaluation", "edge_client", "cloud_server", "fleet"})
-_MISTAKE_CODE = 2
 _NEEDS = {"onnxruntime": "onnxruntime", "cv2": "opencv-python-headless", "numpy": "numpy"}
 """What `predict` needs, by the name that it is imported by."""
 
@@ -61,4 +62,4 @@ def _parser(missing: str) -> argparse.ArgumentParser:
 
 def _end(line: str) -> NoReturn:
     print(f"blackfleet: {line}", file=sys.stderr)
-    sys.exit(_MISTAKE_CODE)
+    sys.exit(MISTAKE_CODE)

@@ -23,10 +23,9 @@ from fleet.doctor.packages import (
     install,
     read_requirements,
 )
-from protocol.errors import SettingError
+from protocol.errors import MISTAKE_CODE, SettingError
 
 _WRONG_CODE = 1
-_MISTAKE_CODE = 2
 _READY = {
     "operator": "ready: blackfleet launch runs a fleet here, blackfleet init writes a scenario of your own",
     "cloud": "ready: python -m cloud_server runs here",
@@ -89,7 +88,7 @@ def main(arguments: Sequence[str]) -> int:
         findings = list(_findings(options))
     except SettingError as error:
         print(f"blackfleet: {error}", file=sys.stderr)
-        return _MISTAKE_CODE
+        return MISTAKE_CODE
     finally:
         logging.disable(before)
     faults = sum(finding.state == "wrong" for finding in findings)
