@@ -19,6 +19,7 @@ from cloud_server.events import Recorder
 from fleet.scenario import Scenario
 from fleet.show.screen import Column, FittedTable
 from fleet.show.summaries import Summaries
+from protocol.showing import plain
 
 _REFRESH_PER_S = 4
 _LIVE_COLUMNS = (
@@ -136,6 +137,9 @@ class Progress(Recorder):
             case "restarted":
                 line = f"{event['vehicle']} came back: its turn starts over"
                 self._say(*self._summaries.incident("turns that start over", line))
+            case "taken_back":
+                line = f"{event['vehicle']}'s turn does not count: it was for the worse"
+                self._say(*self._summaries.incident("turns that do not count", line))
             case "reject":
                 line = f"rejected a message of {event['vehicle']}: {event['reason']}"
                 self._say(*self._summaries.incident("rejected messages", line))
@@ -145,7 +149,7 @@ class Progress(Recorder):
 
     def _say(self, *lines: str) -> None:
         for line in lines if self._live is None else ():
-            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+            self._console.print(plain(line), highlight=False, markup=False, soft_wrap=True)
 
     def _sent(self) -> tuple[str, str]:
         """What all vehicles have sent, and got."""

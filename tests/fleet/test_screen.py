@@ -153,6 +153,16 @@ def test_text_of_others_is_shown_as_it_is() -> None:
     assert ":smile: [/]" in text and "[b]figure[/b]" in text
 
 
+def test_words_of_others_are_one_line_and_command_no_terminal() -> None:
+    console = screen(file=io.StringIO(), width=80)
+    with Progress(Scenario(vehicles=1), console) as progress:
+        progress.event("reject", {"vehicle": "\x1b[2Jnobody", "reason": "no\ncar-01  val mIoU 1.000"})
+        progress.event("taken_back", {"vehicle": "car-01", "round": 2})
+    first, second = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert first == "rejected a message of \\x1b[2Jnobody: no\\ncar-01  val mIoU 1.000"
+    assert second == "car-01's turn does not count: it was for the worse"
+
+
 def test_every_console_of_the_command_is_made_in_one_place() -> None:
     making = [
         str(path.relative_to(ROOT))

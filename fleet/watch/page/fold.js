@@ -190,6 +190,9 @@ const Fold = (() => {
       state.columns.returns[at] += 1;
       tell(state, event, "resume", "came back: its turn starts over");
     },
+    taken_back(state, event, at) {
+      tell(state, event, "loss", `its turn of round ${event.round} does not count: it was for the worse`);
+    },
     dropped(state, event, at) {
       state.state[at] = WAITING;
       tell(state, event, "loss", `missed the deadline of round ${event.round}`);
