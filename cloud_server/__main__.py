@@ -31,7 +31,7 @@ from protocol.mqtt.broker_url import BROKER_VARIABLE
 from protocol.mqtt.connect import connector
 from protocol.mqtt.transport import NetworkLoop
 from protocol.output import outlive_readers
-from protocol.showing import log_to_stderr, show_anything
+from protocol.showing import log_to_stderr, plain, show_anything
 from protocol.stopping import STOPPED_CODE, on_stop_signal
 
 log = logging.getLogger("cloud_server")
@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
         return STOPPED_CODE
     except Mistake as error:
         log.debug("", exc_info=True)
-        print(f"cloud_server: {error}", file=sys.stderr)
+        print(f"cloud_server: {plain(str(error))}", file=sys.stderr)
         return MISTAKE_CODE
     except OSError as error:
         log.debug("", exc_info=True)

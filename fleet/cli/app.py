@@ -28,7 +28,7 @@ from fleet.scenario import Scenario
 from fleet.show.screen import screen
 from protocol.errors import MENDABLE, MISTAKE_CODE
 from protocol.output import outlive_readers
-from protocol.showing import log_to_stderr
+from protocol.showing import log_to_stderr, plain
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -342,7 +342,7 @@ def main() -> NoReturn:
         app(standalone_mode=True)
     except MENDABLE as error:
         logging.getLogger(__name__).debug("", exc_info=True)
-        print(f"blackfleet: {error}", file=sys.stderr)
+        print(f"blackfleet: {plain(str(error))}", file=sys.stderr)
         sys.exit(MISTAKE_CODE)
     sys.exit(0)
 
