@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +16,8 @@ from typing import Any
 from cloud_server.events import Recorder
 
 LOG_NAME = "log.jsonl"
+_WAIT_S = 1.0
+_POLL_S = 0.001
 
 
 class RunLog(Recorder):
@@ -43,7 +47,7 @@ class RunLog(Recorder):
 
 
 def append_event(run_folder: Path, name: str, values: Mapping[str, Any]) -> None:
-    """Add an event to the log of a run whose cloud is another process: a whole line at once, at the end.
+    """Add an event to the log of a run whose cloud is another process.
 
     Raises:
         OSError: the folder is unwritable or full.
@@ -53,16 +57,42 @@ def append_event(run_folder: Path, name: str, values: Mapping[str, Any]) -> None
 
 
 def _open_to_append(path: Path) -> FileIO:
-    _end_torn_line(path)
-    return path.open("ab", buffering=0)
+    return path.open("ab+", buffering=0)
 
 
 def _write_line(file: FileIO, name: str, values: Mapping[str, Any]) -> None:
-    """In one piece: cloud and launcher write to one log, and neither may see half a line of the other."""
+    """Alone: cloud and launcher write to one log, and a long line grows by pieces."""
     record = {"event": name, "time": round(time.time(), 3), **values}
-    rest = (json.dumps(record, allow_nan=False) + "\n").encode()
-    while rest:  # a disk that is almost full takes a part, and refuses the next one
-        rest = rest[file.write(rest) :]
+    line = (json.dumps(record, allow_nan=False) + "\n").encode()
+    with _alone(file):
+        if _ends_torn(file):
+            line = b"\n" + line
+        while line:  # a disk that is almost full takes a part, and refuses the next one
+            line = line[file.write(line) :]
+
+
+@contextmanager
+def _alone(file: FileIO) -> Iterator[None]:
+    """Keep other processes' lines out in the body; but not for long: one may stand still in its own."""
+    deadline = time.monotonic() + _WAIT_S
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                break
+            time.sleep(_POLL_S)
+    try:
+        yield
+    finally:
+        fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _ends_torn(file: FileIO) -> bool:
+    """Whether the last line is only half there: its process was killed, the next one must stand alone."""
+    end = file.seek(0, os.SEEK_END)
+    return end > 0 and os.pread(file.fileno(), 1, end - 1) != b"\n"
 
 
 class Board(Recorder):
@@ -96,13 +126,3 @@ class Board(Recorder):
     def picture(self, tag: str, image_HWC: Any, step: int) -> None:
         """Add a picture, uint8 RGB."""
         self._writer.add_image(tag, image_HWC, step, dataformats="HWC")
-
-
-def _end_torn_line(path: Path) -> None:
-    """A process killed while writing leaves half a line: close it, so that the next one stands alone."""
-    if not path.exists() or path.stat().st_size == 0:
-        return
-    with path.open("rb+") as file:
-        file.seek(-1, os.SEEK_END)
-        if file.read(1) != b"\n":
-            file.write(b"\n")
