@@ -16,8 +16,6 @@ from typing import Any
 from cloud_server.events import Recorder
 
 LOG_NAME = "log.jsonl"
-_WAIT_S = 1.0
-_POLL_S = 0.001
 
 
 class RunLog(Recorder):
@@ -73,16 +71,8 @@ def _write_line(file: FileIO, name: str, values: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _alone(file: FileIO) -> Iterator[None]:
-    """Keep other processes' lines out in the body; but not for long: one may stand still in its own."""
-    deadline = time.monotonic() + _WAIT_S
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                break
-            time.sleep(_POLL_S)
+    """Keep other processes' lines out in the body. The kernel lets go of it for a process that dies there."""
+    fcntl.flock(file, fcntl.LOCK_EX)
     try:
         yield
     finally:
