@@ -34,7 +34,8 @@ RUN python -m venv --without-pip /venv && \
     pip --python /venv install --no-cache-dir -c constraints.txt -r cloud.txt
 
 FROM python:3.11-slim AS process
-ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+# ORT_DISABLE_TELEMETRY: ONNX Runtime keeps no device id and looks no name up, whoever loads it first
+ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 ORT_DISABLE_TELEMETRY=1
 RUN useradd --create-home --uid 1000 blackfleet && \
     install -d -o blackfleet /data /state /run-dir
 WORKDIR /app

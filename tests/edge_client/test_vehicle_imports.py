@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -40,10 +41,15 @@ from pathlib import Path
 from edge_client.encoder.bundle import EncoderBundle
 from edge_client.encoder.runtime import Encoder
 Encoder(EncoderBundle.load(Path(sys.argv[1])))
+import os
+print(os.environ["ORT_DISABLE_TELEMETRY"])
 """
 
 
-@pytest.mark.parametrize("first", ["", "import fleet.run.launch", "import edge_client.__main__"])
+@pytest.mark.parametrize(
+    "first",
+    ["", "import fleet.run.launch", "import edge_client.__main__", "import edge_client.predict.__main__"],
+)
 def test_onnx_runtime_leaves_nothing_in_the_user_s_folders(
     tiny_world: World, tmp_path: Path, first: str
 ) -> None:
@@ -56,7 +62,7 @@ def test_onnx_runtime_leaves_nothing_in_the_user_s_folders(
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stdout.strip()) == (0, "1"), done.stderr
     left = [path for path in tmp_path.rglob("*") if path.is_file() and "charts" not in path.parts]
     assert left == []
 
@@ -83,3 +89,9 @@ def test_no_file_imports_onnx_runtime_before_it_is_told_to_send_nothing() -> Non
         )
     ]
     assert importing == ["edge_client/encoder/onnx_runtime.py", "fleet/model/int8.py"]
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", "deploy/blackfleet-vehicle.service"])
+def test_images_and_units_tell_onnx_runtime_to_send_nothing(name: str) -> None:
+    """Whatever is loaded in them first."""
+    assert re.search(r"^(ENV|Environment=).*\bORT_DISABLE_TELEMETRY=1\b", (ROOT / name).read_text(), re.M)
