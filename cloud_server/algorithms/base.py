@@ -5,7 +5,6 @@ Legend: B frames, K classes, C channels, H W feature rows and columns.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -25,7 +24,6 @@ from cloud_server.schedule import Kind, Stage
 from cloud_server.storage.label_store import LabelStore
 from datasets.augment import seen_labels
 from datasets.labels import LabelSpace
-from evaluation.predictions import write_prediction
 from evaluation.scores import ConfusionMatrix
 from protocol.batches import batch_count
 from protocol.errors import SettingError
@@ -327,73 +325,3 @@ def validation_plan(config: CloudConfig, stage: Stage) -> TurnPlan:
         uploads=("val",),
         limits=upload_limits(config, stage),
     )
-
-
-def validation_miou(
-    context: Context,
-    vehicle: str,
-    val: Features,
-    predict: Callable[[NDArray[np.float32], tuple[int, int]], NDArray[np.uint8]],
-) -> float:
-    """mIoU on a vehicle's validation frames at the encoder's input size; 0 where it is undefined."""
-    label_BHW = context.labels.batch(vehicle, val.indices)
-    height, width = label_BHW.shape[1:]
-    matrix = ConfusionMatrix(context.label_space)
-    for label_HW, prediction_HW in zip(label_BHW, predict(val.features_BCHW, (height, width)), strict=True):
-        matrix.add(label_HW, prediction_HW)
-    score = matrix.mean_iou()
-    return score if math.isfinite(score) else 0.0
-
-
-def evaluate_test_frames(
-    context: Context,
-    scores: Scores,
-    stage: Stage,
-    vehicle: str,
-    uploads: Mapping[str, Features],
-    predict: Callable[[NDArray[np.float32], tuple[int, int]], NDArray[np.uint8]],
-) -> None:
-    """Score a vehicle's uploads of an evaluation stage and write the final predictions of its own test frames
-    and of the fleet's test split.
-
-    `predict` maps (features_BCHW, (height, width)) to trainIds at that size.
-    """
-    final = stage.kind is Kind.FINAL
-    for split, features in uploads.items():
-        matrix = ConfusionMatrix(context.label_space)
-        for position, index in enumerate(features.indices):
-            context.check_stop()
-            key, label_HW = context.labels.full(vehicle, index)
-            height, width = label_HW.shape
-            [prediction_HW] = predict(features.features_BCHW[position : position + 1], (height, width))
-            matrix.add(label_HW, prediction_HW)
-            if final and split in PREDICTED:
-                folder = context.run_folder / PREDICTED[split] / vehicle
-                write_prediction(folder, key, prediction_HW, context.label_space)
-        note_score(scores, context.events, stage, vehicle, split, matrix, frames=len(features.indices))
-
-
-def note_score(
-    scores: Scores,
-    events: Events,
-    stage: Stage,
-    vehicle: str,
-    split: str,
-    matrix: ConfusionMatrix,
-    *,
-    frames: int,
-) -> None:
-    """Keep and tell what an evaluation stage has found on a split of a vehicle, over so many `frames`."""
-    scores.of(stage.kind, split)[vehicle] = matrix
-    miou = matrix.mean_iou()
-    events.event(
-        "evaluation",
-        stage=stage.number,
-        vehicle=vehicle,
-        split=split,
-        kind=stage.kind.value,
-        miou=miou,
-        frames=frames,
-    )
-    if split == "fleet":
-        events.scalar(f"fleet_miou/{vehicle}", miou, stage.number)

@@ -23,8 +23,8 @@ from cloud_server.algorithms.base import (
     TrainingProgress,
     TurnPlan,
     evaluation_splits,
-    note_score,
 )
+from cloud_server.algorithms.scoring import note_score
 from cloud_server.config import CloudConfig
 from cloud_server.desk.turns import Features
 from cloud_server.errors import CloudError, RequestError

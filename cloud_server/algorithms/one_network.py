@@ -13,12 +13,11 @@ from cloud_server.algorithms.base import (
     Context,
     Scores,
     TrainingProgress,
-    evaluate_test_frames,
     evaluation_splits,
-    validation_miou,
 )
 from cloud_server.algorithms.present_frames import PresentFrames
 from cloud_server.algorithms.replay import Replay
+from cloud_server.algorithms.scoring import evaluate_test_frames, validation_miou
 from cloud_server.algorithms.shared_encoder import SharedEncoder
 from cloud_server.algorithms.shared_steps import SharedSteps
 from cloud_server.desk.turns import Features

@@ -20,15 +20,14 @@ from cloud_server.algorithms.base import (
     Scores,
     TrainingProgress,
     TurnPlan,
-    evaluate_test_frames,
     evaluation_plan,
     evaluation_splits,
     training_steps,
     upload_limits,
-    validation_miou,
 )
 from cloud_server.algorithms.present_frames import PresentFrames
 from cloud_server.algorithms.replay import Replay
+from cloud_server.algorithms.scoring import evaluate_test_frames, validation_miou
 from cloud_server.algorithms.shared_encoder import SharedEncoder
 from cloud_server.desk.handlers.gradients import StepResult
 from cloud_server.desk.turns import Features

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cloud_server.algorithms.base import PREDICTED, Scores, TrainingProgress, note_score
+from cloud_server.algorithms.base import PREDICTED, Scores, TrainingProgress
+from cloud_server.algorithms.scoring import note_score
 from cloud_server.desk.declaration import Declaration
 from cloud_server.desk.registry import Registry
 from cloud_server.errors import CloudError
