@@ -82,6 +82,8 @@ class VehicleConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     predictions: dict[str, str] = {}
     """Folders for what it predicts where nobody else can, in federated averaging: on its own test frames
     (`test`), on the test split of the whole fleet (`fleet`)."""
+    latest: str | None = None
+    """Folder for the latest predictions of a few frames, where nobody else can make them; None = none."""
     frames: dict[str, tuple[str, ...]] = {}
     """Frame keys by split (train, val, test, ood, source, fleet); empty = the whole data set, split by
     contiguous blocks."""
@@ -290,6 +292,7 @@ class Host:
             model=model,
             label_space=self._source.label_space,
             predictions={split: Path(folder) for split, folder in config.predictions.items()},
+            latest=Path(config.latest) if config.latest else None,
             threads=self._config.threads,
         )
 

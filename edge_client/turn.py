@@ -72,6 +72,8 @@ class LocalModelTools:
     label_space: LabelSpace
     predictions: Mapping[str, Path]
     """By split: folder for what it predicts there; of other splits nothing is written."""
+    latest: Path | None
+    """Folder for the latest predictions of a few frames, for whoever looks on; None: none are kept."""
     threads: int
     """Of torch."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
@@ -24,6 +25,7 @@ from cloud_server.schedule import Kind, Stage
 from cloud_server.storage.label_store import LabelStore
 from datasets.augment import seen_labels
 from datasets.labels import LabelSpace
+from evaluation.latest import LatestFrames
 from evaluation.scores import ConfusionMatrix
 from protocol.batches import batch_count
 from protocol.errors import SettingError
@@ -90,6 +92,11 @@ class Context:
     """Number of frames of the fleet's test split by vehicle whose model is scored on it."""
     bundles: Mapping[str, str] = field(default_factory=dict)
     """By vehicle: what its encoder bundle is known by; those with the same one began alike."""
+
+    @cached_property
+    def latest(self) -> LatestFrames:
+        """For whoever looks on."""
+        return LatestFrames(self.run_folder, self.config.vehicles, self.config.label_space)
 
     def own_settings(self, kind: type[T]) -> T:
         """`own.algorithm` of the run's settings, as the struct of an algorithm that is not ours."""

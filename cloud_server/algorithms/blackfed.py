@@ -10,6 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
 
 from cloud_server.algorithms.base import Context, TurnPlan, evaluation_plan, training_steps, upload_limits
 from cloud_server.algorithms.one_network import OneNetwork
@@ -18,6 +22,7 @@ from cloud_server.algorithms.shared_steps import SharedSteps
 from cloud_server.desk.handlers.feedback import Judge
 from cloud_server.desk.turns import Features
 from cloud_server.schedule import Kind, Stage, round_robin
+from evaluation.latest import FRAMES_A_VEHICLE, evenly
 from protocol.batches import batch_bounds
 from protocol.noise import derive_seed
 from protocol.plans.sharing import Sharing
@@ -29,6 +34,8 @@ class BlackFed(OneNetwork):
     def __init__(self, context: Context, *, personal: bool, frozen_encoders: bool = False) -> None:
         super().__init__(context, personal=personal, shared=_shared(context))
         self._frozen_encoders = frozen_encoders
+        self._unshown: dict[str, int] = {}
+        """By vehicle: the stage of a turn none of whose loss maps have been kept for whoever looks on."""
         self.stages = round_robin(self._config.vehicles, self._config.rounds)
         most = self._config.uploads.train_frames
         if most is not None:
@@ -56,12 +63,27 @@ class BlackFed(OneNetwork):
 
     def begin(self, stage: Stage, vehicle: str) -> None:
         self.shared_encoder.begin(vehicle)  # queries change nothing
+        self._unshown[vehicle] = stage.number
 
     @contextmanager
     def feedback(self, vehicle: str, indices: tuple[int, ...]) -> Iterator[Judge]:
         label_BHW = self._present.targets(vehicle, indices)
         with self._feedback_weights(vehicle), self._present.network(vehicle):
-            yield Judge(self._trainer, label_BHW)
+            yield Judge(self._trainer, label_BHW, note=partial(self._show_loss_maps, vehicle, indices))
+
+    def _show_loss_maps(self, vehicle: str, indices: tuple[int, ...], maps_Byx: NDArray[np.float32]) -> None:
+        """Keep the first ones of a turn for whoever looks on."""
+        stage = self._unshown.pop(vehicle, None)
+        if stage is None:
+            return
+        labels = self._context.labels
+        few = [
+            place for place in evenly(len(indices), FRAMES_A_VEHICLE) if labels.has(vehicle, indices[place])
+        ]
+        if few:
+            self._context.latest.keep_loss_maps(
+                vehicle, stage, ((*labels.full(vehicle, indices[place]), maps_Byx[place]) for place in few)
+            )
 
     def turn_done(self, stage: Stage, vehicle: str, uploads: Mapping[str, Features]) -> None:
         if stage.kind is Kind.TRAIN:

@@ -28,6 +28,7 @@ from cloud_server.config import CloudConfig
 from cloud_server.desk.turns import Features
 from cloud_server.schedule import Kind, Stage, all_together, apart
 from cloud_server.storage.vehicle_store import VehicleStore
+from evaluation.latest import FRAMES_A_VEHICLE, evenly
 from protocol.batches import batch_bounds, batch_count
 from protocol.codec.tensor import EncodedTensor
 from protocol.messages import LocalLossPlan
@@ -170,7 +171,15 @@ class BlackFleet(OneNetwork):
             self._context.check_stop()
             train = self._arrived[vehicle]["train"]
             label_nHW = self._context.labels_of(vehicle, train)
-            self._loss_maps.keep(vehicle, train, label_nHW, self._trainer)
+            maps = self._loss_maps.keep(vehicle, train, label_nHW, self._trainer)
+            self._context.latest.keep_loss_maps(
+                vehicle,
+                stage.number,
+                (
+                    (*self._context.labels.full(vehicle, train.indices[place]), maps[place])
+                    for place in evenly(len(train.indices), FRAMES_A_VEHICLE)
+                ),
+            )
 
     def _estimate_statistics(self, stage: Stage, vehicle: str) -> None:
         if self._statistics:

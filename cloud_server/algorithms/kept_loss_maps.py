@@ -45,8 +45,12 @@ class KeptLossMaps:
         """Keep none."""
         self._by_vehicle.clear()
 
-    def keep(self, vehicle: str, train: Features, label_nHW: NDArray[np.uint8], trainer: Trainer) -> None:
+    def keep(
+        self, vehicle: str, train: Features, label_nHW: NDArray[np.uint8], trainer: Trainer
+    ) -> list[NDArray[np.float32]]:
         """Evaluate the network, which stays as it is, on a vehicle's uploads, in place of what was kept.
+
+        Returns the map of each frame, float32 (y, x).
 
         Raises:
             CloudError: cells of this size don't fit the features.
@@ -54,6 +58,7 @@ class KeptLossMaps:
         """
         cells_yx = self._cells(train.features_BCHW.shape[2:])
         batches: _Batches = {}
+        maps: list[NDArray[np.float32]] = []
         for start in range(0, len(train.indices), self._batch_size):
             chosen = slice(start, start + self._batch_size)
             try:
@@ -62,11 +67,13 @@ class KeptLossMaps:
                 raise CloudError(f"local_loss.weight_map_stride {self._map_stride}: {error}") from error
             if train.views:
                 map_Byx = _of_whole_frames(map_Byx, train.views[chosen])
+            maps.extend(map_Byx)
             try:
                 batches[train.indices[chosen]] = encode(map_Byx[:, None], _BITS)
             except UncodableError as error:
                 raise DivergedError(f"the loss maps of vehicle {vehicle!r} can't be sent: {error}") from error
         self._by_vehicle[vehicle] = batches
+        return maps
 
     def find(self, vehicle: str, indices: tuple[int, ...]) -> EncodedTensor:
         """The maps (B, 1, y, x) of a batch.

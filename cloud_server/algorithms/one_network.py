@@ -104,7 +104,7 @@ class OneNetwork:
 
         The best so far is scored again, because the encoder has moved on since it was kept.
         """
-        latest = self._val_miou(vehicle, val)
+        latest = self._val_miou(vehicle, val, shown=stage)
         best = latest
         if self._best:
             kept = self._best.get(vehicle)
@@ -121,6 +121,6 @@ class OneNetwork:
         log.scalar(f"val_miou/{vehicle}", latest, stage.number)
         log.scalar(f"best_val_miou/{vehicle}", best, stage.number)
 
-    def _val_miou(self, vehicle: str, val: Features) -> float:
+    def _val_miou(self, vehicle: str, val: Features, *, shown: Stage | None = None) -> float:
         with self._present.network(vehicle):
-            return validation_miou(self._context, vehicle, val, self._trainer.predict)
+            return validation_miou(self._context, vehicle, val, self._trainer.predict, shown=shown)

@@ -227,7 +227,7 @@ class WhiteBox:
 
     def _validate(self, stage: Stage, vehicle: str, val: Features) -> float:
         """The mIoU on a vehicle's validation frames of the weights that the trainer holds."""
-        score = self._val_miou(vehicle, val)
+        score = self._val_miou(vehicle, val, shown=stage)
         self.progress.val_miou[vehicle] = score
         log = self._context.events
         log.event(
@@ -236,6 +236,6 @@ class WhiteBox:
         log.scalar(f"val_miou/{vehicle}", score, stage.number)
         return score
 
-    def _val_miou(self, vehicle: str, val: Features) -> float:
+    def _val_miou(self, vehicle: str, val: Features, *, shown: Stage | None = None) -> float:
         with self._present.network(vehicle):
-            return validation_miou(self._context, vehicle, val, self._trainer.predict)
+            return validation_miou(self._context, vehicle, val, self._trainer.predict, shown=shown)

@@ -14,6 +14,7 @@ from edge_client.errors import TurnRefused
 from edge_client.local.network import Batch, LocalNetwork, LocalTraining
 from edge_client.state import VehicleState
 from edge_client.turn import LocalModelTools, TurnTools
+from evaluation.latest import FRAMES_A_VEHICLE, evenly, write_predictions
 from evaluation.predictions import write_prediction
 from protocol.batches import batch_bounds
 from protocol.codec.weights import WeightArrays, WeightsError, pack, unpack
@@ -21,6 +22,8 @@ from protocol.messages import FederatedPlan, FetchWeights, SplitScores, Update, 
 
 _STATISTIC = "statistic/"
 """Prefix, in the vehicle's state, of the BatchNorm statistics that stay on the vehicle."""
+_SHOWN = ("val", "test")
+"""Splits of which the latest predictions are kept; at the end all of those on test frames are."""
 
 
 def learn_with_weights(tools: TurnTools, state: VehicleState) -> tuple[VehicleState, float | None]:
@@ -110,8 +113,10 @@ def _send_scores(tools: TurnTools, local: LocalModelTools, network: LocalNetwork
     predict = network.predictor()
     space = local.label_space
     for split in tools.turn.scores:
+        few, shown = evenly(len(tools.frames.splits[split]), FRAMES_A_VEHICLE), []
+        looked_at = local.latest if split in _SHOWN and not tools.turn.save_predictions else None
         counts = np.zeros((space.num_classes, space.num_classes + 1), np.int64)
-        for index in tools.frames.splits[split]:
+        for place, index in enumerate(tools.frames.splits[split]):
             tools.attend()
             label_HW = tools.frames.label(index)
             height, width = label_HW.shape
@@ -119,6 +124,10 @@ def _send_scores(tools: TurnTools, local: LocalModelTools, network: LocalNetwork
             counts += confusion_counts(label_HW, prediction_HW, space.num_classes)
             if tools.turn.save_predictions and split in local.predictions:
                 write_prediction(local.predictions[split], tools.frames.keys[index], prediction_HW, space)
+            if place in few and looked_at is not None:
+                shown.append((tools.frames.keys[index], label_HW, prediction_HW))
+        if looked_at is not None:
+            write_predictions(looked_at, tools.turn.turn_id, split, space.name, shown)
         rows = tuple(tuple(row) for row in counts.tolist())
         frames = len(tools.frames.splits[split])
         tools.ask([SplitScores(**tools.header(), split=split, frames=frames, counts=rows)])

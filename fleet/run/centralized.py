@@ -31,6 +31,7 @@ from cloud_server.training.trainer import DivergedError
 from datasets.augment import draw_view, view_seed
 from datasets.class_weights import balanced_weights, count_classes, table_weights
 from edge_client.frames import FrameCache, Sight
+from evaluation.latest import FRAMES_A_VEHICLE, LatestFrames, evenly
 from evaluation.predictions import write_prediction
 from evaluation.scores import ConfusionMatrix
 from fleet.errors import OperatorError
@@ -87,6 +88,7 @@ class _CentralLearning:
         self._config = job.scenario.cloud_config()
         self._events = events
         self._label_space = job.source.label_space
+        self._latest = LatestFrames(job.run_folder, self._config.vehicles, self._config.label_space)
         self._cache = FrameCache(job.source, job.scenario.frame_size)
         self._sights = {key: sight.sight() for key, sight in sights(job.shares).items()}
         self._train_frames = [
@@ -169,9 +171,14 @@ class _CentralLearning:
     def _validate(self, stage: Stage) -> None:
         for vehicle, share in self._shares.items():
             matrix = ConfusionMatrix(self._label_space)
-            for key in share.val:
+            few, shown = evenly(len(share.val), FRAMES_A_VEHICLE), []
+            for place, key in enumerate(share.val):
                 label_HW = self._cache.resized(key, self._sights.get(key))[1]
-                matrix.add(label_HW, self._predict(key, label_HW, self._sights.get(key)))
+                prediction_HW = self._predict(key, label_HW, self._sights.get(key))
+                matrix.add(label_HW, prediction_HW)
+                if place in few:
+                    shown.append((key, label_HW, prediction_HW))
+            self._latest.keep_predictions(vehicle, stage.number, "val", shown)
             miou = matrix.mean_iou()
             miou = miou if math.isfinite(miou) else 0.0
             self.progress.val_miou[vehicle] = miou

@@ -20,6 +20,7 @@ from cloud_server.storage.recorders import append_event
 from edge_client.encoder.bundle import EncoderBundle
 from edge_client.encoder.runtime import Encoder
 from edge_client.host import HostConfig, VehicleConfig, read_host_config
+from evaluation.latest import LatestFrames
 from fleet import broker
 from fleet.broker import MEMORY_BUS, OWN_BROKERS
 from fleet.errors import OperatorError
@@ -130,6 +131,7 @@ def _write_settings(job: Job) -> list[Path]:
     trains = needs.whole_network
     if trains:
         _write_local_model(job)
+    latest = LatestFrames(run_folder, scenario.vehicle_ids, "")
     vehicles = [
         VehicleConfig(
             id=vehicle,
@@ -140,6 +142,7 @@ def _write_settings(job: Job) -> list[Path]:
             predictions={split: str(run_folder / name / vehicle) for split, name in PREDICTED.items()}
             if trains
             else {},
+            latest=str(folder) if trains and (folder := latest.folder(vehicle)) else None,
             frames=share.splits(),
             sight=share.sight,
             ood_sights={key: seen_through[key] for key in share.ood if key in seen_through},

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
@@ -47,12 +47,15 @@ class Judge:
     """Holds that network."""
     label_BHW: NDArray[np.uint8] | None
     """uint8; None: the loss is the entropy of the network's own predictions."""
+    note: Callable[[NDArray[np.float32]], None] = lambda maps_Byx: None
+    """Shown the loss maps of whole frames as the vehicle sent them."""
 
     def of_views(self, views: tuple[View, ...]) -> Judge:
         """The same about views of the frames."""
-        if self.label_BHW is None:
+        if not views:
             return self
-        return replace(self, label_BHW=seen_labels(self.label_BHW, views))
+        label_BHW = None if self.label_BHW is None else seen_labels(self.label_BHW, views)
+        return Judge(self.trainer, label_BHW)
 
     def loss(self, features_BCHW: NDArray[np.float32]) -> float:
         """Mean over the frames."""
@@ -66,7 +69,9 @@ class Judge:
         Raises:
             ValueError: the map's size does not fit the network.
         """
-        return self.trainer.loss_maps(copies, self.label_BHW, map_size)
+        maps_MByx = self.trainer.loss_maps(copies, self.label_BHW, map_size)
+        self.note(maps_MByx)
+        return maps_MByx
 
 
 class GivesFeedback(Protocol):

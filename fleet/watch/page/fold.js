@@ -7,9 +7,11 @@ const Fold = (() => {
   const [STARTING, JOINED, LEARNING, TRAINED_ON, TESTED, WAITING, LOST, FAILED, DONE] = STATES.keys();
   const COLUMNS = [
     "stage", "round", "learnt", "loss", "cloudLoss", "val", "start", "local", "ood", "fleet",
-    "queries", "up", "down", "rejects", "returns", "seen",
+    "queries", "up", "down", "rejects", "returns", "seen", "pictures",
   ];
-  const COUNTED = ["queries", "up", "down", "rejects", "returns"];
+  const COUNTED = ["queries", "up", "down", "rejects", "returns", "pictures"];
+  // After which there may be other pictures of a vehicle's frames.
+  const PICTURED = ["validation", "evaluation", "turn_done"];
   const MOST_NEWS = 500;
 
   function empty() {
@@ -225,6 +227,7 @@ const Fold = (() => {
     } else if (Object.hasOwn(OF_VEHICLES, name)) {
       const at = row(state, event.vehicle);
       state.columns.seen[at] = event.time;
+      if (PICTURED.includes(name)) state.columns.pictures[at] += 1;
       OF_VEHICLES[name](state, event, at);
     }
     return state;

@@ -8,7 +8,10 @@ const Vehicle = (() => {
   ];
   panel.append(title, list, buttons, pictures);
   const NAMED = { frame: "what it sees", truth: "ground truth", prediction: "prediction", errors: "where it is wrong" };
-  let pictured = "";
+  const SPLITS = { test: "test frame", val: "validation frame", train: "train frame" };
+  const UNCHANGING = ["frame", "truth"];
+  const REFRESH_MS = 3000;
+  let [pictured, asked, later] = ["", -Infinity, null];
 
   const FIELDS = [
     ["state", (state, at) => Fold.STATES[state.state[at]]],
@@ -36,36 +39,62 @@ const Vehicle = (() => {
 
   function draw(state, at, settings) {
     panel.hidden = at < 0;
+    clearTimeout(later);
     if (at < 0) {
       pictured = "";
       return;
     }
     title.textContent = state.ids[at];
     Show.facts(list, [...FIELDS, ...MORE].map(([name, read]) => [name, read(state, at)]));
-    // Predictions are written as the run ends.
-    const wanted = `${state.ids[at]} ${state.ended}`;
-    if (wanted !== pictured) {
-      pictured = wanted;
-      show(state.ids[at], settings, () => pictured === wanted);
-    }
+    refresh(state.ids[at], state.ended ? "all" : state.columns.pictures[at], settings);
   }
 
-  // By test frame: its key, and (address, words) of each picture; then (class, colour) of what is painted.
+  // Pictures of another vehicle at once, new ones of the same one at intervals, but the last ones at once:
+  // who serves them may be about to go.
+  function refresh(vehicle, what, settings) {
+    const wanted = `${vehicle} ${what}`;
+    if (wanted === pictured) return;
+    const isSame = pictured.startsWith(`${vehicle} `);
+    const wait = asked + REFRESH_MS - performance.now();
+    if (isSame && what !== "all" && wait > 0) {
+      later = setTimeout(() => refresh(vehicle, what, settings), wait);
+      return;
+    }
+    if (!isSame) pictures.replaceChildren();
+    [pictured, asked] = [wanted, performance.now()];
+    show(vehicle, settings, () => pictured === wanted);
+  }
+
+  // By frame: what it is called, and (address, words) of each picture; then (class, colour) of what is painted.
   async function found(vehicle, settings) {
     if (!settings.live) {
       const words = "what it sees, ground truth and prediction";
-      return [(settings.pictures[vehicle] || []).map(([source, key]) => [key, [[source, words]]]), []];
+      return [(settings.pictures[vehicle] || []).map(([source, key]) => [`test frame ${key}`, [[source, words]]]), []];
     }
     const at = `vehicles/${encodeURIComponent(vehicle)}`;
     const answer = await fetch(`${at}/frames`).catch(() => null);
-    if (answer === null || !answer.ok) return [[], []];
+    if (answer === null) return null;
+    if (!answer.ok) return [[], []];
     const { frames, classes } = await answer.json();
-    const address = (key, kind) => `${at}/${encodeURIComponent(key)}/${kind}`;
-    return [frames.map(({ key, kinds }) => [key, kinds.map((kind) => [address(key, kind), NAMED[kind]])]), classes];
+    const address = ({ key, stage }, kind) =>
+      `${at}/${encodeURIComponent(key)}/${kind}${UNCHANGING.includes(kind) || stage === null ? "" : `?stage=${stage}`}`;
+    const words = (frame, kind) => NAMED[kind] || `the cloud's loss, from 0, black, to ${Show.score(frame.most_loss)}`;
+    const called = ({ split, key, stage }) => `${SPLITS[split]} ${key}${stage === null ? "" : `, in stage ${stage}`}`;
+    return [frames.map((frame) => [called(frame), frame.kinds.map((kind) => [address(frame, kind), words(frame, kind)])]), classes];
   }
 
   async function show(vehicle, settings, isWanted) {
-    const [frames, classes] = await found(vehicle, settings);
+    const answer = await found(vehicle, settings);
+    if (answer === null) return;
+    const [frames, classes] = answer;
+    // What is shown already stays as it is; what is new is shown when it is there.
+    const drawn = new Map([...pictures.querySelectorAll("img")].map((img) => [img.getAttribute("src"), img]));
+    const shots = frames.map(([called, shown]) => [called, shown.map(([src, words]) => {
+      const img = drawn.get(src) || Show.element("img", { src });
+      img.alt = `${vehicle}, ${called}: ${words}`;
+      return [img, words];
+    })]);
+    await Promise.all(shots.flatMap(([, shown]) => shown.map(([img]) => img.decode().catch(() => null))));
     if (!isWanted()) return;
     const legend = Show.element("ul", { className: "legend", "aria-label": "Colours of the classes" });
     for (const [name, colour] of classes) {
@@ -73,10 +102,10 @@ const Vehicle = (() => {
       swatch.style.background = colour;
       legend.append(Show.element("li", {}, swatch, name));
     }
-    pictures.replaceChildren(...frames.map(([key, shown]) =>
-      Show.element("div", { className: "shot", role: "group", "aria-label": `test frame ${key}` }, ...shown.map(([src, words]) =>
-        Show.element("figure", {}, Show.element("img", { src, alt: `${vehicle}, test frame ${key}: ${words}`, loading: "lazy" }),
-          Show.element("figcaption", { textContent: words }))))), legend);
+    pictures.replaceChildren(...shots.map(([called, shown]) =>
+      Show.element("div", { role: "group", "aria-label": called }, Show.element("p", { className: "muted", textContent: called }),
+        Show.element("div", { className: "shot" }, ...shown.map(([img, words]) =>
+          Show.element("figure", {}, img, Show.element("figcaption", { textContent: words })))))), legend);
   }
 
   return { FIELDS, buttons, panel, summary, draw };
