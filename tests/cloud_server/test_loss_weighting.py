@@ -27,6 +27,7 @@ from torch.nn import functional
 from cloud_server.algorithms.kept_loss_maps import KeptLossMaps
 from cloud_server.config import ZerothOrderConfig
 from datasets.labels import VOID
+from evaluation.latest import FRAMES_A_VEHICLE, decode_picture, evenly, read_latest
 from protocol.codec.tensor import EncodedTensor, decode, encode
 from protocol.messages import FetchLossMaps, LossMaps, Turn
 from protocol.plans.local_loss import LocalLossPlan
@@ -94,6 +95,17 @@ def test_maps_are_of_the_loss_after_the_cloud_s_learning(calm: Watched) -> None:
     losses = [event["losses"] for event in calm.fleet.events("learned")]
     mean = np.mean([calm.loss_maps(car).mean() for car in CARS])
     assert 0.1 * losses[0][-1] < mean < 1.5 * losses[0][-1]
+
+
+def test_latest_maps_are_kept_for_whoever_looks_on(calm: Watched) -> None:
+    for car in CARS:
+        predicted, mapped = read_latest(calm.fleet.run_folder, car)
+        assert (predicted.split, mapped.split, mapped.stage) == ("val", "train", 1)
+        few = [calm.loss_maps(car)[index] for index in evenly(_TRAIN_FRAMES, FRAMES_A_VEHICLE)]
+        assert mapped.most_loss == pytest.approx(np.max(few), rel=0.01)
+        for frame, map_yx in zip(mapped.frames, few, strict=True):
+            shown_yx = decode_picture(frame.loss_map) * mapped.most_loss / 255
+            np.testing.assert_allclose(shown_yx, map_yx, atol=0.02 * mapped.most_loss)
 
 
 def test_learning_equals_torch_with_weighted_pixels(tiny_world: World, tmp_path: Path) -> None:

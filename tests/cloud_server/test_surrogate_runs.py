@@ -14,6 +14,7 @@ from supervision import Supervisor
 
 from cloud_server.config import NetworkConfig
 from cloud_server.errors import CloudError
+from evaluation.latest import read_latest
 from fleet.run.in_process import run_in_process
 from protocol.plans.adaptation import Adaptation
 from protocol.plans.surrogate import SurrogatePlan
@@ -45,6 +46,7 @@ def test_run_learns_encoder_and_head_and_says_how_much_was_answered(calm: TinyFl
         assert not np.array_equal(first[name], second[name])
     for car in CARS:
         assert result["vehicles"][car]["answers_per_frame"] == 2 * (1 + 1)
+        assert [latest.split for latest in read_latest(calm.run_folder, car)] == ["val", "train"]
 
 
 def test_killed_processes_change_nothing(calm: TinyFleet, tiny_world: World, tmp_path: Path) -> None:

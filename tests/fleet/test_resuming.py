@@ -17,6 +17,7 @@ from start_fixtures import QUIET, changed, killed_after, learnt, run
 from cloud_server.config import CloudConfig
 from cloud_server.errors import CloudError
 from cloud_server.run.more_rounds import check_more_rounds
+from evaluation.latest import decode_picture, read_latest
 from fleet.cli import app as cli
 from fleet.errors import OperatorError
 from fleet.run.pretrain import pretrain
@@ -260,6 +261,7 @@ def test_more_rounds_make_the_run_that_it_would_have_been(
     scenario = _with_constant_rates(_scenario(tiny_world.data_root, algorithm=algorithm, rounds=1))
     longer = changed(scenario, rounds=2)
     undisturbed = run(longer, tmp_path / "undisturbed")
+    _check_latest(tmp_path / "undisturbed")
     if complete:
         assert run(scenario, tmp_path / "run")["rounds"] == 1
     else:
@@ -273,6 +275,18 @@ def test_more_rounds_make_the_run_that_it_would_have_been(
         assert learnt(tmp_path / "run") == learnt(tmp_path / "undisturbed")
     assert load_scenario(tmp_path / "run" / "scenario.yaml", {}).rounds == 2
     assert run(longer, tmp_path / "run", resume=True) == result
+
+
+def _check_latest(folder: Path) -> None:
+    """Whoever looks on sees what each vehicle's last validation was of, whoever validates."""
+    for vehicle, frames in _partition(folder)["vehicles"].items():
+        [latest] = read_latest(folder, vehicle)
+        events = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        validated = [event["stage"] for event in events if event["event"] == "validation"]
+        assert latest.stage in validated[-2:] and latest.split == "val"
+        assert [frame.key for frame in latest.frames] == frames["val"][:2]
+        for frame in latest.frames:
+            assert decode_picture(frame.prediction).shape == decode_picture(frame.truth).shape
 
 
 def _with_constant_rates(scenario: Scenario) -> Scenario:

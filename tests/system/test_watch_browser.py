@@ -339,8 +339,12 @@ def test_vehicle_that_is_killed_by_its_button_comes_back_and_changes_nothing(
         until(driver, "document.getElementById('facts').innerText.includes('blackfed')")
         press(driver, "End", "Enter")
         until(driver, button("kill"))
+        wait_for(lambda: facts(driver, "#vehicle dl")["start"] != "–", "its first evaluation")
         driver.execute_script(f"{button('kill')}.click()")
         until(driver, f"{state} === 'lost' && {button('revive')}")
+        # While it is away nothing goes on: these are not what the run leaves at its end.
+        for kind in ("frame", "truth", "prediction?stage=", "errors?stage="):
+            until(driver, f"document.querySelector('#vehicle img[src*=\"/{kind}\"]')?.naturalWidth > 0")
         driver.execute_script(f"{button('revive')}.click()")
         until(driver, f"{state} !== 'lost' && {button('kill')}")
         until(driver, "document.getElementById('status').textContent === 'the run is complete'")

@@ -104,7 +104,7 @@ const Vehicle = (() => {
     }
     pictures.replaceChildren(...shots.map(([called, shown]) =>
       Show.element("div", { role: "group", "aria-label": called }, Show.element("p", { className: "muted", textContent: called }),
-        Show.element("div", { className: "shot" }, ...shown.map(([img, words]) =>
+        Show.element("div", { className: shown.length > 1 ? "shot" : "shot whole" }, ...shown.map(([img, words]) =>
           Show.element("figure", {}, img, Show.element("figcaption", { textContent: words })))))), legend);
   }
 
