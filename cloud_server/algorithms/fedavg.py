@@ -29,6 +29,7 @@ from cloud_server.config import CloudConfig
 from cloud_server.desk.turns import Features
 from cloud_server.errors import CloudError, RequestError
 from cloud_server.schedule import Kind, Stage
+from cloud_server.training.averages import LocalUpdate, weighted_average
 from cloud_server.training.server_optimizers import build_server_optimizer
 from evaluation.errors import EvaluationError
 from evaluation.scores import ConfusionMatrix
@@ -42,15 +43,6 @@ from protocol.rates import SCHEDULES
 log = logging.getLogger(__name__)
 
 _GLOBAL = "global"
-
-
-@dataclass(frozen=True, kw_only=True)
-class LocalUpdate:
-    """What one vehicle made of the global weights."""
-
-    samples: int
-    loss: float
-    weights: WeightArrays
 
 
 @dataclass(kw_only=True)
@@ -265,16 +257,6 @@ class FedAvg:
         if self._rounds_without_gain == self._federated.patience_rounds:
             log.info("converged in round %d: mean validation mIoU %.4f", stage.round, self._best_miou)
             self._context.events.event("converged", round=stage.round, best_val_miou=self._best_miou)
-
-
-def weighted_average(updates: Sequence[LocalUpdate]) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
-    """Σ nₖ wₖ / Σ nₖ of each tensor, nₖ the update's samples; float64."""
-    total = sum(update.samples for update in updates)
-    return {
-        name: np.sum([update.weights[name].astype(np.float64) * update.samples for update in updates], axis=0)
-        / total
-        for name in updates[0].weights
-    }
 
 
 def federated_stages(config: CloudConfig) -> tuple[Stage, ...]:

@@ -15,14 +15,13 @@ from fleet_fixtures import CARS, IMAGE_SIZE, World
 from supervision import Supervisor
 
 from cloud_server.algorithms.fedavg import (
-    LocalUpdate,
     drawn_vehicles,
     epoch_rate_shares,
     federated_stages,
-    weighted_average,
 )
 from cloud_server.config import CloudConfig
 from cloud_server.schedule import Kind
+from cloud_server.training.averages import LocalUpdate, weighted_average
 from cloud_server.training.losses import cross_entropy, downsample_labels
 from cloud_server.training.server_optimizers import build_server_optimizer
 from datasets.catalog import open_dataset
