@@ -183,7 +183,7 @@ class TrainingProgress:
     val_miou: dict[str, float] = field(default_factory=dict)
     """By vehicle: mIoU on its validation frames of the weights that it would be served with."""
     left_out: dict[str, int] = field(default_factory=dict)
-    """By vehicle: how often what it made of the fleet's encoder was not taken."""
+    """By vehicle: how often what it made of the fleet's encoder, or network, was not taken."""
     taken_back: dict[str, int] = field(default_factory=dict)
     """By vehicle: how many of its turns did not count."""
 
@@ -209,7 +209,7 @@ class TrainingProgress:
         }
 
     def leave_out(self, vehicles: Iterable[str]) -> None:
-        """Count that what these vehicles made of the fleet's encoder was not taken."""
+        """Count that what these vehicles made of the fleet's encoder, or network, was not taken."""
         for vehicle in vehicles:
             self.left_out[vehicle] = self.left_out.get(vehicle, 0) + 1
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +29,7 @@ from cloud_server.config import CloudConfig
 from cloud_server.desk.turns import Features
 from cloud_server.errors import CloudError, RequestError
 from cloud_server.schedule import Kind, Stage
-from cloud_server.training.averages import LocalUpdate, weighted_average
+from cloud_server.training.averages import Average, LocalUpdate, average, negative_variance
 from cloud_server.training.server_optimizers import build_server_optimizer
 from evaluation.errors import EvaluationError
 from evaluation.scores import ConfusionMatrix
@@ -38,6 +38,7 @@ from protocol.codec.weights import WeightArrays, WeightsError, WeightTensor, pac
 from protocol.local_model import FOLDER_NAME, LocalModel, LocalModelError
 from protocol.messages import FederatedPlan, SplitScores, Turn, Update
 from protocol.noise import derive_seed, permutation
+from protocol.plans.federated import drawn_count
 from protocol.rates import SCHEDULES
 
 log = logging.getLogger(__name__)
@@ -138,6 +139,8 @@ class FedAvg:
             weights = unpack(update.tensors, self._shapes)
         except WeightsError as error:
             raise RequestError(f"update rejected: {error}") from error
+        if name := negative_variance(weights):
+            raise RequestError(f"update rejected: weights {name!r} are variances, and some are below 0")
         report.update = LocalUpdate(samples=update.samples, loss=update.loss, weights=weights)
 
     def take_scores(self, turn: Turn, scores: SplitScores) -> None:
@@ -187,8 +190,12 @@ class FedAvg:
     def stage_done(self, stage: Stage) -> None:
         if stage.kind is Kind.TRAIN:
             # In the fleet's order, whatever the order of arrival: sums of floats depend on it.
-            updates = [self._reports[vehicle].update for vehicle in stage.vehicles if vehicle in self._done]
-            self._average([update for update in updates if update is not None])
+            updates = {
+                vehicle: self._reports[vehicle].update for vehicle in stage.vehicles if vehicle in self._done
+            }
+            self._average(
+                stage, {vehicle: update for vehicle, update in updates.items() if update is not None}
+            )
             self._note_gain(stage)
         self._reports.clear()
         self._done.clear()
@@ -233,19 +240,34 @@ class FedAvg:
 
     # A round's end ------------------------------------------------------------------------------------
 
-    def _average(self, updates: Sequence[LocalUpdate]) -> None:
-        """Statistics become the plain average; parameters what the server's optimiser makes of it."""
-        average = weighted_average(updates)
+    def _average(self, stage: Stage, updates: Mapping[str, LocalUpdate]) -> None:
+        """Statistics become the average; parameters what the server's optimiser makes of it."""
+        averaged = average(updates, self._weights, self._federated)
+        self._note_unlikely(stage, averaged)
         now = {name: self._weights[name].astype(np.float64) for name in self._shapes}
         step = self._optimizer.step(
-            {name: now[name] - average[name] for name in self._shapes if name not in self._statistics}
+            {
+                name: now[name] - averaged.weights[name]
+                for name in self._shapes
+                if name not in self._statistics
+            }
         )
-        moved = {name: now[name] - step[name] if name in step else average[name] for name in self._shapes}
+        moved = {
+            name: now[name] - step[name] if name in step else averaged.weights[name] for name in self._shapes
+        }
         for name, array in moved.items():
             if not np.isfinite(array).all():
                 raise CloudError(f"the global weights diverged ({name}); lower federated.server_rate")
         self._weights = {name: array.astype(np.float32) for name, array in moved.items()}
         self._packed = pack(self._weights)
+
+    def _note_unlikely(self, stage: Stage, averaged: Average) -> None:
+        """Tell whose weights count less than they would."""
+        for event, vehicles in (("left-out", averaged.left_out), ("shortened", averaged.shortened)):
+            for vehicle in vehicles:
+                log.warning("the weights of vehicle %s in round %d are %s", vehicle, stage.round, event)
+                self._context.events.event(event, vehicle=vehicle, stage=stage.number)
+        self.progress.leave_out(averaged.left_out)
 
     def _note_gain(self, stage: Stage) -> None:
         """Follow the mean validation mIoU, which is of the weights that the round began with."""
@@ -278,7 +300,7 @@ def federated_stages(config: CloudConfig) -> tuple[Stage, ...]:
 
 def drawn_vehicles(config: CloudConfig, round_number: int) -> tuple[str, ...]:
     """The vehicles of a round, drawn from the seed without replacement, in the fleet's order."""
-    count = max(1, round(config.way(FederatedPlan).client_fraction * len(config.vehicles)))
+    count = drawn_count(config.way(FederatedPlan), len(config.vehicles))
     order = permutation(derive_seed(config.seed, "clients", round_number), len(config.vehicles))
     return tuple(config.vehicles[position] for position in sorted(order[:count].tolist()))
 

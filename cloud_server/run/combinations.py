@@ -16,6 +16,7 @@ from protocol.errors import SettingError
 from protocol.plans import ESTIMATORS
 from protocol.plans.adaptation import Adaptation
 from protocol.plans.checks import EstimatorPlan
+from protocol.plans.federated import FederatedPlan, drawn_count
 from protocol.plans.own import OwnSettings
 from protocol.plans.present import Present
 from protocol.plans.sharing import Sharing
@@ -58,6 +59,8 @@ def check_combination(config: CloudConfig) -> None:
             )
     _check_augmentation(row, config)
     _check_sharing(row, config)
+    if row.needs.whole_network:
+        check_liars(config)
     if not isinstance(config.class_weights, str):
         table_weights(config.class_weights, label_space(config.label_space))
     if objective != "labels" and row.needs.local_head:
@@ -71,6 +74,23 @@ def check_combination(config: CloudConfig) -> None:
             f"that learns with it collapses, certain of one class everywhere"
         )
     _check_present_frames(row, config)
+
+
+def check_liars(config: CloudConfig) -> None:
+    """Refuse an average that so many liars decide.
+
+    Raises:
+        SettingError: they are half of a round's vehicles, or more.
+    """
+    federated = config.way(FederatedPlan)
+    liars = 1 if federated.aggregate == "median" else federated.liars
+    drawn = drawn_count(federated, len(config.vehicles))
+    if federated.aggregate != "average" and 2 * liars >= drawn:
+        raise SettingError(
+            f"federated.aggregate {federated.aggregate} bears {liars} liar(s) of at least {2 * liars + 1} "
+            f"vehicles a round, and a round of this run has {drawn}: have more vehicles, or fewer "
+            f"federated.liars, or average"
+        )
 
 
 def settled_adaptation(config: CloudConfig, declared: Declaration) -> Adaptation:

@@ -32,6 +32,14 @@ class FederatedPlan(Plan, frozen=True, kw_only=True, forbid_unknown_fields=True,
     statistics: str = "average"
     """BatchNorm statistics: `average` them like weights, keep them `local` on the vehicle (SiloBN, Andreux et
     al., 2020), or leave them `frozen` as they are at the start and normalise with them."""
+    aggregate: str = "average"
+    """How the cloud makes one of what vehicles send: `average` (by train frames), or, where some may lie,
+    `median`, `trimmed-mean` or `krum` (arXiv 1803.01498, 1703.02757)."""
+    liars: int = 1
+    """f, of `trimmed-mean` and `krum`: vehicles that may lie, fewer than half of a round's."""
+    norm_bound: float | None = None
+    """How far a vehicle may move the weights in a round, in medians of all: what goes farther is shortened
+    (arXiv 1911.07963); None = as far as it likes."""
     server_optimizer: str = "average"
     """What the cloud makes of the average: `average`, `momentum` (FedAvgM) or `adam` (FedAdam)."""
     server_rate: float = 1.0
@@ -55,12 +63,23 @@ class FederatedPlan(Plan, frozen=True, kw_only=True, forbid_unknown_fields=True,
             )
         self._one_of(("adamw", "sgd"), "optimizer")
         self._one_of(("average", "local", "frozen"), "statistics")
+        self._one_of(("average", "median", "trimmed-mean", "krum"), "aggregate")
         self._one_of(("average", "momentum", "adam"), "server_optimizer")
         self._share_below_one("momentum", "server_momentum", "server_beta2")
         self._at_least(0, "proximal")
         self._above(0, "server_rate", "server_adaptivity")
-        self._at_least(1, "patience_rounds")
+        self._at_least(1, "liars", "patience_rounds")
+        if self.norm_bound is not None and self.norm_bound < 1:
+            raise SettingError(
+                f"{self.key('norm_bound')} must be at least 1, or null, got {self.norm_bound}: "
+                "half of the vehicles go farther than the median"
+            )
         self._above(0, "deadline_s")
+
+
+def drawn_count(plan: FederatedPlan, vehicles: int) -> int:
+    """How many of the fleet's vehicles are drawn for a round."""
+    return max(1, round(plan.client_fraction * vehicles))
 
 
 class FetchWeights(Request, frozen=True, array_like=True, kw_only=True, tag="fetch"):
