@@ -12,11 +12,15 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from datasets.catalog import DATASETS, LABEL_SPACES
+from datasets.catalog import DATASETS, LABEL_SPACES, label_space
+from datasets.frame import FrameSource
 from edge_client.conversation import Stopped
 from edge_client.errors import VehicleError
+from edge_client.frames import limit_opencv_threads
 from edge_client.host import Host, HostConfig, VehicleConfig, read_host_config
 from edge_client.metrics import host_families
+from edge_client.source.options import add_source_options, source_config
+from edge_client.source.recording import recorded_frames
 from protocol.doors import FOREIGN_CHOICE
 from protocol.errors import MENDABLE, MISTAKE_CODE
 from protocol.metrics import MetricsServer, process_families
@@ -42,8 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.broker is None:
             raise VehicleError("--broker missing; give the broker's URL, for instance mqtt://127.0.0.1:1883")
-        with NetworkLoop() as loop:
-            host = Host(_config(options), connector(options.broker, loop), stop)
+        config = _config(options)
+        with NetworkLoop() as loop, _recorded(config, stop) as recorded:
+            host = Host(config, connector(options.broker, loop), stop, recorded)
             with _metrics(host, options.metrics_port):
                 host.run()
     except Stopped:
@@ -65,6 +70,16 @@ def _metrics(host: Host, where: str | None) -> Iterator[None]:
     with MetricsServer(where, partial(host_families, host.states), partial(process_families, ids)) as server:
         log.info("metrics at %s", server.address)
         yield
+
+
+def _recorded(
+    config: HostConfig, stop: threading.Event
+) -> contextlib.AbstractContextManager[FrameSource | None]:
+    """The frames of a camera, where there is one, which goes on recording in the body."""
+    if config.source is None:
+        return contextlib.nullcontext()
+    limit_opencv_threads(config.threads)
+    return recorded_frames(config.source, config.fleet, label_space(config.label_space), stop)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -89,7 +104,6 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--bundle", help="folder of the encoder bundle (blackfleet encoder export)")
     parser.add_argument(
         "--dataset",
-        default="cityscapes",
         help=f"one of {', '.join(DATASETS)} (PNG or JPEG files without labels), {FOREIGN_CHOICE}; default: "
         "cityscapes",
     )
@@ -129,6 +143,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         metavar="PORT",
         help="serve metrics for Prometheus here, on the loopback interface; HOST:PORT = elsewhere",
     )
+    add_source_options(parser)
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     return parser.parse_args(arguments)
 
@@ -136,14 +151,16 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 def _config(options: argparse.Namespace) -> HostConfig:
     if options.config:
         return read_host_config(options.config)
-    required = ("fleet", "vehicle", "bundle", "data_root", "state")
+    source = source_config(options)
+    required = ("fleet", "vehicle", "bundle", *(("data_root",) if source is None else ()), "state")
     missing = [f"--{name.replace('_', '-')}" for name in required if getattr(options, name) is None]
     if missing:
         raise VehicleError(f"{', '.join(missing)} missing; give it, or a --config file (see --help)")
     return HostConfig(
         fleet=options.fleet,
-        dataset=options.dataset,
+        dataset=options.dataset or "cityscapes",
         data_root=options.data_root,
+        source=source,
         label_space=options.label_space,
         threads=options.threads,
         encoder_mode=options.encoder_mode,

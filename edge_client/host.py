@@ -15,6 +15,7 @@ import msgspec
 from datasets.catalog import label_space
 from datasets.conditions import Condition
 from datasets.divided import open_frames, owned_frames
+from datasets.frame import FrameSource
 from datasets.partition import partition_frames
 from edge_client.conversation import Patience, Stopped
 from edge_client.encoder.bundle import EncoderBundle
@@ -26,6 +27,7 @@ from edge_client.local.head import HeadFolder, LocalHead
 from edge_client.local.network import require_torch
 from edge_client.metrics import VehicleNow
 from edge_client.own_frames import check_own_frames
+from edge_client.source.settings import SourceConfig
 from edge_client.turn import LocalModelTools
 from edge_client.vehicle import Vehicle, VehicleSettings, bundle_digest, new_session
 from protocol.errors import MENDABLE, SettingError
@@ -100,12 +102,15 @@ class HostConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """One vehicle process."""
 
     fleet: str
-    dataset: str
+    dataset: str = "cityscapes"
     """A row of `datasets.catalog.DATASETS`."""
     label_space: str = "cityscapes"
     """Classes of the network that looks at frames without labels (`datasets.catalog.label_space`); others
     bring their own."""
-    data_root: str
+    data_root: str | None = None
+    """Folder of the data set; None: frames come from `source`."""
+    source: SourceConfig | None = None
+    """The camera of the host's one vehicle; None: frames are a data set's."""
     test_split: str | None = None
     """The data set's test split, of which `fleet` frames are (`datasets.divided.open_frames`)."""
     vehicles: tuple[VehicleConfig, ...]
@@ -131,6 +136,10 @@ class HostConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True)
         check_id(self.fleet, "fleet id")
         if not self.vehicles:
             raise SettingError("a vehicle host needs at least one vehicle, got none")
+        if (self.data_root is None) == (self.source is None):
+            raise SettingError("a vehicle host needs a data_root or a source, not both and not neither")
+        if self.source is not None and (len(self.vehicles) > 1 or self.vehicles[0].frames or self.test_split):
+            raise SettingError("a source has one vehicle, which divides its frames by itself: no test_split")
         if self.payload_limit_bytes < SMALLEST_PAYLOAD_LIMIT_BYTES:
             raise SettingError(
                 f"payload_limit_bytes must be at least {SMALLEST_PAYLOAD_LIMIT_BYTES}, "
@@ -162,8 +171,15 @@ def read_host_config(path: Path) -> HostConfig:
 class Host:
     """Builds the vehicles of a process and runs them until the last has left."""
 
-    def __init__(self, config: HostConfig, connect: Connect, stop: threading.Event) -> None:
-        """Open data set and bundles; `connect` makes each vehicle's transport.
+    def __init__(
+        self,
+        config: HostConfig,
+        connect: Connect,
+        stop: threading.Event,
+        recorded: FrameSource | None = None,
+    ) -> None:
+        """Open data set and bundles; `connect` makes each vehicle's transport, `recorded` are the frames of
+        the config's source.
 
         Raises:
             VehicleError, BundleError, DatasetError, OSError: something is missing or does not fit.
@@ -174,14 +190,19 @@ class Host:
             find_learner(name)
         self._config = config
         self._stop = stop
-        self._source = open_frames(
-            config.dataset, Path(config.data_root), config.test_split, label_space(config.label_space)
-        )
+        if recorded is not None:
+            self._source = recorded
+        else:
+            assert config.data_root is not None, "a source has brought its frames"
+            self._source = open_frames(
+                config.dataset, Path(config.data_root), config.test_split, label_space(config.label_space)
+            )
         if not config.frames_checked:
             keys = [
                 key for vehicle in config.vehicles for part in self._splits(vehicle).values() for key in part
             ]
-            check_own_frames(self._source, keys, stop, threads=config.threads)
+            # What is remembered lies in the user's cache folder; a camera's frames leave nothing there.
+            check_own_frames(self._source, keys, stop, threads=config.threads, remember=config.source is None)
         self._bundles: dict[str, EncoderBundle] = {}
         self._encoders: dict[str, Encoder] = {}
         self._local_models: dict[str, LocalModel] = {}

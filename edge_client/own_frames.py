@@ -18,9 +18,15 @@ _REPORT_S = 5.0
 
 
 def check_own_frames(
-    source: FrameSource, keys: Collection[str], stop: threading.Event, *, threads: int
+    source: FrameSource,
+    keys: Collection[str],
+    stop: threading.Event,
+    *,
+    threads: int,
+    remember: bool = True,
 ) -> None:
-    """Read the frames called `keys`, but for those that were good the last time; keys unknown are left out.
+    """Read the frames called `keys`, but, with `remember`, for those that were good the last time; unknown
+    keys are left out.
 
     Raises:
         DatasetError: some are faulty; up to 10 are named.
@@ -38,7 +44,7 @@ def check_own_frames(
             reported_s = time.monotonic()
             log.info("checked %d of %d frames", done, total)
 
-    checked = check_frames(source, refs, remember=True, workers=threads, progress=progress)
+    checked = check_frames(source, refs, remember=remember, workers=threads, progress=progress)
     labelled = [ref for ref in refs if ref.label_path is not None]
     if labelled and all(ref.key in checked.void for ref in labelled):
         log.warning(

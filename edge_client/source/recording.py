@@ -1,0 +1,94 @@
+"""A vehicle's recording at work: frames come in, a run works on a snapshot of them."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from datasets.labels import LabelSpace
+from edge_client.conversation import Stopped
+from edge_client.source.recorder import Recorder
+from edge_client.source.ring import Ring
+from edge_client.source.settings import SourceConfig
+from edge_client.source.snapshot import (
+    Manifest,
+    SnapshotFrames,
+    read_manifest,
+    take_snapshot,
+    write_manifest,
+)
+
+log = logging.getLogger(__name__)
+
+_POLL_S = 0.1
+_REPORT_S = 5.0
+
+
+@contextlib.contextmanager
+def recorded_frames(
+    config: SourceConfig, fleet: str, label_space: LabelSpace, stop: threading.Event
+) -> Iterator[SnapshotFrames]:
+    """Record in the body, which works on the frames of a snapshot; if it ends well, so has the run.
+
+    Raises:
+        VehicleError: the folder is another process's, or the snapshot is damaged.
+        Mistake: the source can't be opened here, ever, or gave too few frames.
+        Stopped: the process was asked to stop before there were enough.
+        OSError: the disk is full or gone.
+    """
+    folder = Path(config.recording)
+    manifest_path = folder / "snapshot.json"
+    ring = Ring(folder / "frames", round(config.quota_mb * 1e6))
+    try:
+        manifest = read_manifest(manifest_path) if config.snapshot != "new" else None
+        if manifest is not None and _is_for(manifest, config, fleet):
+            ring.pin(_keys(manifest))
+        else:
+            manifest = None
+        with Recorder(config, ring, label_space, folder / "taken.json") as recorder:
+            if manifest is None:
+                _wait_for_frames(config, ring, recorder, stop)
+                ring.pin(frame.key for frame in ring.frames)
+                manifest = take_snapshot(ring, most=config.frames, fleet=fleet, source=config.where.shown)
+                write_manifest(manifest_path, manifest)
+                ring.pin(_keys(manifest))
+            elif manifest.is_over:
+                manifest = msgspec.structs.replace(manifest, is_over=False, fleet=fleet)
+                write_manifest(manifest_path, manifest)
+            frames = SnapshotFrames(ring.folder, label_space, manifest)
+            labels = "all with labels" if frames.are_labelled else "not all with labels"
+            log.info("this run works on %d frames, %s", len(manifest.frames), labels)
+            yield frames
+        write_manifest(manifest_path, msgspec.structs.replace(manifest, is_over=True))
+    finally:
+        ring.close()
+
+
+def _is_for(manifest: Manifest, config: SourceConfig, fleet: str) -> bool:
+    """Whether a run that begins, or goes on, now is to have the frames of the last one."""
+    return config.snapshot == "keep" or (manifest.fleet == fleet and not manifest.is_over)
+
+
+def _keys(manifest: Manifest) -> list[str]:
+    return [Path(frame.file).stem for frame in manifest.frames]
+
+
+def _wait_for_frames(config: SourceConfig, ring: Ring, recorder: Recorder, stop: threading.Event) -> None:
+    """Until there are as many as a run wants, or all that the source gives."""
+    plays = config.where.is_folder or config.loop or config.rate_hz is not None
+    is_read_at_once = config.where.kind.value == "file" and not plays
+    reported_s = time.monotonic()
+    while not recorder.has_ended and (is_read_at_once or len(ring.frames) < config.frames):
+        if stop.wait(_POLL_S):
+            raise Stopped
+        if time.monotonic() - reported_s > _REPORT_S:
+            reported_s = time.monotonic()
+            log.info("waiting for frames: %d of %d", min(len(ring.frames), config.frames), config.frames)
+    if recorder.failure is not None:
+        raise recorder.failure
