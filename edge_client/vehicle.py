@@ -242,7 +242,8 @@ class Vehicle:
             raise TurnRefused(
                 "this vehicle's frames have no labels, and this run learns from them; let a pretrained "
                 "network stay as it is and vehicles follow its predictions (network.learns false, objective "
-                "pseudo-labels or entropy), or give the vehicle labelled frames"
+                "pseudo-labels or entropy), or give the vehicle labelled frames: a data set, or label files "
+                "beside a camera's"
             )
         if turn.sharing is not None:
             state = begin_shared(tools, state, self._fetched)

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 import cv2
 import numpy as np
@@ -27,6 +28,9 @@ from protocol.errors import Mistake
 from protocol.seldom import is_logged
 
 log = logging.getLogger(__name__)
+
+Pictures: TypeAlias = Iterable[tuple[NDArray[np.uint8], float]]
+"""BGR [H, W, 3], and when each was taken, in seconds from any one moment."""
 
 _JPEG_QUALITY = 95
 _REPORT_S = 60.0
@@ -52,6 +56,8 @@ class Recorder:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
         self._live: LiveFrames | None = None
+        self._epoch_s: float | None = None
+        """What the times in a recorded drive count from: its file's time; None: frames are of now."""
         self.seen = 0
         self.kept = 0
         self.unwritten = 0
@@ -109,7 +115,7 @@ class Recorder:
                 self._stop.wait(1.0)
                 looks = folder.watch(self._stop)
 
-    def _pictures(self) -> Iterable[tuple[NDArray[np.uint8], float]]:
+    def _pictures(self) -> Pictures:
         config, uri = self._config, self._config.where
         if uri.kind is not Kind.FILE:
             self._live = LiveFrames(
@@ -130,6 +136,8 @@ class Recorder:
                 comes_back=False,
             )
             return self._live
+        # Every reading of a drive gives its frames the same names.
+        self._epoch_s = Path(uri.where).stat().st_mtime
         return self._whole_video()
 
     def _whole_video(self) -> Iterator[tuple[NDArray[np.uint8], float]]:
@@ -146,23 +154,23 @@ class Recorder:
         finally:
             video.close()
 
-    def _record(self, pictures: Iterable[tuple[NDArray[np.uint8], float]]) -> None:
+    def _record(self, pictures: Pictures) -> None:
         choice = Choice(every_s=self._config.every_s, changed=self._config.changed)
         reported_s = time.monotonic()
         for image_HWC, at_s in pictures:
             self.seen += 1
             if choice.is_worth(image_HWC, at_s):
-                self._keep(image_HWC)
+                self._keep(image_HWC, time.time() if self._epoch_s is None else self._epoch_s + at_s)
             if time.monotonic() - reported_s > _REPORT_S:
                 reported_s = time.monotonic()
                 log.info("recording: %s", self.summary())
 
-    def _keep(self, image_HWC: NDArray[np.uint8]) -> None:
+    def _keep(self, image_HWC: NDArray[np.uint8], taken_at_s: float) -> None:
         parameters = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
         is_coded, data = cv2.imencode(".jpg", np.ascontiguousarray(image_HWC), parameters)
         assert is_coded, "a picture of three channels of 8 bits can be coded"
         try:
-            key = self._ring.add(data.tobytes(), ".jpg", time.time())
+            key = self._ring.add(data.tobytes(), ".jpg", taken_at_s)
         except OSError as error:
             self._complain(error)
             return

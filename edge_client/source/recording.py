@@ -62,8 +62,7 @@ def recorded_frames(
                 manifest = msgspec.structs.replace(manifest, is_over=False, fleet=fleet)
                 write_manifest(manifest_path, manifest)
             frames = SnapshotFrames(ring.folder, label_space, manifest)
-            labels = "all with labels" if frames.are_labelled else "not all with labels"
-            log.info("this run works on %d frames, %s", len(manifest.frames), labels)
+            log.info("this run works on %d frames, %d with labels", len(frames.refs), frames.labelled)
             yield frames
         write_manifest(manifest_path, msgspec.structs.replace(manifest, is_over=True))
     finally:

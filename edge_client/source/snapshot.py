@@ -130,7 +130,8 @@ class SnapshotFrames(FrameFolder):
                 )
             refs.append(FrameRef(path.stem, place[0], place[0], place[1], path, label_path))
         super().__init__(folder, label_space, refs)
-        self.are_labelled = all(frame.label_digest for frame in manifest.frames)
+        self.labelled = sum(frame.label_digest is not None for frame in manifest.frames)
+        """How many have labels."""
 
 
 def _is_intact(frame: RingFrame) -> bool:
