@@ -33,6 +33,7 @@ from protocol.mqtt.transport import NetworkLoop
 from protocol.output import outlive_readers
 from protocol.showing import log_to_stderr, plain, show_anything
 from protocol.stopping import STOPPED_CODE, on_stop_signal
+from protocol.watchdog import Watchdog
 
 log = logging.getLogger("cloud_server")
 
@@ -63,6 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
                 resume=options.resume,
                 stop=stop,
                 recorders=[metrics] if metrics is not None else [],
+                watchdog=Watchdog(os.environ),
             )
     except Stopped:
         log.info("stopped; everything committed is in %s", options.run_dir)

@@ -30,6 +30,7 @@ from protocol.mqtt.transport import NetworkLoop
 from protocol.output import outlive_readers
 from protocol.showing import log_to_stderr, plain, show_anything
 from protocol.stopping import STOPPED_CODE, on_stop_signal
+from protocol.watchdog import Watchdog
 
 log = logging.getLogger("edge_client")
 
@@ -48,7 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
             raise VehicleError("--broker missing; give the broker's URL, for instance mqtt://127.0.0.1:1883")
         config = _config(options)
         with NetworkLoop() as loop, _recorded(config, stop) as recorded:
-            host = Host(config, connector(options.broker, loop), stop, recorded)
+            connect = connector(options.broker, loop)
+            host = Host(config, connect, stop, recorded, watchdog=Watchdog(os.environ))
             with _metrics(host, options.metrics_port):
                 host.run()
     except Stopped:

@@ -44,6 +44,7 @@ from protocol.session.link import (
 from protocol.session.presence import DEFAULT_STEP_S, Heartbeat, Presence
 from protocol.session.topics import STATUS, check_id, check_vehicle_id, client_id, topic
 from protocol.session.transport import Will
+from protocol.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -177,9 +178,11 @@ class Host:
         connect: Connect,
         stop: threading.Event,
         recorded: FrameSource | None = None,
+        *,
+        watchdog: Watchdog | None = None,
     ) -> None:
         """Open data set and bundles; `connect` makes each vehicle's transport, `recorded` are the frames of
-        the config's source.
+        the config's source, `watchdog` hears of each vehicle's loop.
 
         Raises:
             VehicleError, BundleError, DatasetError, OSError: something is missing or does not fit.
@@ -210,6 +213,7 @@ class Host:
         self._caches: dict[tuple[int, int], FrameCache] = {}
         self._failures: list[Exception] = []
         self._connect = connect
+        self._watchdog = watchdog or Watchdog()
         self._presences: list[Presence] = []
         self._vehicles = [self._build(vehicle) for vehicle in config.vehicles]
 
@@ -221,7 +225,7 @@ class Host:
             Stopped: the process was asked to stop.
         """
         threads = [
-            threading.Thread(target=self._run_one, args=(vehicle, link, presence), name=name)
+            threading.Thread(target=self._run_one, args=(name, vehicle, link, presence), name=name)
             for name, vehicle, link, presence in self._vehicles
         ]
         with Heartbeat(self._presences, self._config.heartbeat_s):
@@ -267,7 +271,13 @@ class Host:
             limit_bytes=largest_message_bytes(folder),
             stall_s=self._config.retry_s,
         )
-        presence = Presence(link.announce, config.id, session, step_s=self._config.step_s)
+        presence = Presence(
+            link.announce,
+            config.id,
+            session,
+            step_s=self._config.step_s,
+            stamped=self._watchdog.watch(config.id),
+        )
         self._presences.append(presence)
         vehicle = Vehicle(
             VehicleSettings(
@@ -361,7 +371,7 @@ class Host:
         frames = partition_frames(owned, [config.id], method="uniform", seed=0)[config.id]
         return {"train": frames.train, "val": frames.val, "test": frames.test}
 
-    def _run_one(self, vehicle: Vehicle, link: VehicleLink, presence: Presence) -> None:
+    def _run_one(self, name: str, vehicle: Vehicle, link: VehicleLink, presence: Presence) -> None:
         try:
             vehicle.run()
         except Stopped:
@@ -371,6 +381,7 @@ class Host:
             log.error("%s", error, exc_info=is_bug or log.isEnabledFor(logging.DEBUG))
             self._failures.append(error)
         finally:
+            self._watchdog.leave(name)
             if link.transport.connected:
                 presence.announce(online=False)
             link.close()

@@ -18,6 +18,7 @@ from protocol.session.link import CloudLink, Connect, encode_status
 from protocol.session.presence import Heartbeat, Presence
 from protocol.session.topics import CLOUD_ID, STATUS, client_id, topic
 from protocol.session.transport import Will
+from protocol.watchdog import Watchdog
 
 
 def serve(
@@ -28,10 +29,11 @@ def serve(
     resume: bool,
     stop: threading.Event,
     recorders: Sequence[Recorder] = (),
+    watchdog: Watchdog | None = None,
 ) -> None:
     """Run the whole run over the transport that `connect` makes.
 
-    `recorders` are told its events, besides the log and the board.
+    `recorders` are told its events, besides the log and the board, and `watchdog` of its loop.
 
     Raises:
         CloudError, BrokerUnreachable, OSError, Stopped: see `Server.run`.
@@ -59,7 +61,14 @@ def serve(
             limit_bytes=largest_message_bytes(run_folder / FOLDER_NAME),
             stall_s=config.patience.retry_s,
         )
-        presence = Presence(link.announce, CLOUD_ID, session, step_s=config.patience.step_s)
+        watchdog = watchdog or Watchdog()
+        presence = Presence(
+            link.announce,
+            CLOUD_ID,
+            session,
+            step_s=config.patience.step_s,
+            stamped=watchdog.watch(CLOUD_ID),
+        )
         claim = FleetClaim(
             link,
             session,
@@ -81,6 +90,7 @@ def serve(
             with Heartbeat([presence], config.patience.heartbeat_s):
                 server.run()
         finally:
+            watchdog.leave(CLOUD_ID)
             if transport.connected and presence.bytes_sent:
                 presence.announce(online=False)
             link.close()

@@ -29,11 +29,14 @@ class Presence:
         session: str,
         *,
         step_s: float = DEFAULT_STEP_S,
+        stamped: Callable[[], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`step_s`: the longest that its loop may work without a stamp and still counts as alive."""
+        """`step_s`: the longest that its loop may work without a stamp and still counts as alive; `stamped`
+        is called with each stamp."""
         self._step_s = step_s
         self._clock = clock
+        self._stamped = stamped
         self._stamped_at = clock()
         self._is_stuck = False
         self._announce = announce
@@ -56,6 +59,8 @@ class Presence:
     def stamp(self) -> None:
         """The loop that works comes by here: after each batch, each wait, each message."""
         self._stamped_at = self._clock()
+        if self._stamped is not None:
+            self._stamped()
 
     def beat(self) -> None:
         """Say once more that the sender is there, if it has said so before and its loop works."""

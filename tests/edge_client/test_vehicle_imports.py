@@ -91,7 +91,9 @@ def test_no_file_imports_onnx_runtime_before_it_is_told_to_send_nothing() -> Non
     assert importing == ["edge_client/encoder/onnx_runtime.py", "fleet/model/int8.py"]
 
 
-@pytest.mark.parametrize("name", ["Dockerfile", "deploy/blackfleet-vehicle.service"])
+@pytest.mark.parametrize(
+    "name", ["Dockerfile", "deploy/blackfleet-vehicle.service", "deploy/blackfleet-cloud.service"]
+)
 def test_images_and_units_tell_onnx_runtime_to_send_nothing(name: str) -> None:
     """Whatever is loaded in them first."""
     assert re.search(r"^(ENV|Environment=).*\bORT_DISABLE_TELEMETRY=1\b", (ROOT / name).read_text(), re.M)

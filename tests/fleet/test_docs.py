@@ -182,11 +182,12 @@ def test_commands_are_found_in_the_documents() -> None:
     assert {"edge_client", "cloud_server", "launch", "evaluate", "dataset generate"} <= found
 
 
-def test_service_starts_a_vehicle_with_options_that_exist(options: dict[str, set[str]]) -> None:
-    unit = (ROOT / "deploy" / "blackfleet-vehicle.service").read_text(encoding="utf-8")
+@pytest.mark.parametrize("part", ["vehicle", "cloud"])
+def test_services_start_processes_with_options_that_exist(part: str, options: dict[str, set[str]]) -> None:
+    unit = (ROOT / "deploy" / f"blackfleet-{part}.service").read_text(encoding="utf-8")
     [line] = re.findall(r"^ExecStart=([^\\\n]*(?:\\\n[^\\\n]*)*)", unit, flags=re.M)
     [(command, arguments)] = commands_of(line.replace("\\\n", " "))
-    assert command == "edge_client"
+    assert command == {"vehicle": "edge_client", "cloud": "cloud_server"}[part]
     assert {word for word in arguments if word.startswith("-")} <= options[command]
 
 
