@@ -135,11 +135,7 @@ def service(
 
 @pytest.mark.parametrize(
     ("name", "algorithm"),
-    [
-        ("vehicle.env", "blackfleet"),
-        ("vehicle-blackfed.env", "blackfed-v2"),
-        ("vehicle-blackfed.env", "blackfleet"),
-    ],
+    [("vehicle.env", "blackfleet"), ("vehicle-blackfed.env", "blackfed-v2")],
 )
 def test_units_make_a_fleet_with_the_shipped_environments(
     name: str, algorithm: str, tiny_world: World, tmp_path: Path
@@ -173,15 +169,6 @@ def test_units_make_a_fleet_with_the_shipped_environments(
         ):
             code = vehicle.wait(WAIT_S)
             said = (tmp_path / "car.log").read_text()
-            if algorithm == "blackfleet" and not has_head:
-                assert code == 2
-                assert said.splitlines()[-1] == (
-                    "edge_client: the cloud refuses vehicle 'car-01': this vehicle has no local head "
-                    "(--local-head, or local_head in its settings), which this run's algorithm needs "
-                    "of every vehicle"
-                )
-                assert "no local head" in (tmp_path / "cloud.log").read_text()
-                return
             assert code == 0, said
             assert cloud.wait(WAIT_S) == 0, (tmp_path / "cloud.log").read_text()
         assert (tmp_path / "demo" / "result.json").exists()
