@@ -1,4 +1,4 @@
-"""The shipped systemd units: sound, walled in, and their commands, with the shipped environments, make a fleet."""
+"""The shipped systemd units: sound, walled in, and their commands and environments form a fleet."""
 
 from __future__ import annotations
 
