@@ -276,7 +276,7 @@ def test_relative_links_resolve(document: Path) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=names)
 def test_source_files_named_in_a_document_exist(document: Path) -> None:
-    for path in re.findall(r"`([\w/]+/[\w.]+\.(?:py|conf|acl|service|env|sh|yaml))`", document.read_text()):
+    for path in re.findall(r"`([\w/]+/[\w.]+\.(?:py|conf|acl|service|sh))`", document.read_text()):
         assert (ROOT / path).is_file(), f"{names(document)} names {path}"
 
 
