@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from protocol.errors import SettingError
 
@@ -197,7 +197,7 @@ class Durations:
 
 def process_families(ids: Mapping[str, int]) -> Iterator[Family]:
     """Processor time, memory and threads of processes by their names, as Linux counts; nothing elsewhere."""
-    found = {name: read for name, pid in ids.items() if (read := _read_process(pid)) is not None}
+    found = {name: read for name, pid in ids.items() if (read := read_process(pid)) is not None}
 
     def family(name: str, help: str, place: int, kind: Literal["counter", "gauge"] = "gauge") -> Family:
         samples = [((process,), numbers[place]) for process, numbers in found.items()]
@@ -210,8 +210,16 @@ def process_families(ids: Mapping[str, int]) -> Iterator[Family]:
     yield family("threads", "Threads of a process of the run.", 2)
 
 
-def _read_process(pid: int) -> tuple[float, float, float] | None:
-    """Seconds, bytes, threads (proc(5)); None where there is no such process."""
+class ProcessNow(NamedTuple):
+    """What a process has taken and holds."""
+
+    cpu_s: float
+    memory_bytes: float
+    threads: float
+
+
+def read_process(pid: int) -> ProcessNow | None:
+    """As Linux counts (proc(5)); None where there is no such process."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except (OSError, UnicodeDecodeError):
@@ -219,4 +227,4 @@ def _read_process(pid: int) -> tuple[float, float, float] | None:
     words = text.rpartition(")")[2].split()  # the name before it may hold anything
     ticks = int(words[11]) + int(words[12])
     memory = int(words[21]) * os.sysconf("SC_PAGE_SIZE")
-    return ticks / os.sysconf("SC_CLK_TCK"), float(memory), float(words[17])
+    return ProcessNow(ticks / os.sysconf("SC_CLK_TCK"), float(memory), float(words[17]))

@@ -15,11 +15,20 @@ from protocol.metrics import Family, process_families
 _IDS = Path("processes", "processes.json")
 
 
+def process_ids(run_folder: Path) -> dict[str, int]:
+    """Those of a run's processes by their names; empty where none were started."""
+    try:
+        ids: dict[str, int] = json.loads((run_folder / _IDS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return ids
+
+
 class LaunchMetrics:
     """What a launcher serves of the run in a folder, which need not be there yet."""
 
     def __init__(self, run_folder: Path, labels: Mapping[str, str]) -> None:
-        self._ids = run_folder / _IDS
+        self._run_folder = run_folder
         self._metrics = RunMetrics(labels)
         # From the beginning: a run that is resumed has its counts from before.
         self._follower = LogFollower(run_folder, self._metrics, from_start=True)
@@ -30,11 +39,4 @@ class LaunchMetrics:
         with self._lock:
             self._follower.update()
         yield from self._metrics.families()
-        yield from process_families({"launcher": os.getpid(), **self._process_ids()})
-
-    def _process_ids(self) -> dict[str, int]:
-        try:
-            ids: dict[str, int] = json.loads(self._ids.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return ids
+        yield from process_families({"launcher": os.getpid(), **process_ids(self._run_folder)})

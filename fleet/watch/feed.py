@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from cloud_server.storage.recorders import LOG_NAME
 
 _POLL_S = 0.25
 _BATCH_BYTES = 256 * 1024
+_LOAD_S = 2.0
 _IDLE_S = 10.0
 """After so long without news a comment is sent: that is how a reader who has gone is noticed."""
 _SCORES = ("initial_local_miou", "local_miou", "ood_miou", "fleet_miou")
@@ -52,16 +53,27 @@ def _short(entry: Mapping[str, Any]) -> dict[str, Any]:
 class LogStream:
     """The bytes of one reader's stream, from an offset in the log on."""
 
-    def __init__(self, run_folder: Path, closing: threading.Event, *, offset: int = 0) -> None:
-        """`closing` is set when the server goes: what is in the log by then is still sent."""
+    def __init__(
+        self,
+        run_folder: Path,
+        closing: threading.Event,
+        *,
+        offset: int = 0,
+        load: Callable[[], dict[str, Any] | None] = lambda: None,
+    ) -> None:
+        """`closing` is set when the server goes: what is in the log by then is still sent.
+
+        `load` is asked at intervals what the machine is busy with, while the run goes on.
+        """
         self._folder = run_folder
         self._path = run_folder / LOG_NAME
         self._closing = closing
         self._offset = offset
+        self._load = load
 
     def __iter__(self) -> Iterator[bytes]:
         """Events of the stream, until the run has a result or the server goes."""
-        idle_s = 0.0
+        idle_s = load_s = 0.0
         while True:
             # Both are looked at before the log: what they follow is in it by now.
             has_result = (self._folder / RESULT_NAME).exists() and self._tells_result()
@@ -73,6 +85,12 @@ class LogStream:
                 break
             self._closing.wait(_POLL_S)
             idle_s += _POLL_S
+            load_s += _POLL_S
+            if load_s >= _LOAD_S:
+                load_s = 0.0
+                load = self._load()
+                if load is not None:
+                    yield event("load", json.dumps(load))
             if idle_s >= _IDLE_S:
                 idle_s = 0.0
                 yield b": waiting\n\n"

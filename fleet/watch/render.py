@@ -17,6 +17,7 @@ _SCRIPTS = (
     "show.js",
     "fold.js",
     "source.js",
+    "load.js",
     "grid.js",
     "charts.js",
     "vehicle.js",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterable
@@ -21,6 +22,7 @@ from fleet.errors import OperatorError
 from fleet.run.controls import Controls, Refused
 from fleet.watch.feed import LogStream
 from fleet.watch.guard import LOOPBACK, TOKEN_HEADER, Guard
+from fleet.watch.load import Load
 from fleet.watch.pictures import Pictures
 from fleet.watch.render import render_page
 from protocol.errors import MENDABLE
@@ -188,7 +190,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Type", "text/event-stream")
             self.send_header("Cache-Control", "no-store")
             self.end_headers()
-            stream = LogStream(watch.run_folder, watch.closing, offset=int(last) if last.isdecimal() else 0)
+            load = Load(watch.run_folder, launcher=None if watch.controls is None else os.getpid())
+            offset = int(last) if last.isdecimal() else 0
+            stream = LogStream(watch.run_folder, watch.closing, offset=offset, load=load.look)
             self.server.stream(stream, self.wfile.write)
         finally:
             watch.readers.release()

@@ -41,6 +41,7 @@
     Listing.draw(state);
     Charts.draw(byId("curves"), state.curve);
     News.draw(state);
+    Load.draw(latest, ending !== "");
     Operator.draw(latest, opened ? chosen : -1, ending !== "");
     // For benchmarks: what was painted last, and what it took.
     performance.clearMarks();
@@ -181,7 +182,7 @@
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", changed);
 
   Operator.start(settings);
-  if (settings.live) Source.stream(take, end);
+  if (settings.live) Source.stream(take, (load) => { Load.take(load); changed(); }, end);
   else Source.embedded(byId("log"), take, end);
   changed();
 })();

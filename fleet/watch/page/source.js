@@ -1,14 +1,16 @@
 "use strict";
 // Where the lines of the log come from: a server's stream, or the page itself.
 const Source = (() => {
-  // Calls `take` with lines as they come, and `end` when no more will come: with "complete", "gone" or "over".
-  function stream(take, end) {
+  // Calls `take` with lines as they come, `load` with what the machine is busy with, and `end` when no more will
+  // come: with "complete", "gone" or "over".
+  function stream(take, load, end) {
     const events = new EventSource("events");
     let failures = 0;
     events.addEventListener("log", (event) => {
       failures = 0;
       take(event.data.split("\n"));
     });
+    events.addEventListener("load", (event) => load(JSON.parse(event.data)));
     events.addEventListener("end", (event) => {
       events.close();
       end(JSON.parse(event.data).complete ? "complete" : "over");

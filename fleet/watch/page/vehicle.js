@@ -31,6 +31,7 @@ const Vehicle = (() => {
     ["validation", (state, at) => Show.score(state.columns.val[at])],
     ["local", (state, at) => Show.score(state.columns.local[at])],
     ["OOD", (state, at) => Show.score(state.columns.ood[at])],
+    ["its process", Load.ofVehicle],
     ["last heard of", (state, at) => Show.clock(state.columns.seen[at])],
   ];
 
