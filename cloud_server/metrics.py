@@ -45,6 +45,8 @@ class _Vehicle:
     uplink_bytes: int = 0
     downlink_bytes: int = 0
     rejects: int = 0
+    round_trip_s: float | None = None
+    reconnects: int = 0
 
     @property
     def state(self) -> str:
@@ -160,6 +162,8 @@ class RunMetrics(Recorder):
         if name in ("turn_done", "traffic"):
             vehicle.queries = values["queries"]
             vehicle.uplink_bytes, vehicle.downlink_bytes = values["uplink_bytes"], values["downlink_bytes"]
+            vehicle.reconnects, took_ms = values.get("reconnects", 0), values.get("round_trip_ms")
+            vehicle.round_trip_s = None if took_ms is None else took_ms / 1000
 
     def _note(self, key: str, value: float | None) -> None:
         if value is not None:
@@ -300,4 +304,11 @@ _OF_A_VEHICLE: tuple[tuple[str, str, _Kind, Callable[[_Vehicle], float | None]],
     ("downlink_bytes_total", "What a vehicle was sent.", "counter", lambda v: v.downlink_bytes),
     ("queries_total", "Queries that a vehicle has asked.", "counter", lambda v: v.queries),
     ("rejects_total", "Messages of a vehicle that were rejected.", "counter", lambda v: v.rejects),
+    (
+        "round_trip_seconds",
+        "From a vehicle to the broker and back, of a small packet.",
+        "gauge",
+        lambda v: v.round_trip_s,
+    ),
+    ("reconnects_total", "Sessions of a vehicle after its first one.", "counter", lambda v: v.reconnects),
 )

@@ -69,6 +69,10 @@ class VehicleRecord:
     """PUBLISH bytes from this vehicle by message type."""
     downlink: Counter[str] = field(default_factory=Counter)
     """PUBLISH bytes to this vehicle by message type."""
+    round_trip_ms: int | None = None
+    """Between the vehicle and the broker, as its latest status says."""
+    reconnects: int = 0
+    """Of the process that has been taken in, as its latest status says."""
     queries: int = 0
     answers_per_frame: int = 0
     """Most answers that queries have brought about any one frame in one turn."""
@@ -115,6 +119,15 @@ class VehicleRecord:
         self.sessions = {hello.session: True}
         self.uplink += self.pending.get(hello.session, Counter())
         self.pending.clear()
+
+    def traffic(self) -> dict[str, int | None]:
+        """What has crossed and over which link, as events tell of it."""
+        return {
+            "uplink_bytes": sum(self.uplink.values()),
+            "downlink_bytes": sum(self.downlink.values()),
+            "round_trip_ms": self.round_trip_ms,
+            "reconnects": self.reconnects,
+        }
 
     def note(self, session: str, *, online: bool) -> None:
         """A process says that it is there, or the broker that it is not."""
@@ -240,6 +253,8 @@ class Registry:
         record.note(status.session, online=status.online)
         if status.session == record.session:
             record.last_seen = self._clock.now()
+            if status.online:
+                record.round_trip_ms, record.reconnects = status.round_trip_ms, status.reconnects
 
     def count_reject(self, vehicle: str) -> int:
         """Count a rejected message; returns how many there were of this vehicle, or of all strangers."""

@@ -220,8 +220,7 @@ class StageTurns:
             turn_queries=active.queries,
             vehicle_s=round(active.done_at - active.granted_at, 3),
             queries=record.queries,
-            uplink_bytes=sum(record.uplink.values()),
-            downlink_bytes=sum(record.downlink.values()),
+            **record.traffic(),
         )
 
     def _look_after(self, stage: Stage, vehicle: str, active: ActiveTurn) -> None:
@@ -233,8 +232,7 @@ class StageTurns:
                 "traffic",
                 vehicle=vehicle,
                 queries=record.queries + active.queries,
-                uplink_bytes=sum(record.uplink.values()),
-                downlink_bytes=sum(record.downlink.values()),
+                **record.traffic(),
             )
         if active.repeat_due(now, patience.retry_s):
             self._desk.send(vehicle, active.turn)

@@ -19,3 +19,8 @@ class Status(Message, frozen=True, array_like=True, kw_only=True, tag="status"):
     beat: Index
     limit_bytes: Annotated[int, Meta(ge=1)] = DEFAULT_LIMIT_BYTES
     """The largest message that the sender takes."""
+    round_trip_ms: Index | None = None
+    """Between the sender and the broker: the latest of a small packet that nothing was ahead of; None: not
+    measured yet."""
+    reconnects: Index = 0
+    """Sessions with the broker after the first one."""

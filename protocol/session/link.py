@@ -110,8 +110,17 @@ class _Link:
         return received
 
     def announce(self, status: messages.Status) -> int:
-        """Publish a retained status, in place of one that still waits; returns the bytes that this adds."""
-        status = msgspec.structs.replace(status, limit_bytes=self.limit_bytes)
+        """Publish a retained status, in place of one that still waits; returns the bytes that this adds.
+
+        What is known of this end's link is put into it.
+        """
+        round_trip_s = self._outgoing.round_trip_s
+        status = msgspec.structs.replace(
+            status,
+            limit_bytes=self.limit_bytes,
+            round_trip_ms=None if round_trip_s is None else max(0, round(1000 * round_trip_s)),
+            reconnects=self.transport.traffic.reconnects,
+        )
         sending = self._sending(topics.STATUS, status.vehicle, status)
         return sending.packet_bytes - self._outgoing.replace_waiting(sending)
 

@@ -22,6 +22,7 @@ from protocol.session.window import Passage, Window
 _LONGEST_STALL_S = 30.0
 _TICK_S = 0.5
 _PARTS_A_WORD = 16
+_SMALL_BYTES = 1024
 
 
 class Sending:
@@ -108,6 +109,8 @@ class Outgoing:
         self._line: deque[_Lane] = deque()
         self._publishing = False
         self._ticked_at = clock.now()
+        self.round_trip_s: float | None = None
+        """The latest passage of a small packet to the broker and back, with nothing ahead of it."""
 
     def send(self, sending: Sending) -> None:
         """Put a message at the end of its topic's queue."""
@@ -316,6 +319,8 @@ class Outgoing:
     def _acknowledged(self, sending: Sending | None, passage: Passage) -> None:
         with self._changed:
             self._window.leave(passage)
+            if passage.ahead_bytes == passage.bytes <= _SMALL_BYTES:
+                self.round_trip_s = self._clock.now() - passage.entered_at
             if sending is not None:
                 sending.unacknowledged -= 1
                 sending.moved_at = self._clock.now()

@@ -44,7 +44,8 @@ def events() -> list[dict[str, Any]]:
         return {"event": name, "time": 1e9 + next(time), **values}
 
     def traffic(number: int) -> dict[str, int]:
-        return {"queries": number, "uplink_bytes": 10 * number, "downlink_bytes": number}
+        sent = {"queries": number, "uplink_bytes": 10 * number, "downlink_bytes": number}
+        return {**sent, "round_trip_ms": number, "reconnects": 2}
 
     told = [event("processes", processes={"cloud": [], "host-01": CROWD})]
     told += [event("joined", vehicle=name, encoder="stride8-c4", frames={}) for name in reversed(CROWD)]
@@ -152,11 +153,19 @@ def test_state_is_what_the_log_says(driver: webdriver.Chrome, replay: Path) -> N
         for (const event of events) Fold.apply(state, event);
         const of = (name) => Fold.STATES[state.state[state.index.get(name)]];
         const at = state.index.get("car-050");
+        const one = Fold.empty();
         return {
             states: ["car-001", "car-003", "car-004", "car-050"].map(of),
             stage: state.stage, round: state.round, curve: state.curve.map((point) => point.stage),
             up: Fold.sum(state, "up"), returns: state.columns.returns[at],
             miou: Fold.miou(state, at), loss: Fold.loss(state, at), stale: Fold.staleness(state, at),
+            trip: state.columns.roundTrip[at], again: state.columns.reconnects[at],
+            lost: state.columns.losses[at],
+            rates: [2, 2.5, 4, 60].map((time) => {
+                const sent = {time, uplink_bytes: 100 * time, downlink_bytes: 0};
+                Object.assign(sent, {event: "traffic", vehicle: "car-1"});
+                return String(Fold.rate(Fold.apply(one, sent), 0));
+            }),
             kinds: [...new Set(state.news.map((item) => item.kind))].sort(),
             known: state.index.has("stranger"),
         };
@@ -171,6 +180,10 @@ def test_state_is_what_the_log_says(driver: webdriver.Chrome, replay: Path) -> N
         "miou": 0.25,
         "loss": 2,
         "stale": 0,
+        "trip": 0.05,
+        "again": 2,
+        "lost": 2,
+        "rates": ["NaN", "NaN", "100", "100"],
         "kinds": ["join", "kill", "loss", "reject", "resume"],
         "known": False,
     }
@@ -342,6 +355,7 @@ def test_vehicle_that_is_killed_by_its_button_comes_back_and_changes_nothing(
         wait_for(lambda: facts(driver, "#vehicle dl")["start"] != "–", "its first evaluation")
         driver.execute_script(f"{button('kill')}.click()")
         until(driver, f"{state} === 'lost' && {button('revive')}")
+        until(driver, "document.getElementById('loads').innerText.includes('cores')")
         # While it is away nothing goes on: these are not what the run leaves at its end.
         for kind in ("frame", "truth", "prediction?stage=", "errors?stage="):
             until(driver, f"document.querySelector('#vehicle img[src*=\"/{kind}\"]')?.naturalWidth > 0")
@@ -360,6 +374,7 @@ def test_vehicle_that_is_killed_by_its_button_comes_back_and_changes_nothing(
     assert shown["up"] == f"{result['uplink_bytes'] / 1000:.1f} kB"
     assert shown["vehicles"] == str(len(CARS))
     of_vehicle, entry = facts(driver, "#vehicle dl"), result["vehicles"][CARS[-1]]
+    assert float(of_vehicle["round trip"].removesuffix(" ms")) >= 0
     assert of_vehicle["local"] == f"{entry['local_miou']:.3f}"
     assert of_vehicle["queries"] == str(entry["queries"])
     assert of_vehicle["up"] == f"{entry['uplink_bytes'] / 1000:.1f} kB"

@@ -8,11 +8,14 @@ const Fold = (() => {
   const COLUMNS = [
     "stage", "round", "learnt", "loss", "cloudLoss", "val", "start", "local", "ood", "fleet",
     "queries", "up", "down", "rejects", "returns", "seen", "pictures",
+    "roundTrip", "reconnects", "losses", "rate", "ratedAt", "ratedBytes",
   ];
-  const COUNTED = ["queries", "up", "down", "rejects", "returns", "pictures"];
+  const COUNTED = ["queries", "up", "down", "rejects", "returns", "pictures", "reconnects", "losses"];
   // After which there may be other pictures of a vehicle's frames.
   const PICTURED = ["validation", "evaluation", "turn_done"];
   const MOST_NEWS = 500;
+  const RATED_S = 1;
+  const STILL_S = 5;
 
   function empty() {
     const columns = {};
@@ -66,6 +69,14 @@ const Fold = (() => {
     columns.queries[at] = number(event.queries);
     columns.up[at] = number(event.uplink_bytes);
     columns.down[at] = number(event.downlink_bytes);
+    if (typeof event.round_trip_ms === "number") columns.roundTrip[at] = event.round_trip_ms / 1000;
+    if (typeof event.reconnects === "number") columns.reconnects[at] = event.reconnects;
+    const [bytes, took] = [columns.up[at] + columns.down[at], event.time - columns.ratedAt[at]];
+    // What has no time, the result, tells nothing of a rate.
+    if (Number.isNaN(took) ? columns.ratedAt[at] >= 0 : took < RATED_S) return;
+    columns.rate[at] = Math.max(0, bytes - columns.ratedBytes[at]) / took;
+    columns.ratedAt[at] = number(event.time);
+    columns.ratedBytes[at] = bytes;
   }
 
   const PLAIN = {
@@ -160,6 +171,7 @@ const Fold = (() => {
     left(state, event, at) {
       if (state.ended || state.state[at] === FAILED) return;
       state.state[at] = LOST;
+      state.columns.losses[at] += 1;
       tell(state, event, "loss", "lost: its connection ended");
     },
     turn(state, event, at) {
@@ -267,5 +279,11 @@ const Fold = (() => {
     return Math.max(0, Math.min(state.round, state.rounds || state.round) - (Number.isNaN(learnt) ? 0 : learnt));
   };
 
-  return { STATES, LOST, FAILED, DONE, empty, copy, apply, applyLine, sum, miou, loss, staleness };
+  // Bytes a second that a vehicle sends and is sent; none where nothing has been told for a while.
+  const rate = (state, at) => {
+    const { rate: latest, ratedAt } = state.columns;
+    return state.time - ratedAt[at] > STILL_S ? 0 : latest[at];
+  };
+
+  return { STATES, LOST, FAILED, DONE, empty, copy, apply, applyLine, sum, miou, loss, staleness, rate };
 })();

@@ -18,6 +18,8 @@ const Grid = (() => {
     mIoU: { value: Fold.miou, text: Show.score },
     loss: { value: Fold.loss, text: Show.score },
     staleness: { value: Fold.staleness, text: (value) => `${Show.whole(value)} rounds` },
+    "round trip": { value: (state, at) => state.columns.roundTrip[at], text: Show.milliseconds },
+    "bytes a second": { value: Fold.rate, text: Show.bytes },
     "bytes sent": { value: (state, at) => state.columns.up[at] + state.columns.down[at], text: Show.bytes },
   };
 

@@ -15,6 +15,8 @@ const Show = (() => {
     return "–";
   }
 
+  const milliseconds = (seconds) => (known(seconds) ? `${(1000 * seconds).toFixed(0)} ms` : "–");
+
   function duration(seconds) {
     if (!known(seconds)) return "–";
     const all = Math.round(seconds);
@@ -47,5 +49,5 @@ const Show = (() => {
     });
   }
 
-  return { known, score, whole, bytes, duration, clock, element, facts };
+  return { known, score, whole, bytes, milliseconds, duration, clock, element, facts };
 })();

@@ -31,6 +31,10 @@ const Vehicle = (() => {
     ["validation", (state, at) => Show.score(state.columns.val[at])],
     ["local", (state, at) => Show.score(state.columns.local[at])],
     ["OOD", (state, at) => Show.score(state.columns.ood[at])],
+    ["round trip", (state, at) => Show.milliseconds(state.columns.roundTrip[at])],
+    ["a second", (state, at) => Show.bytes(Fold.rate(state, at))],
+    ["reconnects", (state, at) => Show.whole(state.columns.reconnects[at])],
+    ["link lost", (state, at) => Show.whole(state.columns.losses[at])],
     ["its process", Load.ofVehicle],
     ["last heard of", (state, at) => Show.clock(state.columns.seen[at])],
   ];
