@@ -148,6 +148,9 @@ class RunSettings(Ways, frozen=True, kw_only=True, forbid_unknown_fields=True):
     `float16`. Weights, moments, statistics and losses are float32."""
     payload_limit_bytes: int = DEFAULT_PAYLOAD_LIMIT_BYTES
     """Messages are sent in parts of at most this size; brokers have limits of their own."""
+    public_events: bool = True
+    """The cloud says on the bus what happens, scores and losses among it, for `blackfleet watch BROKER_URL`;
+    false = only who is there can be seen."""
     coding: Coding = Coding()
     adaptation: Adaptation = Adaptation()
     augmentation: Augmentation = Augmentation()

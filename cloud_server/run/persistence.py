@@ -21,7 +21,14 @@ from cloud_server.storage.checkpoint import CheckpointError, has_checkpoint, loa
 from protocol.errors import BlackfleetError
 from protocol.session.clock import REAL_CLOCK, Clock
 
-_FREE_TO_CHANGE = ("patience", "parallel_turns", "payload_limit_bytes", "store_capacity", "device")
+_FREE_TO_CHANGE = (
+    "patience",
+    "parallel_turns",
+    "payload_limit_bytes",
+    "public_events",
+    "store_capacity",
+    "device",
+)
 """Settings that a run may go on with others of: they change no result, the device but for rounding."""
 _LOOKED_AT = ("rounds",)
 """Settings that a run may go on with others of, where `more_rounds` finds that well defined."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import threading
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from cloud_server.config import CloudConfig
 from cloud_server.events import Events, Recorder
 from cloud_server.run.claim import FleetClaim
+from cloud_server.run.public_events import PublicEvents
 from cloud_server.run.server import Server
 from cloud_server.storage.recorders import Board, RunLog
 from protocol.local_model import FOLDER_NAME, largest_message_bytes
@@ -76,6 +78,17 @@ def serve(
             announce=presence.announce,
             clock=link.clock.now,
         )
+        public = None
+        if config.public_events:
+            public = PublicEvents(
+                link,
+                session,
+                vehicles=len(config.vehicles),
+                every_s=config.patience.heartbeat_s,
+                may_tell=lambda: presence.bytes_sent > 0,
+            )
+            if resume:
+                public.remember(run_folder)
         try:
             server = Server(
                 config,
@@ -83,11 +96,11 @@ def serve(
                 presence=presence,
                 claim=claim,
                 run_folder=run_folder,
-                events=Events(run_log, board, *recorders),
+                events=Events(run_log, board, *filter(None, [public]), *recorders),
                 stop=stop,
                 resume=resume,
             )
-            with Heartbeat([presence], config.patience.heartbeat_s):
+            with Heartbeat([presence], config.patience.heartbeat_s), public or contextlib.nullcontext():
                 server.run()
         finally:
             watchdog.leave(CLOUD_ID)

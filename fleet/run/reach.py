@@ -8,7 +8,7 @@ import threading
 from fleet.errors import OperatorError
 from protocol.mqtt.broker_url import parse_broker_url
 from protocol.mqtt.transport import MqttTransport, NetworkLoop
-from protocol.session.topics import CHANNELS, PREFIX, client_id, topic
+from protocol.session.topics import DOWN, PREFIX, STATUS, UP, client_id, topic
 from protocol.session.transport import Delivery
 
 _CONNECT_S = 5.0
@@ -25,7 +25,7 @@ def check_reach(url: str, fleet: str, patience_s: float) -> None:
         OperatorError: the broker takes messages and does not hand them on.
     """
     name = f"reach-{secrets.token_hex(4)}"
-    topics = {topic(channel, fleet, name): channel.name for channel in CHANNELS.values()}
+    topics = {topic(channel, fleet, name): channel.name for channel in (UP, DOWN, STATUS)}
     missing, all_there = dict(topics), threading.Event()
 
     def hear(delivery: Delivery) -> None:
@@ -42,7 +42,6 @@ def check_reach(url: str, fleet: str, patience_s: float) -> None:
             for each in topics:
                 transport.publish(each, b"")
             if not all_there.wait(_ECHO_S):
-                channels = ", ".join(missing.values())
                 channels = ", ".join(missing.values())
                 raise OperatorError(
                     f"{parse_broker_url(url)} takes messages and does not hand them on ({channels}); "

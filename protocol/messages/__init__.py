@@ -27,6 +27,7 @@ from protocol.base import (
 from protocol.codec.tensor import EncodedTensor
 from protocol.codec.weights import WeightTensor
 from protocol.messages.down import Ack, Finish, LabelWant, Reject, Resend, Welcome
+from protocol.messages.events import Happened, Past
 from protocol.messages.status import Status
 from protocol.messages.turn import Turn
 from protocol.messages.up import (
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
 else:
     Up = Union[(Hello, Recall, *_kinds(Request))]
     Down = Union[(Welcome, Turn, *_kinds(Answer), Resend, Reject, Finish)]
+Events = Happened | Past
 
 __all__ = [
     "DEFAULT_LIMIT_BYTES",
@@ -92,6 +94,7 @@ __all__ = [
     "CseFslPlan",
     "Down",
     "EncodedTensor",
+    "Events",
     "FederatedPlan",
     "Feedback",
     "FetchEncoder",
@@ -102,6 +105,7 @@ __all__ = [
     "FirstOrder",
     "FslSagePlan",
     "Gradient",
+    "Happened",
     "Hello",
     "Judged",
     "LabelOffer",
@@ -114,6 +118,7 @@ __all__ = [
     "MovedQuery",
     "OfferedLabel",
     "OwnPlan",
+    "Past",
     "Query",
     "Recall",
     "RegionSpsaPlan",

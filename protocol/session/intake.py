@@ -30,7 +30,7 @@ MAX_UNFINISHED = 8
 """Messages of one sender that may have arrived in part; a vehicle has at most four requests under way."""
 _INBOX_SIZE = 20_000
 
-AnyMessage = messages.Up | messages.Down | messages.Status
+AnyMessage = messages.Up | messages.Down | messages.Status | messages.Events
 
 _DECODERS: dict[str, msgspec.msgpack.Decoder[AnyMessage]] = {
     channel.name: msgspec.msgpack.Decoder(channel.message_type) for channel in topics.CHANNELS.values()

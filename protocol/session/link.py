@@ -51,6 +51,7 @@ MOST_WAITING_BYTES = 8 * 1024 * 1024
 """Of a vehicle's requests that have not set out; beyond it makes no new one, unless none waits."""
 MOST_WAITING = 64
 """Messages to one vehicle that have not set out; its requests under way are four."""
+_MOST_WAITING_EVENTS = 8
 _STALL_S = 5.0
 _DRAIN_S = 3.0
 _ENCODER = msgspec.msgpack.Encoder()
@@ -156,12 +157,17 @@ class _Link:
 
     def _sending(self, channel: topics.Channel, vehicle: str, message: AnyMessage) -> Sending:
         topic = topics.topic(channel, self.fleet, vehicle)
-        payload_limit_bytes = self._payload_limit_bytes
-        if self.transport.packet_limit_bytes is not None:
-            header_bytes = publish_packet_bytes(topic, payload_limit_bytes, channel.qos) - payload_limit_bytes
-            payload_limit_bytes = min(payload_limit_bytes, self.transport.packet_limit_bytes - header_bytes)
-        frames = parts.Framed(self._encode(message), payload_limit_bytes, next(self._message_ids))
+        limit_bytes = self._publish_limit_bytes(topic, channel.qos)
+        frames = parts.Framed(self._encode(message), limit_bytes, next(self._message_ids))
         return Sending(frames, topic, qos=channel.qos, retain=channel.retained)
+
+    def _publish_limit_bytes(self, topic: str, qos: int) -> int:
+        """The largest payload that goes in one publish."""
+        limit_bytes = self._payload_limit_bytes
+        if self.transport.packet_limit_bytes is None:
+            return limit_bytes
+        header_bytes = publish_packet_bytes(topic, limit_bytes, qos) - limit_bytes
+        return min(limit_bytes, self.transport.packet_limit_bytes - header_bytes)
 
     def _encode(self, message: AnyMessage) -> list[bytes]:
         if isinstance(message, messages.Weights):
@@ -285,6 +291,24 @@ class CloudLink(_Link):
                 f"{waiting} messages to {vehicle!r} wait already; {type(message).__name__} not sent"
             )
         return self._send(topics.DOWN, vehicle, vehicle, message)
+
+    @property
+    def tell_limit_bytes(self) -> int:
+        """The largest payload that `tell` takes."""
+        topic = topics.topic(topics.EVENTS, self.fleet, topics.CLOUD_ID)
+        return self._publish_limit_bytes(topic, topics.EVENTS.qos)
+
+    def tell(self, message: messages.Events) -> bool:
+        """Say what has happened to whoever may look on; False where it would be in the way, or is too large.
+
+        It takes its turn with all else that is sent, and nobody waits for it.
+        """
+        sending = self._sending(topics.EVENTS, topics.CLOUD_ID, message)
+        waiting = self._outgoing.waiting(sending.topic)
+        if not (self.transport.connected and sending.frames.is_whole and waiting < _MOST_WAITING_EVENTS):
+            return False
+        self._outgoing.send(sending)
+        return True
 
     def forget(self, vehicle: str) -> None:
         """Send nothing more of what is on its way to a vehicle: it has lost its meaning."""

@@ -1,7 +1,7 @@
 """Every topic there is: its place, direction, quality of service and what travels on it.
 
 `blackfleet/v1/<fleet>/<vehicle>/<channel>`; nobody writes a topic string anywhere else. The cloud is
-the reserved vehicle id `cloud`, which has a status and nothing else.
+the reserved vehicle id `cloud`, which has a status, and events for whoever may look on.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ class Direction(Enum):
     VEHICLE_TO_CLOUD = "vehicle → cloud"
     CLOUD_TO_VEHICLE = "cloud → vehicle"
     EVERYONE = "everyone"
+    CLOUD_TO_OBSERVERS = "cloud → observers"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +47,14 @@ DOWN = Channel(
 STATUS = Channel(
     name="status", direction=Direction.EVERYONE, qos=1, retained=True, message_type=messages.Status
 )
-CHANNELS = {channel.name: channel for channel in (UP, DOWN, STATUS)}
+EVENTS = Channel(
+    name="events",
+    direction=Direction.CLOUD_TO_OBSERVERS,
+    qos=1,
+    retained=False,
+    message_type=messages.Events,
+)
+CHANNELS = {channel.name: channel for channel in (UP, DOWN, STATUS, EVENTS)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,6 +105,11 @@ def topic(channel: Channel, fleet: str, vehicle: str) -> str:
 def topic_filter(channel: Channel, fleet: str) -> str:
     """The subscription that covers a channel of every vehicle of a fleet."""
     return f"{PREFIX}/{check_id(fleet, 'fleet id')}/+/{channel.name}"
+
+
+def clouds_filter() -> str:
+    """The subscription that covers the statuses of all fleets' clouds."""
+    return f"{PREFIX}/+/{CLOUD_ID}/{STATUS.name}"
 
 
 def parse(topic_name: str) -> Address:

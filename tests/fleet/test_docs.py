@@ -86,7 +86,13 @@ def test_answer_of_each_request_equals_the_code() -> None:
 def documented_structs() -> dict[str, tuple[str | None, list[str]]]:
     """Tag and fields by name, with *identity* written out."""
     structs = {}
-    for heading in ("### Vehicle → cloud", "### Cloud → vehicle", "### Both ways", "### Inside messages"):
+    for heading in (
+        "### Vehicle → cloud",
+        "### Cloud → vehicle",
+        "### Both ways",
+        "### Cloud → observers",
+        "### Inside messages",
+    ):
         for name, tag, fields, *_ in table_rows(heading, PROTOCOL):
             written_out = fields.replace("*identity*", "`vehicle` `grant` `turn_id` `step`")
             structs[code_words(name)[0]] = (next(iter(code_words(tag)), None), code_words(written_out))

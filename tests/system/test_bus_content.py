@@ -18,7 +18,8 @@ from edge_client.encoder.bundle import EncoderBundle
 from edge_client.state import StateStore
 from protocol.codec import labels as label_codec
 from protocol.codec import tensor as tensor_codec
-from protocol.messages import Down, Feedback, Labels, Query, Status, Turn, Up, Upload
+from protocol.codec.lines import decode_lines
+from protocol.messages import Down, Events, Feedback, Happened, Labels, Past, Query, Status, Turn, Up, Upload
 from protocol.session.memory import MemoryBus
 from protocol.session.topics import parse
 
@@ -32,7 +33,7 @@ class Recording:
     """A run and its bus log."""
 
     fleet: TinyFleet
-    messages: list[tuple[str, str, Up | Down | Status]] = field(default_factory=list)
+    messages: list[tuple[str, str, Up | Down | Status | Events]] = field(default_factory=list)
     """(vehicle, channel, message)"""
     payloads: list[bytes] = field(default_factory=list)
     carried: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -77,6 +78,8 @@ def test_only_the_table_s_message_types_cross(recording: Recording) -> None:
         ("down", "Ack"),
         ("down", "Finish"),
         ("status", "Status"),
+        ("events", "Happened"),
+        ("events", "Past"),
     }
     assert all(message.vehicle in (*CARS, "cloud") for _, _, message in recording.messages)
 
@@ -107,6 +110,8 @@ def _open_contents(recording: Recording) -> Iterable[bytes]:
         if isinstance(message, Query | Upload):
             features = message.features
             yield tensor_codec.decode(features, expected_shape=(None,) * 4).tobytes()
+        if isinstance(message, Happened | Past):
+            yield "\n".join(decode_lines(message.plain_bytes, message.lines)).encode()
         if isinstance(message, Labels):
             for label, coded in message.labels:
                 yield label_codec.decode_label(

@@ -50,5 +50,6 @@ def test_byte_counts_of_the_result_are_what_crossed_the_wire(tmp_path: Path, fra
             assert counted_bytes == pytest.approx(crossed_bytes, rel=TOLERANCE), (car, by_topic, entry)
     asked = "blackfleet/v1/fleet/reach-"  # what the launcher sends to itself before any vehicle starts
     topics = {packet.topic for packet in proxy.published if not packet.topic.startswith(asked)}
-    channels = {(car, level) for car in CARS for level in ("up", "down", "status")} | {(CLOUD_ID, "status")}
+    channels = {(car, level) for car in CARS for level in ("up", "down", "status")}
+    channels |= {(CLOUD_ID, "status"), (CLOUD_ID, "events")}
     assert topics == {f"blackfleet/v1/{fleet}/{who}/{level}" for who, level in channels}
