@@ -18,6 +18,15 @@ from evaluation.scores import ConfusionMatrix
 
 RESULT_NAME = "result.json"
 """In a run folder: that it is there means that the run is complete."""
+RESULT_TOTALS = (
+    "mean_local_miou",
+    "mean_ood_miou",
+    "initial_local_miou",
+    "fleet_miou",
+    "uplink_bytes",
+    "downlink_bytes",
+)
+"""Of its keys, those that say in short how the run has ended."""
 
 
 def assemble(

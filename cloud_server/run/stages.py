@@ -16,7 +16,7 @@ from cloud_server.desk.registry import Registry
 from cloud_server.events import Events
 from cloud_server.run.more_rounds import first_stage
 from cloud_server.run.persistence import RunState
-from cloud_server.run.results import RESULT_NAME, assemble, total_work
+from cloud_server.run.results import RESULT_NAME, RESULT_TOTALS, assemble, total_work
 from cloud_server.schedule import Kind, Stage
 from datasets.labels import LabelSpace
 from protocol.atomic import write_json_atomic
@@ -101,7 +101,7 @@ class StageLoop:
         )
         write_json_atomic(self._run_folder / RESULT_NAME, result)
         fleet_miou = result["fleet_miou"]
-        self._events.event("result", mean_local_miou=result["mean_local_miou"], fleet_miou=fleet_miou)
+        self._events.event("result", **{key: result[key] for key in RESULT_TOTALS})
         if fleet_miou is not None:
             self._events.scalar("fleet_miou", fleet_miou, self._learning.stages[-1].number)
         return result

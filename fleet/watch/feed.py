@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cloud_server.run.results import RESULT_NAME
+from cloud_server.run.results import RESULT_NAME, RESULT_TOTALS
 from cloud_server.storage.recorders import LOG_NAME
 
 _POLL_S = 0.25
@@ -21,14 +21,6 @@ _IDLE_S = 10.0
 """After so long without news a comment is sent: that is how a reader who has gone is noticed."""
 _SCORES = ("initial_local_miou", "local_miou", "ood_miou", "fleet_miou")
 _COUNTS = ("queries", "uplink_bytes", "downlink_bytes", "rejects")
-_TOTALS = (
-    "mean_local_miou",
-    "mean_ood_miou",
-    "initial_local_miou",
-    "fleet_miou",
-    "uplink_bytes",
-    "downlink_bytes",
-)
 
 
 def final_event(run_folder: Path) -> dict[str, Any] | None:
@@ -38,7 +30,7 @@ def final_event(run_folder: Path) -> dict[str, Any] | None:
         result = json.loads(path.read_text(encoding="utf-8"))
         return {
             "event": "final",
-            **{key: result.get(key) for key in (*_TOTALS, "wall_s", "dataset", "seed")},
+            **{key: result.get(key) for key in (*RESULT_TOTALS, "wall_s", "dataset", "seed")},
             "vehicles": {name: _short(entry) for name, entry in result["vehicles"].items()},
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

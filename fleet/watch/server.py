@@ -41,14 +41,25 @@ class WatchServer:
     """Shows one run folder for as long as its context is open."""
 
     def __init__(
-        self, run_folder: Path, *, host: str = LOOPBACK, port: int = 0, controls: Controls | None = None
+        self,
+        run_folder: Path,
+        *,
+        host: str = LOOPBACK,
+        port: int = 0,
+        controls: Controls | None = None,
+        title: str | None = None,
+        has_frames: bool = True,
     ) -> None:
         """Listen at `host`; port 0 is any free one. `controls` gives the page buttons.
+
+        `title`: what is shown; None: the folder's name. `has_frames`: whether it may hold vehicles' frames.
 
         Raises:
             OperatorError: that address can't be had.
         """
         self.run_folder = run_folder
+        self._title = run_folder.resolve().name if title is None else title
+        self._has_frames = has_frames
         self.controls = controls
         self.guard = Guard(host)
         self.pictures = Pictures(run_folder)
@@ -85,8 +96,13 @@ class WatchServer:
 
     def page(self) -> tuple[str, str]:
         """The page and its policy."""
-        settings = {"token": self.guard.page_token, "buttons": self.controls is not None, "live": True}
-        return render_page(settings, title=self.run_folder.resolve().name)
+        settings = {
+            "token": self.guard.page_token,
+            "buttons": self.controls is not None,
+            "live": True,
+            "frames": self._has_frames,
+        }
+        return render_page(settings, title=self._title)
 
 
 class _Http(ThreadingHTTPServer):

@@ -23,7 +23,7 @@ const Fold = (() => {
     return {
       ids: [], index: new Map(), state: new Uint8Array(0), columns,
       algorithm: "", rounds: 0, stages: 0, stage: -1, round: 0, kind: "",
-      began: NaN, time: NaN, events: 0, runs: 0, curve: [], cloudLoss: NaN, cloud: "",
+      began: NaN, time: NaN, events: 0, runs: 0, curve: [], cloudLoss: NaN, cloud: "", waiting: "",
       news: [], newsCount: 0, processes: {}, dead: {}, paused: false, stopped: false, ended: false, result: null,
     };
   }
@@ -140,8 +140,14 @@ const Fold = (() => {
       state.stopped = true;
       tell(state, event, "end", "the run was stopped");
     },
+    // What an observer at the broker waits for.
+    waiting(state, event) {
+      if (state.runs > 0 && !state.ended && event.for) tell(state, event, "loss", `waiting for ${event.for}`);
+      state.waiting = event.for;
+    },
     result(state, event) {
       state.ended = true;
+      if (typeof event.uplink_bytes === "number") state.result = event;
       for (let at = 0; at < state.ids.length; at++) if (state.state[at] !== FAILED) state.state[at] = DONE;
       tell(state, event, "end", "the run is complete");
     },
@@ -163,6 +169,12 @@ const Fold = (() => {
   };
 
   const OF_VEHICLES = {
+    // Heard by an observer to whom the cloud tells nothing.
+    present(state, event, at) {
+      if (state.ended || state.state[at] === FAILED) return;
+      if (!event.online) state.state[at] = LOST;
+      else if (state.state[at] === STARTING || state.state[at] === LOST) state.state[at] = JOINED;
+    },
     joined(state, event, at) {
       const again = state.state[at] === LOST;
       if (state.state[at] !== FAILED) state.state[at] = JOINED;
@@ -245,15 +257,13 @@ const Fold = (() => {
     return state;
   }
 
-  // A line of the log; one that was torn by a crash is passed over.
+  // A line of the log; one that was torn by a crash, or tells what can't be, is passed over.
   function applyLine(state, line) {
-    let event;
     try {
-      event = JSON.parse(line);
+      return apply(state, JSON.parse(line));
     } catch {
       return state;
     }
-    return apply(state, event);
   }
 
   const sum = (state, name) => {

@@ -74,6 +74,7 @@
     if (state.stopped) return ["stopped; blackfleet launch --resume goes on", true];
     if (state.paused) return ["paused", false];
     if (ending !== "" && shown === latest) return ["no more news: what shows this run has ended", true];
+    if (state.waiting) return [`waiting for ${state.waiting}`, state.runs > 0];
     if (state.events === 0) return ["waiting for the first event", false];
     return [state.cloud || KINDS[state.kind] || state.kind || "gathering the vehicles", false];
   }

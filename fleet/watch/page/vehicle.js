@@ -76,6 +76,7 @@ const Vehicle = (() => {
       const words = "what it sees, ground truth and prediction";
       return [(settings.pictures[vehicle] || []).map(([source, key]) => [`test frame ${key}`, [[source, words]]]), []];
     }
+    if (!settings.frames) return [[], []];
     const at = `vehicles/${encodeURIComponent(vehicle)}`;
     const answer = await fetch(`${at}/frames`).catch(() => null);
     if (answer === null) return null;
