@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from cloud_server.algorithms.table import FLEET_ALGORITHMS
-from cloud_server.config import DEVICES, PRECISIONS, CloudConfig, read_config
+from cloud_server.config import DEVICES, ON_FAILURE, PRECISIONS, CloudConfig, read_config
 from cloud_server.errors import CloudError, Stopped
 from cloud_server.metrics import RunMetrics
 from cloud_server.unknown_keys import explain
@@ -142,6 +142,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         choices=PRECISIONS,
         help=f"of convolutions and products (default {defaults['precision']})",
     )
+    parser.add_argument(
+        "--on-vehicle-failure",
+        choices=ON_FAILURE,
+        help="when a vehicle does not join, fails or stays away: continue without it (default), wait for it, "
+        "or stop",
+    )
     parser.add_argument("--resume", action="store_true", help="go on with the run in RUN_DIR")
     parser.add_argument(
         "--metrics-port",
@@ -186,6 +192,8 @@ def _config(options: argparse.Namespace) -> CloudConfig:
         **content.get("coding", {}),
         **{key: value for key, value in coding.items() if value is not None},
     }
+    if options.on_vehicle_failure is not None:
+        content["patience"] = {**content.get("patience", {}), "on_failure": options.on_vehicle_failure}
     missing = [f"--{key}" for key in ("fleet", "vehicles") if key not in content]
     if missing:
         raise CloudError(f"{' and '.join(missing)} missing; give it, or a --config file")

@@ -104,6 +104,10 @@ class UploadConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         self._one_of(("input", "logits"), "train_labels")
 
 
+ON_FAILURE = ("continue", "wait", "stop")
+"""What may become of a run when a vehicle fails."""
+
+
 class PatienceConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How long the cloud waits for what, in seconds."""
 
@@ -123,13 +127,13 @@ class PatienceConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     turn_s: float = 21600.0
     """For one vehicle's turn, from its grant to its end: who says that it lives and never gets there has
     failed. Where a way of learning has a deadline of its own, that one counts."""
-    on_failure: str = "stop"
-    """What becomes of the run when a vehicle fails, or stays away for `give_up_s`: `stop`, or `continue`
-    without it."""
+    on_failure: str = "continue"
+    """What becomes of the run when a vehicle does not join in `join_s`, fails, or stays away for `give_up_s`:
+    `continue` without it, `wait` until it is back, or `stop`."""
 
     def __post_init__(self) -> None:
         self._above(0, "join_s", "retry_s", "give_up_s", "heartbeat_s", "step_s", "turn_s")
-        self._one_of(("stop", "continue"), "on_failure")
+        self._one_of(ON_FAILURE, "on_failure")
 
 
 class RunSettings(Ways, frozen=True, kw_only=True, forbid_unknown_fields=True):

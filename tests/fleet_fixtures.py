@@ -123,7 +123,9 @@ class TinyFleet:
             "first_order": FirstOrder(epochs=3, batch_size=4, rate=5e-3),
             "zeroth_order": ZerothOrderConfig(batches=2, batch_size=3),
             "spsa": SpsaPlan(queries=1, rate=1e-3),
-            "patience": PatienceConfig(join_s=30, retry_s=0.2, give_up_s=30, heartbeat_s=0.5),
+            "patience": PatienceConfig(
+                join_s=30, retry_s=0.2, give_up_s=30, heartbeat_s=0.5, on_failure="stop"
+            ),
         }
         self.config = CloudConfig(**{**settings, **changes})
         refs = open_dataset("camvid", world.data_root).refs

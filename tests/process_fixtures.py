@@ -39,7 +39,7 @@ SCENARIO: Mapping[str, Any] = {
     "first_order": {"epochs": 3, "batch_size": 4},
     "zeroth_order": {"batches": 2, "batch_size": 3},
     "spsa": {"queries": 1, "rate": 1e-3},
-    "patience": {"join_s": 90, "retry_s": 0.3, "give_up_s": 90, "heartbeat_s": 0.5},
+    "patience": {"join_s": 90, "retry_s": 0.3, "give_up_s": 90, "heartbeat_s": 0.5, "on_failure": "stop"},
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
@@ -56,6 +57,8 @@ class EndedRun:
             equipment=row.needs.equipment,
         )
         registry.know(roster.declared, roster.failed)
+        if registry.declared:  # of those that never joined nothing is known
+            config = self.config = msgspec.structs.replace(config, vehicles=tuple(registry.declared))
         registry.image_size = next((joined.image_size for joined in roster.declared.values()), None)
         self._trainer = build_trainer(config, registry, run_folder, num_classes=classes.num_classes)
         with LabelStore(run_folder / "cloud" / "labels", num_classes=classes.num_classes) as labels:

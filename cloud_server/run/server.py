@@ -6,9 +6,13 @@ does with features is behind `Algorithm`, what a vehicle may say is checked at t
 
 from __future__ import annotations
 
+import logging
 import threading
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+
+import msgspec
 
 from cloud_server.algorithms.base import Algorithm, Context
 from cloud_server.algorithms.table import (
@@ -39,6 +43,8 @@ from protocol.messages import Finish
 from protocol.session.link import CloudLink
 from protocol.session.presence import Presence
 from protocol.session.transport import BrokerUnreachable
+
+log = logging.getLogger(__name__)
 
 _POLL_S = 0.25
 _FAREWELL_S = 10.0
@@ -127,7 +133,8 @@ class Server:
         self._desk.status_bytes = self._statuses_counted = self._presence.bytes_sent
         for received in said:
             self._desk.handle(received)
-        self._gather()
+        absent = self._gather()
+        self._leave_out(absent)
         self._roster.declare(self._registry.declared)
         algorithm = self._build_algorithm()
         loop = StageLoop(
@@ -140,6 +147,8 @@ class Server:
             events=self._events,
         )
         loop.resume()
+        for vehicle, reason in absent.items():
+            self._events.event("failed", vehicle=vehicle, stage=0, round=0, reason=reason)
         turns = StageTurns(
             self._config,
             algorithm,
@@ -161,19 +170,43 @@ class Server:
         loop.conclude()
         self._dismiss()
 
-    def _gather(self) -> None:
-        """Wait until every vehicle has said hello."""
-        deadline = self._link.clock.now() + self._config.patience.join_s
+    def _gather(self) -> dict[str, str]:
+        """Wait until every vehicle has said hello; returns why those are left out that have not.
+
+        Raises:
+            CloudError: not all have, and the run does not go on without them; or none has.
+        """
+        patience, records = self._config.patience, self._registry.vehicles
+        deadline = self._link.clock.now() + patience.join_s
         while missing := self._registry.missing():
             if self._link.clock.now() > deadline:
-                records = self._registry.vehicles
+                absence = f"did not join within {patience.join_s:g} s"
                 refused = [f"{name} {records[name].refused}" for name in missing if records[name].refused]
-                raise CloudError(
-                    f"{len(missing)} of {len(self._config.vehicles)} vehicles did not join within "
-                    f"{self._config.patience.join_s:g} s: {', '.join(missing[:10])}"
+                said = (
+                    f"{len(missing)} of {len(self._config.vehicles)} vehicles {absence}: "
+                    f"{', '.join(missing[:10])}"
                     + (f"; refused: {' | '.join(refused[:3])}" if refused else "")
                 )
+                if patience.on_failure == "wait":
+                    log.warning("waiting for them: %s", said)
+                    deadline = self._link.clock.now() + patience.join_s
+                elif patience.on_failure == "continue" and any(record.hello for record in records.values()):
+                    log.warning("the run goes on without them: %s", said)
+                    return {
+                        name: f"{absence}{records[name].refused and ': ' + records[name].refused}"
+                        for name in missing
+                    }
+                else:
+                    raise CloudError(said)
             self._serve()
+        return {}
+
+    def _leave_out(self, absent: Mapping[str, str]) -> None:
+        """From here on the run is of those who have ever joined; of others nobody knows what they have."""
+        for vehicle, reason in absent.items():
+            self._registry.vehicles[vehicle].failed = reason
+            self._roster.fail(vehicle, reason)
+        self._config = msgspec.structs.replace(self._config, vehicles=tuple(self._registry.declared))
 
     def _build_algorithm(self) -> Algorithm:
         train_frames = {

@@ -109,6 +109,10 @@ class StageTurns:
                     self._finish(stage, active)
                     finished.add(vehicle)
                 elif failure := active.failed or self._given_up(stage, vehicle, since=running[vehicle]):
+                    if self._config.patience.on_failure == "wait":
+                        running[vehicle] = self._clock.now()
+                        self._await(stage, active, failure)
+                        continue
                     del running[vehicle]
                     self._fail(stage, active, failure)
                 elif stage.deadline_s is not None and self._clock.now() - running[vehicle] > stage.deadline_s:
@@ -131,6 +135,16 @@ class StageTurns:
         self._discard(active)
         log.warning("turn %d of vehicle %s took over %g s: dropped", stage.number, vehicle, stage.deadline_s)
         self._events.event("dropped", vehicle=vehicle, stage=stage.number, round=stage.round)
+
+    def _await(self, stage: Stage, active: ActiveTurn, reason: str) -> None:
+        """A vehicle can't go on, and the run waits for it: its next hello starts the turn over. Where a way
+        of learning has a deadline, that one stays."""
+        vehicle = active.turn.vehicle
+        record = self._registry.vehicles[vehicle]
+        active.failed, record.last_seen = None, self._clock.now()
+        if record.is_news("awaited"):
+            log.warning("waiting for vehicle %s (turn %d): %s", vehicle, stage.number, reason)
+            self._events.event("awaited", vehicle=vehicle, stage=stage.number, reason=reason)
 
     def _fail(self, stage: Stage, active: ActiveTurn, reason: str) -> None:
         """A vehicle can't go on: stop, or go on without it for the rest of the run.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cloud_server.algorithms.table import ALGORITHMS
-from cloud_server.config import DEVICES, PRECISIONS
+from cloud_server.config import DEVICES, ON_FAILURE, PRECISIONS
 from cloud_server.networks.table import NETWORK_DOOR, NETWORKS
 from datasets.catalog import LABELLED, LABELLED_CHOICES
 from datasets.conditions import CONDITIONS
@@ -195,11 +195,11 @@ MACHINES = OptionGroup(
             "fleet", "fleet", str, "The fleet's name on the broker; default: a name of its own for each run."
         ),
         ScenarioOption(
-            "on_failure",
+            "on_vehicle_failure",
             "patience.on_failure",
             str,
-            "When a vehicle fails or stays away: stop, or continue without it.",
-            choices=("stop", "continue"),
+            "When a vehicle does not join, fails or stays away: continue without it, wait for it, or stop.",
+            choices=ON_FAILURE,
         ),
     ),
 )

@@ -54,6 +54,11 @@ def check_runnable(scenario: Scenario) -> None:
         broker.choose_kind(scenario.broker)
     elif scenario.broker != MEMORY_BUS:
         parse_broker_url(scenario.broker)
+    if scenario.broker == MEMORY_BUS and scenario.patience.on_failure == "wait":
+        raise OperatorError(
+            "with the broker in memory all is one process, and nothing can come back: take "
+            "--on-vehicle-failure continue or stop, or another broker"
+        )
     if scenario.broker_port is not None:
         broker.check_port_number(scenario.broker_port)
 

@@ -265,6 +265,7 @@ def _process_table(
             environment={BROKER_VARIABLE: url},
             threads=scenario.encoder.threads,
             may_fail=scenario.patience.on_failure == "continue",
+            comes_back=scenario.patience.on_failure == "wait",
             vehicles=tuple(vehicle.id for vehicle in read_host_config(path).vehicles),
         )
         for path in hosts

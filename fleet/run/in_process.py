@@ -43,7 +43,7 @@ def run_in_process(
         try:
             host.run()
         except Exception as error:  # whatever ended it is raised in the caller's thread, if it ends the run
-            if config.patience.on_failure == "stop":
+            if config.patience.on_failure != "continue":
                 failures.append(error)
                 stop.set()
 

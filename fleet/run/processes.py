@@ -28,6 +28,7 @@ _MAX_FAULTS = 3
 _GRACE_S = 10.0
 _READY_S = 60.0
 _POLL_S = 0.05
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
 _PR_SET_PDEATHSIG = 1
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 _PATIENT_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
@@ -51,6 +52,8 @@ class ProcessSpec:
     """Whether the process can be used yet; the next row starts when it can."""
     may_fail: bool = False
     """The run goes on when this process has ended for good because of a mistake or fault."""
+    comes_back: bool = False
+    """After a mistake or fault it is started again, ever more rarely: somebody will mend it."""
     leads: bool = False
     """The run ends when this process has ended well."""
     stays: bool = False
@@ -68,6 +71,9 @@ class _Running:
     """How often it ended with an error code, not by a signal."""
     done: bool = False
     has_failed: bool = False
+    due_s: float | None = None
+    """When it is tried again, of the monotonic clock; None: it runs."""
+    pause_s: float = _FIRST_PAUSE_S
     held: bool = False
     """Ended because the operator wanted it to; nobody starts it again but the operator."""
     log_path: Path = field(default_factory=Path)
@@ -136,8 +142,11 @@ class ProcessTable:
             running.faults += code > 0
             hopeless = running.restarts >= _MAX_RESTARTS or running.faults >= _MAX_FAULTS
             if code == _USER_ERROR or hopeless:
-                self._give_up(running, code)
-                continue
+                if not running.spec.comes_back:
+                    self._give_up(running, code)
+                    continue
+                if not self._is_due(running, code):
+                    continue
             self._restart(running, code)
             if running.spec.leads:
                 self._restart_done()
@@ -210,6 +219,18 @@ class ProcessTable:
         running.held = False
         running.process = self._start(running.spec, running.spec.restart_arguments, running.log_path)
         self._write_ids()
+
+    def _is_due(self, running: _Running, code: int) -> bool:
+        """Whether a process that somebody has to mend is to be tried again now."""
+        if running.due_s is None:
+            running.pause_s = min(2 * running.pause_s, _LONGEST_PAUSE_S)
+            running.due_s = time.monotonic() + running.pause_s
+            reason = _last_line(running.log_path, f"{running.spec.name} ended with code {code}")
+            log.warning("%s is tried again in %g s: %s", running.spec.name, running.pause_s, reason)
+        if time.monotonic() < running.due_s:
+            return False
+        running.due_s = None
+        return True
 
     def _give_up(self, running: _Running, code: int) -> None:
         reason = _last_line(running.log_path, f"{running.spec.name} ended with code {code}")

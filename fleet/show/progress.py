@@ -134,6 +134,10 @@ class Progress(Recorder):
             case "failed":
                 view.state = "failed"
                 self._say(f"the run goes on without {event['vehicle']}: {event['reason']}")
+            case "awaited":
+                view.state = "awaited"
+                line = f"waiting for {event['vehicle']}: {event['reason']}"
+                self._say(*self._summaries.incident("vehicles waited for", line))
             case "restarted":
                 line = f"{event['vehicle']} came back: its turn starts over"
                 self._say(*self._summaries.incident("turns that start over", line))

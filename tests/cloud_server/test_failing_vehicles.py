@@ -17,6 +17,7 @@ from supervision import Supervisor
 import edge_client.state
 from cloud_server.config import PatienceConfig
 from cloud_server.errors import CloudError
+from cloud_server.run.ended import EndedRun
 from cloud_server.training.trainer import Trainer
 from edge_client.errors import CloudSilent, VehicleError
 from edge_client.turn import TurnTools
@@ -26,7 +27,8 @@ from protocol.plans.first_order import FirstOrder
 from protocol.plans.local_loss import LocalLossPlan
 
 WELL, ILL = "car-1", "car-2"
-GO_ON = PatienceConfig(join_s=30, retry_s=0.2, give_up_s=30, heartbeat_s=0.5, on_failure="continue")
+GO_ON = PatienceConfig(join_s=30, retry_s=0.2, give_up_s=30, heartbeat_s=0.5)
+WAIT = PatienceConfig(join_s=1, retry_s=0.2, give_up_s=30, heartbeat_s=0.5, on_failure="wait")
 CONSTANT = FirstOrder(epochs=3, batch_size=4, rate=5e-3, schedule="constant")
 
 
@@ -171,6 +173,56 @@ def test_failed_vehicle_stays_out_though_it_comes_back_and_the_cloud_is_killed(
     assert list(fleet.result()["failed"]) == [ILL]
     assert len(fleet.events("failed")) == 1
     assert fleet.result()["vehicles"][WELL]["local_miou"] is not None
+
+
+def test_run_goes_on_without_those_who_never_join_and_is_resumed_so(
+    tiny_world: World, tmp_path: Path
+) -> None:
+    """With the bits of a run that does not name them; its model can be read afterwards."""
+    alone = TinyFleet(tiny_world, tmp_path / "alone", vehicles=(WELL,), rounds=1)
+    _run(alone, WELL)
+    patience = msgspec.structs.replace(GO_ON, join_s=1.0)
+    fleet = TinyFleet(tiny_world, tmp_path / "named", vehicles=("car-0", WELL), rounds=1, patience=patience)
+    supervisor = Supervisor(fleet)
+    supervisor._buried.add("car-0")
+    supervisor.kill_at({(WELL, "query", 2)}, of_the_cloud={(WELL, "query", 2)})
+    supervisor.run()
+    assert supervisor.kills == ["cloud"]
+    assert _of_the_well_one(fleet) == _of_the_well_one(alone)
+    result = fleet.result()
+    assert result["failed"] == {"car-0": "did not join within 1 s"}
+    assert list(result["vehicles"]) == [WELL]
+    [event] = fleet.events("failed")
+    assert (event["vehicle"], event["reason"]) == ("car-0", "did not join within 1 s")
+    assert EndedRun(fleet.config, fleet.run_folder).last_trained.keys() == {WELL}
+
+
+def test_run_waits_for_a_vehicle_that_failed_and_ends_as_if_it_had_not(
+    undisturbed: TinyFleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet = TinyFleet(undisturbed.world, tmp_path, patience=WAIT)
+    supervisor = Supervisor(fleet)
+    # The ill one is late, too: nobody is left out while the others wait for it.
+    supervisor.before_vehicle(ILL, lambda: time.sleep(1.5))
+    run_once, mended = supervisor.run_vehicle, []
+
+    def run_again(car: str) -> None:
+        try:
+            run_once(car)
+        except Exception as error:
+            mended.append(str(error))
+            monkeypatch.undo()
+            run_once(car)
+
+    supervisor.run_vehicle = run_again  # type: ignore[method-assign]
+    make_ill, reason = WAYS["a full disk"]
+    make_ill(monkeypatch, 1)
+    supervisor.run()
+    assert len(mended) == 1
+    [event] = fleet.events("awaited")
+    assert event["vehicle"] == ILL and reason in event["reason"]
+    assert fleet.result()["failed"] == {}
+    assert fleet.fingerprint() == undisturbed.fingerprint()
 
 
 def test_last_vehicle_that_fails_ends_the_run(

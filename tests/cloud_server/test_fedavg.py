@@ -304,7 +304,7 @@ def test_vehicle_without_the_local_model_says_what_is_missing(tiny_world: World,
         def host(self, *cars: str, **patience: float) -> HostConfig:
             return TinyFleet.host(self, *cars, **patience)
 
-    patience = PatienceConfig(join_s=3, retry_s=0.2, give_up_s=30, heartbeat_s=0.5)
+    patience = PatienceConfig(join_s=3, retry_s=0.2, give_up_s=30, heartbeat_s=0.5, on_failure="stop")
     with pytest.raises(Mistake, match=r"did not join .*; refused: car-1 this vehicle has no local model"):
         Supervisor(Bare(tiny_world, tmp_path, patience=patience)).run()
 

@@ -150,7 +150,7 @@ def test_requests_without_end_are_refused_within_a_turn(tiny_world: World, tmp_p
                 client.publish(topics.topic(topics.UP, FLEET, CAR), b"\x00" + msgspec.msgpack.encode(offer))
 
     bus.record(listen)
-    patience = PatienceConfig(join_s=30, retry_s=0.2, give_up_s=30, heartbeat_s=0.5)
+    patience = PatienceConfig(join_s=30, retry_s=0.2, give_up_s=30, heartbeat_s=0.5, on_failure="stop")
     fleet = TinyFleet(tiny_world, tmp_path, **SETTINGS, patience=patience)
     said = r"vehicle 'car-1' can't go on: .*turn 1 has had \d+ requests; no turn needs more"
     with pytest.raises(CloudError, match=said):

@@ -277,7 +277,7 @@ def test_vehicle_without_local_head_says_so(tiny_world: World, tmp_path: Path) -
             vehicles = tuple(msgspec.structs.replace(vehicle, local_head=None) for vehicle in host.vehicles)
             return msgspec.structs.replace(host, vehicles=vehicles)
 
-    patience = PatienceConfig(join_s=3, retry_s=0.2, give_up_s=30, heartbeat_s=0.5)
+    patience = PatienceConfig(join_s=3, retry_s=0.2, give_up_s=30, heartbeat_s=0.5, on_failure="stop")
     fleet = Headless(tiny_world, tmp_path, algorithm="blackfleet", local_loss=LOCAL, patience=patience)
     assert "has no local head" in refusal(fleet)
 

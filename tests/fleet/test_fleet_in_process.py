@@ -185,12 +185,14 @@ def _ends_with(
 
 
 def test_missing_vehicle_ends_the_run_in_one_line(tiny_world: World, tmp_path: Path) -> None:
-    fleet = TinyFleet(tiny_world, tmp_path, patience=PatienceConfig(join_s=0.5))
+    fleet = TinyFleet(tiny_world, tmp_path, patience=PatienceConfig(join_s=0.5, on_failure="stop"))
     _ends_with(CloudError, "1 of 2 vehicles did not join within 0.5 s: car-2", fleet, cars=("car-1",))
 
 
 def test_vehicle_that_stays_away_ends_the_run_in_one_line(tiny_world: World, tmp_path: Path) -> None:
-    fleet = TinyFleet(tiny_world, tmp_path, patience=PatienceConfig(retry_s=0.1, give_up_s=2.5))
+    fleet = TinyFleet(
+        tiny_world, tmp_path, patience=PatienceConfig(retry_s=0.1, give_up_s=2.5, on_failure="stop")
+    )
     supervisor = Supervisor(fleet)
 
     def kill_and_bury(supervisor: Supervisor, message_tag: str, car: str) -> None:

@@ -18,6 +18,7 @@ from process_fixtures import WAIT_S, Launch, module, start, write_scenario
 from cloud_server.config import PatienceConfig
 from fleet import broker
 from fleet.errors import OperatorError
+from fleet.run import processes as processes_of_fleet
 from fleet.run.processes import ProcessSpec, ProcessTable
 
 pytestmark = pytest.mark.timeout(300)
@@ -113,6 +114,25 @@ def test_launched_run_goes_on_without_a_process_that_stands_still_and_does_not_t
     result = launch.result()
     assert list(result["failed"]) == ["car-02"]
     assert "without what has failed" in launch.output.read_text()
+
+
+def test_process_that_comes_back_is_tried_again_until_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes_of_fleet, "_LONGEST_PAUSE_S", 0.1)
+    mended, over = tmp_path / "mended", tmp_path / "over"
+    host = f"import sys, pathlib; sys.exit(0 if pathlib.Path({str(mended)!r}).exists() else 2)"
+    cloud = f"import time, pathlib\nwhile not pathlib.Path({str(over)!r}).exists(): time.sleep(0.02)"
+    table = [
+        ProcessSpec(name="cloud", command=[sys.executable, "-c", cloud], leads=True),
+        ProcessSpec(name="host-1", command=[sys.executable, "-c", host], comes_back=True),
+    ]
+    told: list[str] = []
+    with ProcessTable(table, tmp_path, lambda name, **_: told.append(name)) as processes:
+        while processes.check():
+            if told.count("crashed") == 4:  # more often than a fault is forgiven
+                mended.touch()
+                over.touch()
 
 
 def test_fleet_whose_processes_have_all_failed_ends(tmp_path: Path) -> None:

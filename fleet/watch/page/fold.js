@@ -227,6 +227,10 @@ const Fold = (() => {
       state.state[at] = FAILED;
       tell(state, event, "loss", `failed, the run goes on without it: ${event.reason}`);
     },
+    awaited(state, event, at) {
+      state.state[at] = LOST;
+      tell(state, event, "loss", `can't go on, the run waits for it: ${event.reason}`);
+    },
     reject(state, event, at) {
       state.columns.rejects[at] = event.count;
       tell(state, event, "reject", `a message was rejected: ${event.reason}`);
