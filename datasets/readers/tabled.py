@@ -118,6 +118,21 @@ def _parts(root: Path, faults: list[str]) -> list[Path]:
     return parts
 
 
+def label_files(root: Path) -> list[Path]:
+    """All label images of a folder, of whatever parts, by name.
+
+    Raises:
+        DatasetMissing: there are none.
+    """
+    parts = [part / _LABELS for part in (root, *(root / split for split in SPLITS))]
+    found = [path for part in parts if part.is_dir() for path in _files(part, _LABEL_SUFFIXES, []).values()]
+    if not found:
+        raise dataset_missing(
+            "labels", root, f"{_LABELS}/CITY/1.png in it, of the image {_IMAGES}/CITY/1.png or .jpg"
+        )
+    return found
+
+
 def find_splits(root: Path) -> tuple[str, ...]:
     """The splits that the folder is divided into; none where its frames lie together."""
     return tuple(s for s in SPLITS if any((root / s / name).is_dir() for name in (_IMAGES, _LABELS)))
@@ -166,6 +181,7 @@ ENTRY = DatasetEntry(
     read_classes=read_classes,
     open=TabledFrames,
     splits=Splits(names=SPLITS, find=find_splits, open=TabledFrames),
-    how_to_get="lay out images and labels and write the table as docs/running.md shows, or make driving "
-    "frames with `blackfleet dataset generate DIR` and open them as cityscapes",
+    how_to_get="lay them out as images/CITY/1.png (or .jpg) and labels/CITY/1.png and let `blackfleet "
+    "dataset describe DIR` draw up the table, or make driving frames with `blackfleet dataset generate DIR` "
+    "and open them as cityscapes",
 )

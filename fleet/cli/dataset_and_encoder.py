@@ -56,6 +56,22 @@ def dataset_generate(
     console.print(f"{cities * sequences * frames} frames in {folder}", soft_wrap=True)
 
 
+@dataset_app.command("describe")
+def dataset_describe(
+    folder: Annotated[
+        Path, typer.Argument(help="Holds images/CITY/1.png (or .jpg) and their labels, labels/CITY/1.png.")
+    ],
+) -> None:
+    """Draw up the table of classes of your own images and labels, for --dataset folder; give them names."""
+    from datasets.readers.class_draft import write_class_draft
+
+    path, classes = write_class_draft(folder)
+    print(
+        f"{classes} classes in {path}: give each its name, "
+        f"then launch with --dataset folder --data-root {folder}"
+    )
+
+
 @encoder_app.command("export")
 def encoder_export(
     folder: Annotated[Path, typer.Argument(help="Where to write the bundle.")],

@@ -22,6 +22,7 @@ from datasets.class_file import read_class_file, write_class_file
 from datasets.divided import open_frames, owned_frames, split_keys
 from datasets.frame import DatasetError
 from datasets.labels import CITYSCAPES, VOID
+from datasets.readers.class_draft import write_class_draft
 from datasets.readers.class_table import read_class_table
 from datasets.readers.folder import DatasetMissing
 from datasets.yaml_files import YamlFault, load_yaml
@@ -93,6 +94,29 @@ def test_divided_folder_is_read_whole(tmp_path: Path) -> None:
     write_frame(tmp_path / "test", "north/val1")
     with pytest.raises(DatasetError, match=r"two frames of one name: .*val/images.* and .*test/images"):
         open_dataset("folder", tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["ids", "colors"])
+def test_table_is_drawn_up_from_the_labels(tmp_path: Path, kind: str) -> None:
+    """What is drawn up is read again, with every value that the labels hold."""
+    label = np.array([[3, 3, 7], [3, 0, 255]], np.uint8)
+    if kind == "colors":
+        colours = {3: (1, 2, 3), 7: (4, 5, 6), 0: (9, 9, 9), 255: (0, 0, 0)}
+        label = np.array([[colours[value] for value in row] for row in label.tolist()], np.uint8)
+    write_frame(tmp_path, "north/1", label)
+    path, classes = write_class_draft(tmp_path)
+    assert classes == 3
+    source = open_dataset("folder", tmp_path)
+    label_HW = source.load(source.refs[0]).label_HW
+    assert sorted(np.bincount(label_HW[label_HW != VOID])) == [1, 1, 3]
+    with pytest.raises(DatasetError, match="is there already; edit it"):
+        write_class_draft(tmp_path)
+    path.unlink()
+    write_frame(tmp_path, "north/2", np.arange(256, dtype=np.uint8).reshape(2, 128))
+    with pytest.raises(DatasetError, match=r"over 100 (ids|colors)"):
+        write_class_draft(tmp_path)
+    with pytest.raises(DatasetError, match=r"no labels in .*elsewhere: expected labels/"):
+        write_class_draft(tmp_path / "elsewhere")
 
 
 def test_classes_come_from_the_table(root: Path) -> None:
