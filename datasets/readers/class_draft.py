@@ -41,7 +41,7 @@ def write_class_draft(root: Path) -> tuple[Path, int]:
             f"with one value a class, without smoothing and without JPEG's losses"
         )
     void = _IGNORED_ID if kind == "ids" else _IGNORED_RGB
-    classes = [value for value in sorted(pixels) if value != void]  # type: ignore[type-var]
+    classes = [value for value in sorted(pixels) if value != void]
     whole = sum(pixels.values())
     lines = [
         f"# The classes of the frames in this folder, as found in {min(len(files), _MOST_FILES)} of "
