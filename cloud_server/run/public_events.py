@@ -91,7 +91,7 @@ class PublicEvents(Recorder):
     def __exit__(self, *exception: object) -> None:
         self._stop.set()
         self._thread.join()
-        self._tell_pending()
+        self.tell_pending()
 
     def event(self, name: str, values: Mapping[str, Any]) -> None:
         event = {"event": name, "time": round(time.time(), 3), **values}
@@ -101,26 +101,8 @@ class PublicEvents(Recorder):
             if len(self._pending) < _MOST_PENDING:
                 self._pending.append(line)
 
-    def _keep(self, event: Mapping[str, Any], line: str) -> None:
-        """Number a line and put it in the place of the one that it supersedes."""
-        name = event["event"]
-        stage = event.get("stage") if name == "curve" else None
-        key = (name, event.get("vehicle"), event.get("kind"), event.get("split"), stage)
-        self._kept.pop(key, None)
-        self._kept[key] = (self._next, line)
-        self._next += 1
-        if len(self._kept) > self._most_kept:
-            oldest = next(key for key in self._kept if key[0] != "run")
-            del self._kept[oldest]
-
-    def _run(self) -> None:
-        due_at = float("-inf")
-        while not self._stop.wait(_FLUSH_S):
-            self._tell_pending()
-            if self._may_tell() and time.monotonic() >= due_at:
-                due_at = time.monotonic() + max(self._every_s, self._tell_past() / _BYTES_A_SECOND)
-
-    def _tell_pending(self) -> None:
+    def tell_pending(self) -> None:
+        """Tell what has happened since the last time."""
         if not self._may_tell():
             return
         with self._lock:
@@ -139,7 +121,7 @@ class PublicEvents(Recorder):
             )
             self._link.tell(told)
 
-    def _tell_past(self) -> int:
+    def tell_past(self) -> int:
         """Tell all that still matters, part by part as there is room; returns its bytes."""
         with self._lock:
             kept, upto = list(self._kept.values()), self._next
@@ -161,6 +143,26 @@ class PublicEvents(Recorder):
                 if tries == _MOST_TRIES or self._stop.wait(_FLUSH_S):
                     return 0  # it begins anew, with what has happened by then
         return sum(len(data) for _, _, data in groups)
+
+    def _keep(self, event: Mapping[str, Any], line: str) -> None:
+        """Number a line and put it in the place of the one that it supersedes."""
+        name = event["event"]
+        stage = event.get("stage") if name == "curve" else None
+        key = (name, event.get("vehicle"), event.get("kind"), event.get("split"), stage)
+        self._kept.pop(key, None)
+        self._kept[key] = (self._next, line)
+        self._next += 1
+        if len(self._kept) > self._most_kept:
+            oldest = next(key for key in self._kept if key[0] != "run")
+            del self._kept[oldest]
+
+    def _run(self) -> None:
+        due_at = float("-inf")
+        while not self._stop.wait(_FLUSH_S):
+            self.tell_pending()
+            if self._may_tell() and self._link.clock.now() >= due_at:
+                took_s = self.tell_past() / _BYTES_A_SECOND
+                due_at = self._link.clock.now() + max(self._every_s, took_s)
 
 
 def _groups(lines: Sequence[_Line], room_bytes: int) -> Iterator[tuple[Sequence[_Line], int, bytes]]:

@@ -63,7 +63,7 @@ class Observer:
         self._thread = threading.Thread(target=self._run, name="observer", daemon=True)
 
     def __enter__(self) -> Observer:
-        self._look()
+        self.look()
         self._thread.start()
         return self
 
@@ -81,7 +81,7 @@ class Observer:
             received = self._link.receive(_POLL_S)
             if isinstance(received, Received):
                 self.hear(received)
-            self._look()
+            self.look()
 
     def hear(self, received: Received) -> None:
         """Take in one message."""
@@ -115,7 +115,7 @@ class Observer:
             if not self._is_told:
                 self._note("present", {"vehicle": status.vehicle, "online": status.online})
 
-    def _look(self) -> None:
+    def look(self) -> None:
         """Find out what is being waited for, and say so where that is news."""
         waits_for, now = self._missing(), self._clock()
         if waits_for != self._waits_for:
