@@ -335,6 +335,29 @@ def test_page_of_another_origin_cannot_press_a_button(driver: webdriver.Chrome, 
     driver.get_log("performance")
 
 
+def test_page_of_an_observer_has_no_buttons_and_asks_for_no_frames(
+    driver: webdriver.Chrome, tmp_path: Path
+) -> None:
+    """What an observer at a broker writes down is shown as a run is, with what it waits for."""
+    told = [*events(), {"event": "present", "vehicle": "car-121", "online": True, "time": 2e9}]
+    told += [{"event": "run", "vehicles": 1}, {"event": "waiting", "for": "the broker", "time": 2e9}]
+    (tmp_path / "log.jsonl").write_text("".join(f"{json.dumps(event)}\n" for event in told))
+    with WatchServer(tmp_path, title="demo at mqtt://b:1", has_frames=False) as server:
+        driver.get(server.address)
+        until(driver, "document.getElementById('status').textContent === 'waiting for the broker'")
+        assert (
+            driver.execute_script("return document.querySelector('h1').textContent") == "demo at mqtt://b:1"
+        )
+        press(driver, "End", "Enter")
+        until(driver, "document.querySelector('#vehicle h3').textContent === 'car-121'")
+        assert facts(driver, "#vehicle dl")["state"] == "joined"
+        buttons = "document.querySelectorAll('#operator button, #vehicle button').length"
+        assert driver.execute_script(f"return {buttons}") == 0
+        page = f"http://127.0.0.1:{server.port}/"
+        assert quiet(driver, page) <= {page, f"{page}events"}
+    driver.get("about:blank")
+
+
 def test_vehicle_that_is_killed_by_its_button_comes_back_and_changes_nothing(
     driver: webdriver.Chrome, reference: Launch, frames_root: Path, tmp_path: Path
 ) -> None:
