@@ -78,7 +78,7 @@ def set_view(driver: webdriver.Chrome, width: int, height: int, *, dark: bool = 
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
 
 
-def _jpeg(picture: NDArray[np.uint8]) -> bytes:
+def jpeg(picture: NDArray[np.uint8]) -> bytes:
     """The BGR picture as a JPEG under `MAX_BYTES`: of lower quality, then also smaller, until it is."""
     while True:
         for quality in (90, 80, 70):
@@ -115,7 +115,7 @@ def main() -> int:
         return 2
     picture = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
     picture = picture[arguments.top : arguments.top + height]
-    data = _jpeg(picture)
+    data = jpeg(picture)
     arguments.output.write_bytes(data)
     print(f"{arguments.output}: {len(data)} bytes")
     return 0

@@ -28,7 +28,7 @@ class Load:
     def look(self) -> dict[str, Any] | None:
         """`processes`: by name the `cpu` (1 = one core) and `memory` in bytes of each that runs; `machine`:
         its `cores`, how many of them were `busy` with anything, `memory` and what is `free` of it. None
-        where nobody counts (no Linux), and at the first look.
+        where nobody counts (no Linux), at the first look, and where none of the processes is here.
         """
         now, ids = time.monotonic(), process_ids(self._run_folder)
         if self._launcher is not None:
@@ -38,7 +38,13 @@ class Load:
         before, ticks_before, took_s = self._before, self._ticks_before, now - self._looked_at
         self._before, self._ticks_before = dict(found.values()), ticks
         self._looked_at = now
-        if ticks is None or ticks_before is None or memory is None or ticks[1] == ticks_before[1]:
+        if (
+            not found
+            or ticks is None
+            or ticks_before is None
+            or memory is None
+            or ticks[1] == ticks_before[1]
+        ):
             return None
         cores = os.cpu_count() or 1
         busy = cores * (ticks[0] - ticks_before[0]) / (ticks[1] - ticks_before[1])

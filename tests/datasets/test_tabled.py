@@ -188,7 +188,10 @@ def test_frames_that_do_not_fit_are_named(root: Path) -> None:
 
 
 def test_folder_without_table_or_frames_says_what_was_expected(tmp_path: Path) -> None:
-    with pytest.raises(DatasetMissing, match=r"expected dataset.yaml, images/ and labels/ in it; lay out"):
+    with pytest.raises(
+        DatasetMissing,
+        match=r"expected dataset.yaml, images/ and labels/ in it; .*`blackfleet dataset describe DIR`",
+    ):
         open_dataset("folder", tmp_path)
     write_table(tmp_path)
     with pytest.raises(DatasetError, match="neither images/ and labels/ nor train, val, test"):
