@@ -23,7 +23,7 @@ FOLDER_NAME = "latest"
 FRAMES_A_VEHICLE = 2
 MOST_VEHICLES = 64
 """Of which something is kept, evenly spaced over the fleet."""
-_MOST_WIDTH_PX = 512
+_MOST_WIDTH_PX = 384
 _PREDICTIONS, _LOSS_MAPS = "predictions", "loss_maps"
 _FAST = [cv2.IMWRITE_PNG_COMPRESSION, 1]
 
