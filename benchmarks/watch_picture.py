@@ -23,11 +23,11 @@ _CHOOSE = """
         document.getElementById("colour").value = colour;
         document.getElementById("colour").dispatchEvent(new Event("change"));
     }
-    if (!vehicle) return true;
-    const chosen = document.querySelector("#vehicle h3")?.textContent;
+    const chosen = document.querySelector("#vehicle h3").textContent;
+    if (!vehicle || chosen === vehicle) return true;
     press(chosen ? "ArrowRight" : "Home");
     press("Enter");
-    return chosen === vehicle;
+    return false;
 """
 _SHOWN = """
     const shown = [...document.querySelectorAll("#vehicle img")];
