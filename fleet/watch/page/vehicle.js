@@ -84,7 +84,7 @@ const Vehicle = (() => {
     const { frames, classes } = await answer.json();
     const address = ({ key, stage }, kind) =>
       `${at}/${encodeURIComponent(key)}/${kind}${UNCHANGING.includes(kind) || stage === null ? "" : `?stage=${stage}`}`;
-    const words = (frame, kind) => NAMED[kind] || `the cloud's loss, from 0, black, to ${Show.score(frame.most_loss)}`;
+    const words = (frame, kind) => NAMED[kind] || `the cloud's loss, 0 to ${Show.score(frame.most_loss)}`;
     const called = ({ split, key, stage }) => `${SPLITS[split]} ${key}${stage === null ? "" : `, in stage ${stage}`}`;
     return [frames.map((frame) => [called(frame), frame.kinds.map((kind) => [address(frame, kind), words(frame, kind)])]), classes];
   }
