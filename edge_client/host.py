@@ -18,21 +18,17 @@ from datasets.divided import open_frames, owned_frames
 from datasets.frame import FrameSource
 from datasets.partition import partition_frames
 from edge_client.conversation import Patience, Stopped
-from edge_client.encoder.bundle import EncoderBundle
-from edge_client.encoder.runtime import Encoder
 from edge_client.errors import VehicleError
 from edge_client.frames import FrameCache, Sight, VehicleFrames, limit_opencv_threads
 from edge_client.learners.own import find_learner
-from edge_client.local.head import HeadFolder, LocalHead
-from edge_client.local.network import require_torch
 from edge_client.metrics import VehicleNow
 from edge_client.own_frames import check_own_frames
+from edge_client.shared_models import SharedModels
 from edge_client.source.settings import SourceConfig
-from edge_client.turn import LocalModelTools
-from edge_client.vehicle import Vehicle, VehicleSettings, bundle_digest, new_session
+from edge_client.vehicle import Vehicle, VehicleSettings, new_session
 from protocol.errors import MENDABLE, SettingError
 from protocol.json_files import decode_json
-from protocol.local_model import LocalModel, largest_message_bytes
+from protocol.local_model import largest_message_bytes
 from protocol.messages import Status
 from protocol.session.link import (
     DEFAULT_PAYLOAD_LIMIT_BYTES,
@@ -206,10 +202,11 @@ class Host:
             ]
             # What is remembered lies in the user's cache folder; a camera's frames leave nothing there.
             check_own_frames(self._source, keys, stop, threads=config.threads, remember=config.source is None)
-        self._bundles: dict[str, EncoderBundle] = {}
-        self._encoders: dict[str, Encoder] = {}
-        self._local_models: dict[str, LocalModel] = {}
-        self._local_heads: dict[str, LocalHead] = {}
+        self._models = SharedModels(
+            self._source.label_space,
+            mode=config.encoder_mode,  # type: ignore[arg-type]  # HostConfig has checked it
+            threads=config.threads,
+        )
         self._caches: dict[tuple[int, int], FrameCache] = {}
         self._failures: list[Exception] = []
         self._connect = connect
@@ -247,7 +244,7 @@ class Host:
         ]
 
     def _build(self, config: VehicleConfig) -> tuple[str, Vehicle, VehicleLink, Presence]:
-        bundle = self._bundle(config.bundle)
+        bundle = self._models.bundle(config.bundle)
         splits = self._splits(config)
         frames = VehicleFrames(self._cache(bundle.spec.image_size), splits, _sights(config, splits))
         session = new_session()
@@ -290,74 +287,17 @@ class Host:
             link=link,
             session=session,
             bundle=bundle,
-            encoder=self._encoder(bundle),
+            encoder=self._models.encoder(bundle),
             frames=frames,
             label_space=self._source.label_space.name,
-            local_model=self._local_model(config, bundle.spec.image_size),
-            local_head=self._local_head(config, bundle),
+            local_model=self._models.local_model(
+                config.local_model, bundle, config.predictions, config.latest
+            ),
+            local_head=self._models.local_head(config.local_head, bundle),
             stop=self._stop,
             alive=presence.stamp,
         )
         return config.id, vehicle, link, presence
-
-    def _bundle(self, folder: str) -> EncoderBundle:
-        if folder not in self._bundles:
-            self._bundles[folder] = EncoderBundle.load(Path(folder))
-        return self._bundles[folder]
-
-    def _local_model(self, config: VehicleConfig, image_size: tuple[int, int]) -> LocalModelTools | None:
-        if config.local_model is None:
-            return None
-        require_torch()
-        if config.local_model not in self._local_models:
-            self._local_models[config.local_model] = LocalModel.load(Path(config.local_model))
-        model = self._local_models[config.local_model]
-        ours = (self._source.label_space.name, image_size)
-        if (model.spec.label_space, model.spec.image_size) != ours:
-            raise VehicleError(
-                f"the local model in {config.local_model} is for {model.spec.label_space} labels and images "
-                f"of {model.spec.image_size}, this vehicle has {ours[0]} labels and images of {ours[1]}; "
-                f"take the folder of this run"
-            )
-        return LocalModelTools(
-            model=model,
-            label_space=self._source.label_space,
-            predictions={split: Path(folder) for split, folder in config.predictions.items()},
-            latest=Path(config.latest) if config.latest else None,
-            threads=self._config.threads,
-        )
-
-    def _local_head(self, config: VehicleConfig, bundle: EncoderBundle) -> LocalHead | None:
-        if config.local_head is None:
-            return None
-        if config.local_head not in self._local_heads:
-            self._local_heads[config.local_head] = LocalHead(
-                HeadFolder.load(Path(config.local_head)),
-                provider=self._encoder(bundle).provider,
-                threads=self._config.threads,
-            )
-        head = self._local_heads[config.local_head]
-        ours = (self._source.label_space.name, bundle.spec.feature_shape)
-        if (head.spec.label_space, head.spec.feature_shape) != ours:
-            raise VehicleError(
-                f"the local head in {config.local_head} is for {head.spec.label_space} labels and features "
-                f"of {head.spec.feature_shape}, this vehicle has {ours[0]} labels and features of {ours[1]}; "
-                f"take the folder that was exported for its encoder"
-            )
-        return head
-
-    def _encoder(self, bundle: EncoderBundle) -> Encoder:
-        """One encoder for all vehicles whose bundles are the same."""
-        digest = bundle_digest(bundle)
-        if digest not in self._encoders:
-            mode = self._config.encoder_mode
-            self._encoders[digest] = Encoder(
-                bundle,
-                mode=mode,  # type: ignore[arg-type]  # HostConfig has checked it
-                threads=self._config.threads,
-            )
-            log.info("encoder %s runs a changed θ by %s", bundle.spec.name, self._encoders[digest].mode)
-        return self._encoders[digest]
 
     def _cache(self, image_size: tuple[int, int]) -> FrameCache:
         if image_size not in self._caches:

@@ -1,0 +1,107 @@
+"""What the vehicles of one process share: bundles, encoder sessions, local heads, whole networks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from datasets.labels import LabelSpace
+from edge_client.encoder.bundle import EncoderBundle
+from edge_client.encoder.runtime import Encoder
+from edge_client.errors import VehicleError
+from edge_client.local.head import HeadFolder, LocalHead
+from edge_client.local.network import require_torch
+from edge_client.turn import LocalModelTools
+from edge_client.vehicle import bundle_digest
+from protocol.local_model import LocalModel
+
+log = logging.getLogger(__name__)
+
+
+class SharedModels:
+    """Each is loaded once, when the first vehicle asks for it."""
+
+    def __init__(
+        self, label_space: LabelSpace, *, mode: Literal["auto", "bind", "rebuild"], threads: int
+    ) -> None:
+        """For vehicles with labels of this space; `mode` and `threads` as in `HostConfig`."""
+        self._label_space = label_space
+        self._mode: Literal["auto", "bind", "rebuild"] = mode
+        self._threads = threads
+        self._bundles: dict[str, EncoderBundle] = {}
+        self._encoders: dict[str, Encoder] = {}
+        self._local_models: dict[str, LocalModel] = {}
+        self._local_heads: dict[str, LocalHead] = {}
+
+    def bundle(self, folder: str) -> EncoderBundle:
+        """The bundle of a folder.
+
+        Raises:
+            BundleError: it can't be used.
+        """
+        if folder not in self._bundles:
+            self._bundles[folder] = EncoderBundle.load(Path(folder))
+        return self._bundles[folder]
+
+    def encoder(self, bundle: EncoderBundle) -> Encoder:
+        """One encoder for all vehicles whose bundles are the same."""
+        digest = bundle_digest(bundle)
+        if digest not in self._encoders:
+            self._encoders[digest] = Encoder(bundle, mode=self._mode, threads=self._threads)
+            log.info("encoder %s runs a changed θ by %s", bundle.spec.name, self._encoders[digest].mode)
+        return self._encoders[digest]
+
+    def local_model(
+        self, folder: str | None, bundle: EncoderBundle, predictions: Mapping[str, str], latest: str | None
+    ) -> LocalModelTools | None:
+        """The whole network of a folder, and where what it predicts goes; None without a folder.
+
+        Raises:
+            VehicleError: torch is missing, or it is for other labels or images.
+        """
+        if folder is None:
+            return None
+        require_torch()
+        if folder not in self._local_models:
+            self._local_models[folder] = LocalModel.load(Path(folder))
+        model = self._local_models[folder]
+        ours = (self._label_space.name, bundle.spec.image_size)
+        if (model.spec.label_space, model.spec.image_size) != ours:
+            raise VehicleError(
+                f"the local model in {folder} is for {model.spec.label_space} labels and images "
+                f"of {model.spec.image_size}, this vehicle has {ours[0]} labels and images of {ours[1]}; "
+                f"take the folder of this run"
+            )
+        return LocalModelTools(
+            model=model,
+            label_space=self._label_space,
+            predictions={split: Path(where) for split, where in predictions.items()},
+            latest=Path(latest) if latest else None,
+            threads=self._threads,
+        )
+
+    def local_head(self, folder: str | None, bundle: EncoderBundle) -> LocalHead | None:
+        """The local head of a folder; None without one.
+
+        Raises:
+            VehicleError: it is for other labels or features.
+        """
+        if folder is None:
+            return None
+        if folder not in self._local_heads:
+            self._local_heads[folder] = LocalHead(
+                HeadFolder.load(Path(folder)),
+                provider=self.encoder(bundle).provider,
+                threads=self._threads,
+            )
+        head = self._local_heads[folder]
+        ours = (self._label_space.name, bundle.spec.feature_shape)
+        if (head.spec.label_space, head.spec.feature_shape) != ours:
+            raise VehicleError(
+                f"the local head in {folder} is for {head.spec.label_space} labels and features "
+                f"of {head.spec.feature_shape}, this vehicle has {ours[0]} labels and features of {ours[1]}; "
+                f"take the folder that was exported for its encoder"
+            )
+        return head
