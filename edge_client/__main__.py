@@ -132,6 +132,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         help="an estimator or learner that is not ours and that the cloud may have this vehicle use; repeat "
         "for more",
     )
+    parser.add_argument(
+        "--when",
+        metavar="FILE|command:COMMAND",
+        help="work only when the car allows it: a file that says yes or no, or a command that ends with 0 "
+        "for yes; default: always",
+    )
     parser.add_argument("--predictions", help="folder for its own test frames' predictions (fedavg)")
     parser.add_argument("--threads", type=int, default=1, help="ONNX Runtime threads (default 1)")
     parser.add_argument(
@@ -167,6 +173,7 @@ def _config(options: argparse.Namespace) -> HostConfig:
         threads=options.threads,
         encoder_mode=options.encoder_mode,
         allowed_learners=tuple(options.allow_learner),
+        when=options.when,
         vehicles=(
             VehicleConfig(
                 id=options.vehicle,

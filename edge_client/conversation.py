@@ -69,10 +69,13 @@ class Conversation:
         stop: threading.Event,
         on_new_cloud: Callable[[], None],
         alive: Callable[[], None],
+        may_work: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`alive` is called whenever the vehicle's loop comes by here, in its work as in its waits."""
+        """`alive` is called whenever the vehicle's loop comes by here, in its work as in its waits;
+        `may_work` says whether anything is to be computed now."""
         self._link = link
         self._alive = alive
+        self._may_work = may_work
         self._patience = patience
         self._session = session
         self._stop = stop
@@ -182,7 +185,8 @@ class Conversation:
     def ask(self, turn: Turn, requests: Iterable[Request]) -> list[Answer]:
         """Send requests of one turn, several at a time, and return their answers in the same order.
 
-        `requests` is consumed lazily: a request is made while earlier ones are being answered.
+        `requests` is consumed lazily: a request is made while earlier ones are being answered, and none while
+        the vehicle may not work.
 
         Raises:
             Superseded: the turn started over under a new grant.
@@ -193,7 +197,12 @@ class Conversation:
         answers: dict[int, Answer] = {}
         order: list[int] = []
         try:
-            for request in requests:
+            remaining = iter(requests)
+            while True:
+                self._rest(turn, pending, answers)
+                request = next(remaining, None)
+                if request is None:
+                    break
                 order.append(request.step)
                 pending[request.step] = Pending(request, self._send(request), self._patience.retry_s)
                 self._collect(turn, pending, answers, timeout_s=0.0)
@@ -207,8 +216,18 @@ class Conversation:
         return [answers[step] for step in order]
 
     def attend(self, turn: Turn) -> None:
-        """Heed what has arrived in the midst of long work; raises what `ask` raises."""
+        """Heed what has arrived in the midst of long work, and wait until it may go on; raises what `ask`
+        raises."""
         self._collect(turn, {}, {}, timeout_s=0.0)
+        self._rest(turn, {}, {})
+
+    def rest(self, turn: Turn) -> None:
+        """Wait until the vehicle may work; raises what `ask` raises."""
+        self._rest(turn, {}, {})
+
+    def _rest(self, turn: Turn, pending: dict[int, Pending], answers: dict[int, Answer]) -> None:
+        while not self._may_work():
+            self._collect(turn, pending, answers, timeout_s=_POLL_S)
 
     def _send(self, request: Request) -> Sending:
         try:

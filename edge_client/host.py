@@ -23,6 +23,7 @@ from edge_client.frames import FrameCache, Sight, VehicleFrames, limit_opencv_th
 from edge_client.learners.own import find_learner
 from edge_client.metrics import VehicleNow
 from edge_client.own_frames import check_own_frames
+from edge_client.permission import Permission
 from edge_client.shared_models import SharedModels
 from edge_client.source.settings import SourceConfig
 from edge_client.vehicle import Vehicle, VehicleSettings, new_session
@@ -125,6 +126,11 @@ class HostConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True)
     give_up_s: float = 600.0
     frames_checked: bool = False
     """Whether somebody has read every frame already, as the launcher has; else this process does, first."""
+    when: str | None = None
+    """Whether its vehicles may work: a file with `yes` or `no`, or `command:` and a command line; None =
+    always (`edge_client.permission`)."""
+    when_poll_s: float = 10.0
+    """How often that is looked at."""
     step_s: float = DEFAULT_STEP_S
     """The longest that one step of a vehicle's work may take, a batch for instance; after that it no longer
     says that it is alive."""
@@ -146,7 +152,7 @@ class HostConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True)
             raise SettingError(f"threads must be at least 1, got {self.threads}")
         if self.encoder_mode not in ("auto", "bind", "rebuild"):
             raise SettingError(f"encoder_mode must be auto, bind or rebuild, got {self.encoder_mode!r}")
-        for name in ("heartbeat_s", "connect_timeout_s", "retry_s", "give_up_s", "step_s"):
+        for name in ("heartbeat_s", "connect_timeout_s", "retry_s", "give_up_s", "step_s", "when_poll_s"):
             if not getattr(self, name) > 0:
                 raise SettingError(f"{name} must be above 0, got {getattr(self, name)}")
 
@@ -211,6 +217,7 @@ class Host:
         self._failures: list[Exception] = []
         self._connect = connect
         self._watchdog = watchdog or Watchdog()
+        self._permission = Permission(config.when, poll_s=config.when_poll_s)
         self._presences: list[Presence] = []
         self._vehicles = [self._build(vehicle) for vehicle in config.vehicles]
 
@@ -296,6 +303,7 @@ class Host:
             local_head=self._models.local_head(config.local_head, bundle),
             stop=self._stop,
             alive=presence.stamp,
+            may_work=self._permission.holds,
         )
         return config.id, vehicle, link, presence
 

@@ -87,8 +87,10 @@ class Vehicle:
         local_head: LocalHead | None = None,
         stop: threading.Event,
         alive: Callable[[], None],
+        may_work: Callable[[], bool],
     ) -> None:
-        """Nothing is sent before `run`; `alive` is called as long as the vehicle's loop comes on.
+        """Nothing is sent before `run`; `alive` is called as long as the vehicle's loop comes on, and
+        `may_work` says whether it is to compute now.
 
         Raises:
             OSError: the state folder can't be made.
@@ -132,7 +134,13 @@ class Vehicle:
         self.in_turn = False
         self._stop = stop
         self._conversation = Conversation(
-            link, settings.patience, session=session, stop=stop, on_new_cloud=self._introduce, alive=alive
+            link,
+            settings.patience,
+            session=session,
+            stop=stop,
+            on_new_cloud=self._introduce,
+            alive=alive,
+            may_work=may_work,
         )
 
     def run(self) -> None:
@@ -213,6 +221,7 @@ class Vehicle:
         log.info("turn %d begins", turn.turn_id)
         try:
             try:
+                self._conversation.rest(turn)
                 with metered() as meter:
                     loss = self._learn_and_upload(tools)
             except _NOT_THE_TURN:
