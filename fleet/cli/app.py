@@ -21,6 +21,7 @@ from fleet.cli.dataset_and_encoder import dataset_app, encoder_app
 from fleet.cli.interrupts import stopping_line
 from fleet.cli.observers import OBSERVING, observed
 from fleet.cli.options import PRETRAIN_KEYS, SCENARIO_KEYS
+from fleet.cli.provision import provision
 from fleet.cli.scenario_options import with_scenario_options
 from fleet.cli.vehicle_only import DOCTOR, PREDICT
 from fleet.errors import OperatorError
@@ -39,6 +40,7 @@ app = typer.Typer(
 )
 app.add_typer(dataset_app, name="dataset")
 app.add_typer(encoder_app, name="encoder")
+app.command()(provision)
 
 
 @app.callback()

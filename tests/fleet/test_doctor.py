@@ -22,11 +22,12 @@ from process_fixtures import ROOT, run
 
 from fleet import broker
 from fleet.doctor import brokers, machine, packages
-from fleet.doctor.certificates import CertificateFault, check_certificate_file, check_certificate_of, validity
+from fleet.doctor.certificates import check_certificate_file, check_certificate_of
 from fleet.doctor.command import main
 from fleet.doctor.computing import RELU, check_cuda, check_onnx_runtime
 from fleet.doctor.finding import Finding
 from protocol.errors import SettingError
+from protocol.mqtt.certificates import CertificateFault, validity
 
 # Packages --------------------------------------------------------------------------------------------------
 
