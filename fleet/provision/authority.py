@@ -42,7 +42,7 @@ class Authority:
         self.folder = folder
         self.record = record
         self.until = _end(folder / "ca.crt")
-        if self.until < datetime.now(timezone.utc):
+        if self.until <= datetime.now(timezone.utc):
             raise OperatorError(
                 f"the authority {folder}/ca.crt ended on {self.until:%Y-%m-%d}; make one in another folder, "
                 "and give everybody certificates of it"

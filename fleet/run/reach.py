@@ -34,7 +34,8 @@ def check_reach(url: str, fleet: str, patience_s: float) -> None:
             all_there.set()
 
     with NetworkLoop() as loop:
-        transport = MqttTransport(url, client_id(fleet, name, secrets.token_hex(8)), loop=loop)
+        session = client_id(fleet, name, secrets.token_hex(8))
+        transport = MqttTransport(url, session, loop=loop, identity="operator")
         try:
             for each in topics:
                 transport.subscribe(each, hear)

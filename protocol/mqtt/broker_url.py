@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -14,7 +14,7 @@ BROKER_VARIABLE = "BLACKFLEET_BROKER"
 """Environment variable with the broker's URL where no option names it. Others can't read it, unlike a command
 line, which everyone on the machine sees in the list of processes."""
 
-_OPTIONS = ("ca", "cert", "key", "insecure", "version")
+_OPTIONS = ("identity", "ca", "cert", "key", "insecure", "version")
 _VERSIONS = ("3.1.1", "5")
 _ENCODE = "what of @ / : ? # % [ ] is in a user name or password must be percent-encoded (# as %23, / as %2F)"
 
@@ -37,6 +37,8 @@ class BrokerUrl:
     """PEM file of this client's certificate (mutual TLS)."""
     key: Path | None
     """PEM file of its private key, if not in `cert`."""
+    identity: Path | None
+    """Folder that holds the three as ca.crt, NAME.crt and NAME.key, for a client of that name."""
     insecure: bool
     """Don't check the broker's certificate: for tests only."""
     version: str
@@ -66,6 +68,25 @@ class BrokerUrl:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}://{user}{host}:{self.port}{self.path if self.websocket else ''}"
 
+    def as_client(self, name: str) -> BrokerUrl:
+        """This URL with the certificate of `name`, a vehicle's id for instance, where a folder holds it.
+
+        Raises:
+            SettingError: the folder has none of that name.
+        """
+        folder = self.identity
+        if folder is None:
+            return self
+        if not (folder / f"{name}.crt").exists():
+            others = sorted(path.stem for path in folder.glob("*.crt") if path.name != "ca.crt")
+            has = f"it has {', '.join(others[:8])}" if others else "it has none"
+            raise SettingError(
+                f"identity={folder} of the broker URL holds no certificate {name}.crt; {has} (blackfleet "
+                "provision makes them)"
+            )
+        own = folder / f"{name}.crt"
+        return replace(self, identity=None, ca=folder / "ca.crt", cert=own, key=own.with_suffix(".key"))
+
     def ssl_context(self) -> ssl.SSLContext:
         """What a TLS connection is checked against.
 
@@ -85,7 +106,7 @@ class BrokerUrl:
 
 
 def parse_broker_url(url: str) -> BrokerUrl:
-    """Read `url`; options are `?ca=FILE&cert=FILE&key=FILE&insecure=1&version=5`.
+    """Read `url`; options: `?identity=FOLDER` or `?ca=FILE&cert=FILE&key=FILE`, `insecure=1`, `version=5`.
 
     Raises SettingError with what is wrong and what is accepted.
     """
@@ -130,13 +151,17 @@ def parse_broker_url(url: str) -> BrokerUrl:
         ca=file_option("ca"),
         cert=file_option("cert"),
         key=file_option("key"),
+        identity=file_option("identity"),
         insecure=options.get("insecure", ["0"])[-1] not in ("0", "false"),
         version=version,
     )
-    if not broker.tls and (broker.ca or broker.cert or broker.key or broker.insecure):
+    files = broker.ca or broker.cert or broker.key
+    if not broker.tls and (files or broker.identity or broker.insecure):
         raise SettingError(
-            f"broker URL options ca, cert, key and insecure need mqtts:// or wss://, got {broker}"
+            f"broker URL options identity, ca, cert, key and insecure need mqtts:// or wss://, got {broker}"
         )
+    if broker.identity and files:
+        raise SettingError("broker URL option identity stands for ca, cert and key; give it or them")
     return broker
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from protocol.mqtt.transport import MqttTransport, NetworkLoop
 from protocol.noise import derive_seed
+from protocol.session import topics
 from protocol.session.link import Connect
 from protocol.session.transport import Transport, Will
 
@@ -20,6 +21,14 @@ def connector(url: str, loop: NetworkLoop) -> Connect:
     def connect(client_id: str, will: Will, on_connect: Callable[[], None]) -> Transport:
         # Reconnect times differ between clients, so that a fleet doesn't storm a broker that has come back.
         seed = derive_seed("reconnect", client_id) % 2**32
-        return MqttTransport(url, client_id, loop=loop, will=will, on_connect=on_connect, reconnect_seed=seed)
+        return MqttTransport(
+            url,
+            client_id,
+            loop=loop,
+            identity=topics.parse(will.topic).vehicle,
+            will=will,
+            on_connect=on_connect,
+            reconnect_seed=seed,
+        )
 
     return connect

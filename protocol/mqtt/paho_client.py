@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ssl
+
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
@@ -16,7 +18,12 @@ _SESSION_KEPT_S = 600
 
 
 def make_client(
-    url: BrokerUrl, client_id: str, will: Will | None, keepalive_s: int, max_in_flight: int
+    url: BrokerUrl,
+    client_id: str,
+    tls: ssl.SSLContext | None,
+    will: Will | None,
+    keepalive_s: int,
+    max_in_flight: int,
 ) -> paho.Client:
     """A client that neither reconnects nor writes by itself; nothing is sent before its `reconnect`."""
     mqtt_5 = url.version == "5"
@@ -30,8 +37,8 @@ def make_client(
     )
     if url.websocket:
         client.ws_set_options(path=url.path)
-    if url.tls:
-        client.tls_set_context(url.ssl_context())
+    if tls is not None:
+        client.tls_set_context(tls)
     if url.username is not None:
         client.username_pw_set(url.username, url.password)
     if will is not None:

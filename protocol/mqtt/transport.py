@@ -19,6 +19,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from protocol.mqtt.backoff import Backoff
 from protocol.mqtt.broker_url import parse_broker_url
+from protocol.mqtt.credentials import Credentials
 from protocol.mqtt.network_loop import NetworkLoop as NetworkLoop
 from protocol.mqtt.paho_client import make_client, session_kept_for
 from protocol.mqtt.pump import SocketPump
@@ -61,6 +62,7 @@ class MqttTransport(Transport):
         client_id: str,
         *,
         loop: NetworkLoop,
+        identity: str = "observer",
         will: Will | None = None,
         on_connect: Callable[[], None] | None = None,
         keepalive_s: int = 15,
@@ -70,11 +72,13 @@ class MqttTransport(Transport):
     ) -> None:
         """`on_connect` runs on the network thread after each (re)connect, when subscriptions are answered.
 
+        `identity` is whose certificate is taken where the URL names a folder of several.
         `max_queued` QoS 1 messages may be unacknowledged, `max_in_flight` of them sent; more are dropped.
         Raises SettingError for a bad `url` (see `protocol.mqtt.broker_url`).
         """
-        self._url = parse_broker_url(url)
+        self._url = parse_broker_url(url).as_client(identity)
         self._client_id = client_id
+        self._credentials = Credentials(self._url, client_id)
         self._loop = loop
         self._on_connect = on_connect
         self._backoff = Backoff(client_id, reconnect_seed)
@@ -104,7 +108,8 @@ class MqttTransport(Transport):
         self._awaited_subacks: dict[int, list[str]] = {}
         self._settle_due = False
 
-        self._client = make_client(self._url, client_id, will, keepalive_s, self._max_in_flight)
+        tls = self._credentials.context
+        self._client = make_client(self._url, client_id, tls, will, keepalive_s, self._max_in_flight)
         self._pump = SocketPump(self._client, loop, on_nonsense=self._nonsense)
         self._client.on_connect = self._on_paho_connect
         self._client.on_subscribe = self._on_paho_subscribe
@@ -146,12 +151,8 @@ class MqttTransport(Transport):
                     break
                 if not warned and left_s < timeout_s - _SAY_AFTER_S:
                     warned = True
-                    log.warning(
-                        "no MQTT session with %s yet: %s; trying for %g s",
-                        self._url,
-                        self._problem,
-                        timeout_s,
-                    )
+                    words = "no MQTT session with %s yet: %s; trying for %g s"
+                    log.warning(words, self._url, self._problem, timeout_s)
                 self._changed.wait(min(left_s, _STOP_POLL_S))
             if self._ready:
                 return
@@ -239,6 +240,7 @@ class MqttTransport(Transport):
             self._state = _State.IDLE
         elif self._state in (_State.IDLE, _State.WAITING):
             self._state = _State.CONNECTING
+            self._credentials.refresh()
             self._loop.call_blocking(self._client.reconnect, self._opened)
 
     def _opened(self, problem: BaseException | None) -> None:
@@ -264,6 +266,7 @@ class MqttTransport(Transport):
 
     def _keep_house(self, session: int) -> None:
         if session == self._session and self._state is _State.OPEN:
+            self._credentials.warn()
             self._client.loop_misc()
             self._pump.flush()
             self._loop.events.call_later(_HOUSEKEEPING_S, self._keep_house, session)

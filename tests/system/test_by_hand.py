@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -12,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from brokers import running_broker, skip_without
+from brokers import running_broker
 from process_fixtures import WAIT_S, module, run, start, wait_for
 
 from cloud_server.config import CloudConfig
@@ -29,8 +28,6 @@ class HandMade:
     """What an operator types, one command a process; ends what still runs."""
 
     def __init__(self, folder: Path, port: int) -> None:
-        self.users = False
-        """Whether everybody gives a user name: the vehicle's id, or the cloud's."""
         self.folder = folder
         self.run_folder = folder / "cloud-run"
         self.port = port
@@ -39,8 +36,7 @@ class HandMade:
     def start(self, name: str, process: str | None = None) -> None:
         """Start the broker, the cloud or a vehicle; a second one is called `process`."""
         process = process or name
-        user = f"{name}@" if self.users else ""
-        url = f"mqtt://{user}127.0.0.1:{self.port}"
+        url = f"mqtt://127.0.0.1:{self.port}"
         commands = {
             "broker": module("fleet.broker", "--port", str(self.port), "--workdir", self.folder / "broker"),
             "cloud": module(
@@ -144,30 +140,6 @@ def test_second_cloud_and_the_copy_of_a_vehicle_are_refused_and_the_run_goes_on(
         for name in ("cloud", *CARS):
             assert hand_made.end(name) == 0, hand_made.output(name).read_text()
     assert not LOST.search(hand_made.output("alpha").read_text())
-
-
-def test_fleet_runs_where_the_broker_takes_the_user_name_for_the_client_id(
-    hand_made: HandMade, tmp_path: Path
-) -> None:
-    skip_without("mosquitto")
-    config = tmp_path / "mosquitto.conf"
-    config.write_text(
-        f"listener {hand_made.port} 127.0.0.1\nallow_anonymous true\nuse_username_as_clientid true\n"
-        "user root\n"
-    )
-    program = shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
-    assert program is not None
-    process = subprocess.Popen([program, "-c", config], stderr=subprocess.DEVNULL)
-    hand_made.users = True
-    try:
-        for name in ("cloud", *CARS):
-            hand_made.start(name)
-        for name in ("cloud", *CARS):
-            assert hand_made.end(name) == 0, hand_made.output(name).read_text()
-            assert not LOST.search(hand_made.output(name).read_text())
-    finally:
-        process.kill()
-        process.wait()
 
 
 def test_processes_that_wait_for_a_broker_stop_when_told(hand_made: HandMade) -> None:

@@ -1,0 +1,103 @@
+"""The certificates of one client: read anew before each connection, and looked at before they end.
+
+A vehicle runs for months, a certificate is replaced beneath it: whoever writes new files need not stop it.
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+from protocol.errors import SettingError
+from protocol.mqtt.broker_url import BrokerUrl
+from protocol.mqtt.certificates import CertificateFault, certificates_in, validity
+
+log = logging.getLogger(__name__)
+
+SOON = timedelta(days=30)
+_AGAIN = timedelta(days=1)
+
+
+class Credentials:
+    """A TLS context that a client keeps, and the files that fill it; without TLS there is neither."""
+
+    def __init__(self, url: BrokerUrl, client_id: str) -> None:
+        """Raises SettingError when a file can't be used."""
+        self._url = url
+        self._client_id = client_id
+        self._files = [file for file in (url.ca, url.cert, url.key) if file is not None]
+        self._read = self._stamps()
+        self.context = url.ssl_context() if url.tls else None
+        self._looked_at: datetime | None = None
+
+    def refresh(self) -> None:
+        """Take what the files hold now into the context, for connections to come.
+
+        Files that don't fit together, because they are being replaced, for instance, change nothing.
+        """
+        stamps = self._stamps()
+        if self.context is None or stamps == self._read:
+            return
+        try:
+            self._url.ssl_context()
+            if self._url.ca is not None:
+                self.context.load_verify_locations(self._url.ca)
+            if self._url.cert is not None:
+                self.context.load_cert_chain(self._url.cert, self._url.key)
+        except (SettingError, OSError) as error:
+            log.warning("%s: %s; going on with those that were there", self._client_id, error)
+            return
+        self._read, self._looked_at = stamps, None
+        log.info("%s: the certificate files were replaced, and are in use from now on", self._client_id)
+
+    def warn(self, now: datetime | None = None) -> None:
+        """Log what is about to end, once a day."""
+        now = now or datetime.now(timezone.utc)
+        if self._looked_at is None or now - self._looked_at >= _AGAIN:
+            self._looked_at = now
+            for words in self.endings(now):
+                log.warning("%s: %s; take a new one", self._client_id, words)
+
+    def endings(self, now: datetime | None = None) -> list[str]:
+        """Of each certificate that ends soon or has ended, when."""
+        now = now or datetime.now(timezone.utc)
+        return [
+            f"{_kind(path, self._url)} {path} {when}"
+            for path in (self._url.cert, self._url.ca)
+            if path is not None and (when := _ending(path, now, of_first=path == self._url.cert))
+        ]
+
+    def _stamps(self) -> list[tuple[int, int, int] | None]:
+        return [_stamp(path) for path in self._files]
+
+
+def ending(end: datetime, now: datetime) -> str:
+    """`expires in 9 days`; empty where that is far off."""
+    days = (end - now).days
+    if end < now:
+        return f"expired on {end:%Y-%m-%d %H:%M} UTC"
+    if end - now >= SOON:
+        return ""
+    return f"expires in {days} days" if days != 1 else "expires in 1 day"
+
+
+def _ending(path: Path, now: datetime, *, of_first: bool) -> str:
+    """Of a client's own certificate, which stands first in its file, or of an authority that stands alone."""
+    try:
+        found = certificates_in(path)
+        return ending(validity(found[0])[1], now) if of_first or len(found) == 1 else ""
+    except (CertificateFault, OSError):
+        return ""
+
+
+def _kind(path: Path, url: BrokerUrl) -> str:
+    return "certificate" if path == url.cert else "authority"
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
