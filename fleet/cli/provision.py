@@ -24,6 +24,10 @@ def provision(
             help="Who is to have a certificate: names with commas between, or a number (3: car-01 to car-03)."
         ),
     ] = None,
+    observers: Annotated[
+        str | None,
+        typer.Option(help="More who only look on, at the same time; laptop is called observer-laptop."),
+    ] = None,
     days: Annotated[int, typer.Option(help="How long new certificates are valid.")] = 365,
     sign: Annotated[
         list[Path] | None,
@@ -100,6 +104,7 @@ def provision(
     wishes = Wishes(
         fleet=fleet,
         vehicles=vehicles,
+        observers=observers,
         hosts=broker_host or (),
         port=port,
         broker_folder=broker_folder,

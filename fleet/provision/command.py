@@ -14,7 +14,7 @@ import msgspec
 
 from fleet.errors import OperatorError
 from fleet.provision.authority import AUTHORITY_DAYS, BROKER_FOLDER, DAYS, Authority, opened, requested
-from fleet.provision.names import BROKER, BROKERS, RESERVED, Identity, identity
+from fleet.provision.names import BROKER, BROKERS, MORE_OBSERVERS, RESERVED, Identity, identity
 from fleet.provision.record import RECORD_NAME, Record, read_record
 from protocol.session.topics import check_id, check_vehicle_id
 
@@ -31,6 +31,7 @@ class Wishes:
 
     fleet: str | None = None
     vehicles: str | None = None
+    observers: str | None = None
     hosts: Sequence[str] = ()
     port: int | None = None
     broker_folder: str | None = None
@@ -43,7 +44,7 @@ class Wishes:
     @property
     def only_looks(self) -> bool:
         """Whether nothing is to be made."""
-        made = (self.vehicles, self.port, self.broker_folder, self.renew, self.revoke)
+        made = (self.vehicles, self.observers, self.port, self.broker_folder, self.renew, self.revoke)
         return not (any(each is not None for each in made) or self.hosts or self.sign or self.another_fleet)
 
 
@@ -63,11 +64,12 @@ def provision(folder: Path, wishes: Wishes, say: Callable[[str], None]) -> None:
         )
     fleet = _fleet(folder, wishes, known)
     # All names are looked at before anything is made.
-    vehicles = [identity(fleet, name) for name in vehicle_names(wishes.vehicles)]
+    observers = [f"{MORE_OBSERVERS}{name}" for name in _names(wishes.observers)]
+    named = [identity(fleet, name) for name in (*vehicle_names(wishes.vehicles), *observers)]
     requests = [(path, _requester(path, fleet)) for path in wishes.sign]
     first = None
     if known is None and not wishes.only_looks:
-        if not vehicles and not requests:
+        if not named and not requests:
             raise OperatorError(
                 f"{folder} is new; name its vehicles, for instance --vehicles 3 or --vehicles car-01,car-02"
             )
@@ -89,10 +91,10 @@ def provision(folder: Path, wishes: Wishes, say: Callable[[str], None]) -> None:
             authority.revoke(each)
             say(f"{each} is revoked")
         always = [BROKERS, *(Identity(fleet, name) for name in RESERVED)]
-        for each in dict.fromkeys([*always, *vehicles]):
+        for each in dict.fromkeys([*always, *named]):
             if each not in renewed and not authority.has(each):
                 _issue(authority, each, wishes.days, say)
-            elif each in vehicles and each not in renewed:
+            elif each in named and each not in renewed:
                 say(f"{each} is kept, until {_day(authority, each)} (--renew {each.name} makes a new one)")
         signed = [whose for _, whose in requests]
         for each in renewed:
@@ -120,10 +122,8 @@ def vehicle_names(text: str | None) -> list[str]:
         width = max(2, len(names[0]))
         names = [f"car-{number:0{width}d}" for number in range(1, count + 1)]
     for name in names:
-        if check_vehicle_id(name) in RESERVED:
-            raise OperatorError(
-                f"{name!r} is a name that every fleet has already; name the vehicle otherwise"
-            )
+        if check_vehicle_id(name) in RESERVED or name.startswith(MORE_OBSERVERS):
+            raise OperatorError(f"{name!r} is a name of those who don't drive; name the vehicle otherwise")
     return names
 
 

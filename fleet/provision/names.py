@@ -10,15 +10,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fleet.errors import OperatorError
+from protocol.session.observing import OBSERVER_NAME
 from protocol.session.topics import CLOUD_ID, check_id
 
 Role = Literal["vehicle", "cloud", "operator", "observer", "broker"]
 
 OPERATOR = "operator"
-OBSERVER = "observer"
 BROKER = "broker"
-RESERVED: dict[str, Role] = {CLOUD_ID: "cloud", OPERATOR: "operator", OBSERVER: "observer"}
+RESERVED: dict[str, Role] = {CLOUD_ID: "cloud", OPERATOR: "operator", OBSERVER_NAME: "observer"}
 """Names that every fleet has, and what they are."""
+MORE_OBSERVERS = f"{OBSERVER_NAME}-"
+"""What the names of further ones begin with: one name is one session."""
 
 _LONGEST = 64
 """Of a common name (RFC 5280, appendix A)."""
@@ -34,6 +36,8 @@ class Identity:
     @property
     def role(self) -> Role:
         """What it is to do."""
+        if self.fleet and self.name.startswith(MORE_OBSERVERS):
+            return "observer"
         return RESERVED.get(self.name, "vehicle") if self.fleet else "broker"
 
     @property

@@ -111,7 +111,8 @@ class _Said:
 def _listener(broker_url: str, fleet: str, loop: NetworkLoop) -> MqttTransport:
     """A session that leaves no will."""
     name = client_id(fleet, OBSERVER_NAME, secrets.token_hex(8))
-    return MqttTransport(broker_url, name, loop=loop, reconnect_seed=derive_seed(name) % 2**32)
+    seed = derive_seed(name) % 2**32
+    return MqttTransport(broker_url, name, loop=loop, identity=OBSERVER_NAME, reconnect_seed=seed)
 
 
 def _no_word(broker_url: str, fleet: str, loop: NetworkLoop) -> str:

@@ -62,7 +62,7 @@ class MqttTransport(Transport):
         client_id: str,
         *,
         loop: NetworkLoop,
-        identity: str = "observer",
+        identity: str = "",
         will: Will | None = None,
         on_connect: Callable[[], None] | None = None,
         keepalive_s: int = 15,

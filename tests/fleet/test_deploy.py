@@ -50,9 +50,7 @@ def test_compose_file_gives_processes_options_that_they_take(
     options = parse(services[name]["command"])
     assert options.fleet == "demo"
     url = services[name]["environment"]["BLACKFLEET_BROKER"]
-    own = {"cloud": "cloud", "vehicle": "car-01"}[name]
-    names = f"ca=/certificates/ca.crt&cert=/certificates/{own}.crt&key=/certificates/{own}.key"
-    assert url == f"mqtts://broker:8883?{names}"
+    assert url == "mqtts://broker:8883?identity=/identity"
 
 
 def test_compose_file_bounds_every_service_and_builds_what_there_is(services: dict[str, Any]) -> None:

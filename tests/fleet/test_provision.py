@@ -87,12 +87,13 @@ def test_who_is_revoked_is_in_the_list_and_has_no_rights(authority: Path) -> Non
 
 
 def test_two_fleets_of_a_broker_share_no_topic(authority: Path) -> None:
-    _provision(authority, fleet="other", vehicles="car-01", another_fleet=True)
+    _provision(authority, fleet="other", vehicles="car-01", observers="wall", another_fleet=True)
     blocks = (authority / "broker" / "access.acl").read_text().split("\nuser ")[1:]
-    assert len(blocks) == 5 + 4
+    assert len(blocks) == 5 + 5
     for block in blocks:
         fleet = block.partition(".")[0]
         assert all(f"/v1/{fleet}/" in line for line in block.splitlines() if line.startswith("topic"))
+    assert sum("write" not in block for block in blocks) == 3, "observers only read"
     assert "+" not in mosquitto_access([identity("demo", "car-01")])
 
 
@@ -102,7 +103,8 @@ def test_two_fleets_of_a_broker_share_no_topic(authority: Path) -> None:
         ({"fleet": "other", "vehicles": "2"}, "is the authority of fleet demo, not of 'other'"),
         ({"vehicles": "car#1"}, "vehicle id must be 1 to 64 letters"),
         ({"vehicles": "+"}, "vehicle id must be 1 to 64 letters"),
-        ({"vehicles": "observer"}, "is a name that every fleet has already"),
+        ({"vehicles": "observer"}, "is a name of those who don't drive"),
+        ({"vehicles": "observer-2"}, "is a name of those who don't drive"),
         ({"vehicles": "0"}, "--vehicles must lie between 1 and"),
         ({"vehicles": "v" * 63}, "a certificate's name 64 at most"),
         ({"renew": "car-09"}, "has no 'car-09' with a certificate; it has cloud, operator, observer, car-01"),
