@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cloud_server.errors import CloudError
+from cloud_server.training.adamw import PlainAdamW
 from cloud_server.training.compute import ON_CPU, Array, Compute, as_tensor
 from cloud_server.training.inference import Inference, check_same, on_host
 from cloud_server.training.losses import downsample_labels, find_loss
@@ -112,7 +113,7 @@ class Trainer(Inference):
         super().__init__(network, loss=config.loss, threads=config.inference_threads, compute=compute)
         groups = _parameter_groups(self._network, config)
         self._rates = [group["lr"] for group in groups]
-        self._optimizer = torch.optim.AdamW(groups, fused=True)
+        self._optimizer = PlainAdamW(groups, fused=True)
         # float16 has so small a range that gradients must be scaled into it.
         self._scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.dtype is torch.float16)
         self._steps = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -101,6 +102,12 @@ def test_steps_equal_those_of_plain_torch() -> None:
         assert trainer.train_step(features_BCHW, label_BHW) == pytest.approx(loss.item(), rel=1e-5)
     for name, value in network.state_dict().items():
         torch.testing.assert_close(trainer.weights()[f"1.{name}"], value, rtol=1e-4, atol=1e-5)
+
+
+def test_learning_imports_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch._dynamo", None)  # as if it were not installed
+    monkeypatch.delattr(torch, "_dynamo", raising=False)
+    make_trainer().train_step(*frames(2))
 
 
 @pytest.mark.parametrize("schedule", ["constant", "one-cycle"])
