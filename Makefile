@@ -7,10 +7,15 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-TEST_PROCESSES ?= 2
+# One more than cores: tests of processes wait for each other, too.
+TEST_PROCESSES ?= 3
 OFFICIAL ?= .official
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# What a package needs compiled is compiled when it is first imported, which is a small part of what is installed...
+PIP_INSTALL := -m pip install --no-compile
+# ...and kept, whatever the environment says: every process of a fleet imports it all again.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo install official test test-fast check format bench clean
 
@@ -21,7 +26,7 @@ install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e '.[dev]'
 	touch $@
 
 # Without what the packages ask for besides: see official.txt.
@@ -29,7 +34,7 @@ official: $(OFFICIAL)/.installed
 
 $(OFFICIAL)/.installed: official.txt
 	$(PYTHON) -m venv $(OFFICIAL)
-	$(OFFICIAL)/bin/python -m pip install --no-deps -r official.txt
+	$(OFFICIAL)/bin/python $(PIP_INSTALL) --no-deps -r official.txt
 	touch $@
 
 # Files in the order of tests/conftest.py, longest first; by itself xdist would begin with those of most tests.
@@ -42,7 +47,7 @@ test-fast: $(INSTALLED)
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
+	MYPY_NUM_WORKERS=2 $(BIN)/mypy
 	$(BIN)/lint-imports
 
 format: $(INSTALLED)
