@@ -11,8 +11,8 @@ from torch.optim import AdamW, Optimizer
 class PlainAdamW(AdamW):
     """`torch.optim.AdamW` to the bit.
 
-    Torch wraps these functions so that `torch.compile` stays out of them; the wrappers import the compiler to say so,
-    which takes seconds of every process that learns. Nothing here compiles.
+    Torch wraps these functions so that `torch.compile` stays out of them; the wrappers import the compiler to
+    say so, which takes seconds of every process that learns. Nothing here compiles.
     """
 
     step = torch.no_grad()(unwrap(AdamW.step))
