@@ -13,14 +13,15 @@ from functools import partial
 from pathlib import Path
 
 from datasets.catalog import DATASETS, LABEL_SPACES, label_space
-from datasets.frame import FrameSource
 from edge_client.conversation import Stopped
 from edge_client.errors import VehicleError
 from edge_client.frames import limit_opencv_threads
 from edge_client.host import Host, HostConfig, VehicleConfig, read_host_config
 from edge_client.metrics import host_families
+from edge_client.predict.model import Model
+from edge_client.serving.on_board import OnBoard
 from edge_client.source.options import add_source_options, source_config
-from edge_client.source.recording import recorded_frames
+from edge_client.source.recording import Recording, recorded_frames
 from protocol.doors import FOREIGN_CHOICE
 from protocol.errors import MENDABLE, MISTAKE_CODE
 from protocol.metrics import MetricsServer, process_families
@@ -33,6 +34,9 @@ from protocol.stopping import STOPPED_CODE, on_stop_signal
 from protocol.watchdog import Watchdog
 
 log = logging.getLogger("edge_client")
+
+_LEARNING_NICE = 9
+"""By so much what learns is nicer than what serves."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -48,11 +52,22 @@ def main(arguments: list[str] | None = None) -> int:
         if options.broker is None:
             raise VehicleError("--broker missing; give the broker's URL, for instance mqtt://127.0.0.1:1883")
         config = _config(options)
-        with NetworkLoop() as loop, _recorded(config, stop) as recorded:
-            connect = connector(options.broker, loop)
-            host = Host(config, connect, stop, recorded, watchdog=Watchdog(os.environ))
+        watchdog = Watchdog(os.environ)
+        with (
+            NetworkLoop() as loop,
+            _serving(config, watchdog) as serving,
+            _recorded(config, stop, serving) as recording,
+        ):
+            frames = None if recording is None else recording.frames
+            host = Host(config, connector(options.broker, loop), stop, frames, watchdog=watchdog)
             with _metrics(host, options.metrics_port):
                 host.run()
+            if recording is not None:
+                recording.run_is_over()
+            if serving is not None:
+                log.info("serving goes on until it is stopped")
+                stop.wait()
+                raise Stopped
     except Stopped:
         return STOPPED_CODE
     except MENDABLE as error:
@@ -74,14 +89,37 @@ def _metrics(host: Host, where: str | None) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def _serving(config: HostConfig, watchdog: Watchdog) -> Iterator[OnBoard | None]:
+    """What makes class maps of what the camera sees, where somebody asked for it."""
+    source = config.source
+    if source is None or source.serve is None:
+        yield None
+        return
+    folder = Path(source.recording).parent / "serving" if source.serve_to is None else Path(source.serve_to)
+    model = Model(Path(source.serve), threads=config.threads)
+    with OnBoard(model, folder, alive=watchdog.watch("serving")) as serving:
+        yield serving
+    watchdog.leave("serving")
+
+
+@contextlib.contextmanager
 def _recorded(
-    config: HostConfig, stop: threading.Event
-) -> contextlib.AbstractContextManager[FrameSource | None]:
+    config: HostConfig, stop: threading.Event, serving: OnBoard | None
+) -> Iterator[Recording | None]:
     """The frames of a camera, where there is one, which goes on recording in the body."""
     if config.source is None:
-        return contextlib.nullcontext()
+        yield None
+        return
     limit_opencv_threads(config.threads)
-    return recorded_frames(config.source, config.fleet, label_space(config.label_space), stop)
+    space = label_space(config.label_space)
+    look = None if serving is None else serving.offer
+    with recorded_frames(config.source, config.fleet, space, stop, look) as recording:
+        if serving is not None:
+            # Threads that begin from here on learn: they take what the camera and its class maps leave.
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.nice(0) + _LEARNING_NICE)
+        yield recording
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -6,6 +6,7 @@ Shapes: H height, W width.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -23,6 +24,9 @@ log = logging.getLogger(__name__)
 
 _UNKNOWN_RATE_HZ = 25.0
 """Of a file that doesn't say its own."""
+
+_ERRORS_ALONE = 2
+"""OpenCV's level of the log."""
 
 _FLIP: dict[str, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
     "none": lambda image_HWC: image_HWC,
@@ -125,6 +129,11 @@ class PacedVideo:
 
 
 def _open(way: Way) -> cv2.VideoCapture | None:
+    # What they say of a camera that is away, again and again, is said here once, without its URL.
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    # OpenCV 4 has it at the top, OpenCV 5 in a module of its own.
+    set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel
+    set_log_level(_ERRORS_ALONE)
     try:
         capture = cv2.VideoCapture(way.what, way.api, list(way.parameters))
     except cv2.error as error:

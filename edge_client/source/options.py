@@ -28,6 +28,8 @@ _FIELDS = {
     "frames": "frames",
     "snapshot": "snapshot",
     "grab_timeout": "grab_timeout_s",
+    "serve": "serve",
+    "serve_to": "serve_to",
 }
 """Each option's setting."""
 
@@ -90,6 +92,15 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         help="a camera without a frame for as long is opened anew (default 5)",
     )
+    group.add_argument(
+        "--serve",
+        metavar="MODEL",
+        help="file of `blackfleet export`: make class maps of what the camera sees now, until stopped; "
+        "learning takes what is left of the cores",
+    )
+    group.add_argument(
+        "--serve-to", metavar="DIR", help="folder of the newest class map; default: serving in --state"
+    )
 
 
 def source_config(options: argparse.Namespace) -> SourceConfig | None:
@@ -114,7 +125,10 @@ def source_config(options: argparse.Namespace) -> SourceConfig | None:
     settings: dict[str, Any] = {_FIELDS[name]: value for name, value in given.items()}
     if "size" in settings:
         settings["size"] = _size(settings["size"])
-    settings.setdefault("recording", str(Path(options.state or ".") / "recording"))
+    state = Path(options.state or ".")
+    settings.setdefault("recording", str(state / "recording"))
+    if "serve" in settings:
+        settings.setdefault("serve_to", str(state / "serving"))
     return SourceConfig(uri=uri, **settings)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeAlias
 
@@ -47,12 +47,21 @@ class Recorder:
         failure: what ended it, if that was a mistake.
     """
 
-    def __init__(self, config: SourceConfig, ring: Ring, label_space: LabelSpace, memory: Path) -> None:
-        """`memory`: file in which a folder's pictures are remembered."""
+    def __init__(
+        self,
+        config: SourceConfig,
+        ring: Ring,
+        label_space: LabelSpace,
+        memory: Path,
+        look: Callable[[NDArray[np.uint8]], None] | None = None,
+    ) -> None:
+        """`memory`: file in which a folder's pictures are remembered; `look` is shown every picture that is
+        looked at here, uint8 BGR [H, W, 3], and must return at once."""
         self._config = config
         self._ring = ring
         self._label_space = label_space
         self._memory = memory
+        self._look = look
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
         self._live: LiveFrames | None = None
@@ -127,7 +136,7 @@ class Recorder:
             return self._live
         if not Path(uri.where).is_file():
             raise Mistake(f"there is nothing at {uri.where}: give a recorded drive, or a folder of pictures")
-        if config.loop or config.rate_hz is not None:
+        if config.is_played:
             self._live = LiveFrames(
                 lambda: PacedVideo(config),
                 shown=uri.shown,
@@ -159,6 +168,8 @@ class Recorder:
         reported_s = time.monotonic()
         for image_HWC, at_s in pictures:
             self.seen += 1
+            if self._look is not None:
+                self._look(image_HWC)
             if choice.is_worth(image_HWC, at_s):
                 self._keep(image_HWC, time.time() if self._epoch_s is None else self._epoch_s + at_s)
             if time.monotonic() - reported_s > _REPORT_S:

@@ -6,10 +6,14 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from datasets.labels import LabelSpace
 from edge_client.conversation import Stopped
@@ -23,6 +27,7 @@ from edge_client.source.snapshot import (
     take_snapshot,
     write_manifest,
 )
+from edge_client.source.uri import Kind
 
 log = logging.getLogger(__name__)
 
@@ -30,11 +35,28 @@ _POLL_S = 0.1
 _REPORT_S = 5.0
 
 
+@dataclass(frozen=True)
+class Recording:
+    """A recording at work."""
+
+    frames: SnapshotFrames
+    """What the run works on."""
+    run_is_over: Callable[[], None]
+    """To be called when the cloud has ended the run: the next one has other frames. Raises OSError where the
+    disk is full or gone."""
+
+
 @contextlib.contextmanager
 def recorded_frames(
-    config: SourceConfig, fleet: str, label_space: LabelSpace, stop: threading.Event
-) -> Iterator[SnapshotFrames]:
-    """Record in the body, which works on the frames of a snapshot; if it ends well, so has the run.
+    config: SourceConfig,
+    fleet: str,
+    label_space: LabelSpace,
+    stop: threading.Event,
+    look: Callable[[NDArray[np.uint8]], None] | None = None,
+) -> Iterator[Recording]:
+    """Record in the body, which works on the frames of a snapshot.
+
+    `look` is shown the pictures, see `Recorder`.
 
     Raises:
         VehicleError: the folder is another process's, or the snapshot is damaged.
@@ -51,7 +73,7 @@ def recorded_frames(
             ring.pin(_keys(manifest))
         else:
             manifest = None
-        with Recorder(config, ring, label_space, folder / "taken.json") as recorder:
+        with Recorder(config, ring, label_space, folder / "taken.json", look) as recorder:
             if manifest is None:
                 _wait_for_frames(config, ring, recorder, stop)
                 ring.pin(frame.key for frame in ring.frames)
@@ -63,8 +85,8 @@ def recorded_frames(
                 write_manifest(manifest_path, manifest)
             frames = SnapshotFrames(ring.folder, label_space, manifest)
             log.info("this run works on %d frames, %d with labels", len(frames.refs), frames.labelled)
-            yield frames
-        write_manifest(manifest_path, msgspec.structs.replace(manifest, is_over=True))
+            ended = msgspec.structs.replace(manifest, is_over=True)
+            yield Recording(frames, partial(write_manifest, manifest_path, ended))
     finally:
         ring.close()
 
@@ -80,8 +102,8 @@ def _keys(manifest: Manifest) -> list[str]:
 
 def _wait_for_frames(config: SourceConfig, ring: Ring, recorder: Recorder, stop: threading.Event) -> None:
     """Until there are as many as a run wants, or all that the source gives."""
-    plays = config.where.is_folder or config.loop or config.rate_hz is not None
-    is_read_at_once = config.where.kind.value == "file" and not plays
+    where = config.where
+    is_read_at_once = where.kind is Kind.FILE and not where.is_folder and not config.is_played
     reported_s = time.monotonic()
     while not recorder.has_ended and (is_read_at_once or len(ring.frames) < config.frames):
         if stop.wait(_POLL_S):

@@ -6,7 +6,7 @@ import math
 
 import msgspec
 
-from edge_client.source.uri import SourceUri
+from edge_client.source.uri import Kind, SourceUri
 from protocol.errors import SettingError
 
 FLIPS = ("none", "horizontal", "vertical", "rotate-90", "rotate-180", "rotate-270")
@@ -48,8 +48,20 @@ class SourceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """`auto`: the frames of the run that isn't over, else the newest; `keep`: those of the last run;
     `new`: the newest."""
 
+    serve: str | None = None
+    """File of an exported model: class maps of what the camera sees now are made with it. None: none are."""
+    serve_to: str | None = None
+    """Folder of the newest class map; None: `serving` beside the recording."""
+
     def __post_init__(self) -> None:
-        SourceUri.parse(self.uri)
+        uri = SourceUri.parse(self.uri)
+        if self.serve is not None and uri.kind is Kind.FILE and not self.is_played:
+            raise SettingError(
+                f"nobody drives with {self.uri}, which is not played: give --source-loop or --source-rate, "
+                f"or a camera, or no --serve"
+            )
+        if self.serve_to is not None and self.serve is None:
+            raise SettingError(f"nothing is served to {self.serve_to} without a model (--serve)")
         if self.size is not None and min(self.size) < 16:
             raise SettingError(f"size must be at least 16x16 pixels, got {self.size[0]}x{self.size[1]}")
         for name in ("rate_hz", "every_s", "quota_mb", "grab_timeout_s"):
@@ -69,6 +81,11 @@ class SourceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise SettingError(f"flip must be one of {', '.join(FLIPS)}, got {self.flip!r}")
         if self.snapshot not in SNAPSHOTS:
             raise SettingError(f"snapshot must be one of {', '.join(SNAPSHOTS)}, got {self.snapshot!r}")
+
+    @property
+    def is_played(self) -> bool:
+        """Whether a recorded drive gives its frames as a camera would."""
+        return self.loop or self.rate_hz is not None
 
     @property
     def where(self) -> SourceUri:

@@ -304,14 +304,15 @@ def test_growing_folder_gives_whole_pictures_once_with_labels_that_come_later(tm
 
 def take(source: SourceConfig, fleet: str = "demo") -> list[str]:
     """The frames of a run that ends well."""
-    with recorded_frames(source, fleet, CAMVID, threading.Event()) as frames:
-        return [ref.key for ref in frames.refs]
+    with recorded_frames(source, fleet, CAMVID, threading.Event()) as recording:
+        recording.run_is_over()
+        return [ref.key for ref in recording.frames.refs]
 
 
 def test_run_works_on_the_same_frames_until_it_is_over(drive: Path, tmp_path: Path) -> None:
     source = config(f"file://{drive}", tmp_path / "r", every_s=0.2, frames=6)
-    with pytest.raises(RuntimeError), recorded_frames(source, "demo", CAMVID, threading.Event()) as frames:
-        begun = [ref.key for ref in frames.refs]
+    with pytest.raises(RuntimeError), recorded_frames(source, "demo", CAMVID, threading.Event()) as recording:
+        begun = [ref.key for ref in recording.frames.refs]
         raise RuntimeError("killed")
     assert len(begun) == 6
     ring = Ring(tmp_path / "r" / "frames", 10**6)
@@ -330,8 +331,8 @@ def test_run_works_on_the_same_frames_until_it_is_over(drive: Path, tmp_path: Pa
 def test_drive_that_is_played_gives_frames_at_its_pace_again_and_again(drive: Path, tmp_path: Path) -> None:
     source = config(drive, tmp_path / "r", every_s=0.0, frames=12, loop=True, rate_hz=100.0)
     stop = threading.Event()
-    with recorded_frames(source, "demo", CAMVID, stop) as frames:
-        begun, first = time.monotonic(), [ref.key for ref in frames.refs]
+    with recorded_frames(source, "demo", CAMVID, stop) as recording:
+        begun, first = time.monotonic(), [ref.key for ref in recording.frames.refs]
         while time.monotonic() - begun < 0.5:  # two rounds of the drive, meanwhile
             time.sleep(0.05)
     assert len(first) == 12

@@ -66,8 +66,8 @@ class RecordingSupervisor(Supervisor):
         process = self._hosts[car] = _Process(self.bus)
         config = fleet.host(car)
         assert config.source is not None
-        with recorded_frames(config.source, config.fleet, CAMVID, process.stop) as frames:
-            Host(config, process.connect, process.stop, frames).run()
+        with recorded_frames(config.source, config.fleet, CAMVID, process.stop) as recording:
+            Host(config, process.connect, process.stop, recording.frames).run()
 
 
 def test_vehicle_that_records_and_is_killed_ends_with_the_same_bits(
