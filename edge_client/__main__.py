@@ -19,7 +19,7 @@ from edge_client.frames import limit_opencv_threads
 from edge_client.host import Host, HostConfig, VehicleConfig, read_host_config
 from edge_client.metrics import host_families
 from edge_client.predict.model import Model
-from edge_client.serving.on_board import OnBoard
+from edge_client.predict.on_board import OnBoard
 from edge_client.source.options import add_source_options, source_config
 from edge_client.source.recording import Recording, recorded_frames
 from protocol.doors import FOREIGN_CHOICE

@@ -12,9 +12,9 @@ import pytest
 from test_predict import model_bytes, picture
 
 from datasets.labels import CAMVID
+from edge_client.predict.latency import Pace
 from edge_client.predict.model import Model
-from edge_client.serving.latency import Pace
-from edge_client.serving.on_board import OnBoard
+from edge_client.predict.on_board import OnBoard
 from edge_client.source.settings import SourceConfig
 from protocol.errors import SettingError
 

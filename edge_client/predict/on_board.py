@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_client.predict.latency import Pace
 from edge_client.predict.model import Model
-from edge_client.serving.latency import Pace
 from evaluation.predictions import write_png
 from protocol.atomic import write_json_atomic
 from protocol.seldom import is_logged
