@@ -92,7 +92,7 @@ def watch_fleet(broker_url: str, fleet: str, *, host: str, port: int, console: C
                 _print_address(server, host, console)
                 threading.Event().wait(_WORD_S)
                 if not observer.heard_of:
-                    said(_no_word(broker_url, fleet, loop))
+                    said(no_word(broker_url, fleet, loop))
                 threading.Event().wait()
         finally:
             transport.close()
@@ -115,7 +115,7 @@ def _listener(broker_url: str, fleet: str, loop: NetworkLoop) -> MqttTransport:
     return MqttTransport(broker_url, name, loop=loop, identity=OBSERVER_NAME, reconnect_seed=seed)
 
 
-def _no_word(broker_url: str, fleet: str, loop: NetworkLoop) -> str:
+def no_word(broker_url: str, fleet: str, loop: NetworkLoop) -> str:
     """Why nothing may be heard of a fleet: names the fleets that are there, as far as this user may know."""
     heard: set[str] = set()
 

@@ -20,6 +20,7 @@ from process_fixtures import ROOT, Refuse
 from cloud_server.run.service import serve
 from edge_client.host import Host
 from fleet import broker
+from fleet.watch import command
 from fleet.watch.observer import Observer
 from protocol.codec.lines import encode_lines
 from protocol.messages import Finish, Happened, Reject, Status, TurnFailed
@@ -129,6 +130,19 @@ def test_observer_hears_the_run_and_changes_nothing(
     assert looking.traffic.sent_packets == 0
     traffic = forger.transport.traffic
     assert traffic.sent_packets > 100 and traffic.handler_errors == 0 and forger.heard == []
+
+
+def test_fleets_that_are_there_are_named_to_whoever_hears_nothing(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "_OTHERS_S", 0.5)
+    with NetworkLoop() as loop:
+        cloud = MqttTransport(url(port, "cloud"), "cloud", loop=loop)
+        cloud.connect(20)
+        cloud.publish(topics.topic(topics.STATUS, "streets", "cloud"), b"here", retain=True)
+        cloud.close()
+        said = command.no_word(url(port, "observer"), "street", loop)
+    assert "no word of fleet 'street' yet; fleets that are known there: streets" in said
 
 
 def test_observer_with_a_wrong_password_is_refused_in_one_line(port: int, refuse: Refuse) -> None:
