@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fleet.doctor.certificates import check_certificate_file, check_certificate_of
 from fleet.doctor.finding import Finding
+from protocol.mqtt.certificates import certificates_in, common_name
 
 _START_S = 20.0
 _END_S = 5.0
@@ -78,25 +79,59 @@ def check_broker(url: str) -> Iterator[Finding]:
         SettingError: it is no broker URL.
     """
     try:
-        from fleet.run.reach import check_reach
+        from fleet.provision.names import OPERATOR, parse_common_name
+        from fleet.run.reach import check_reach, check_session
         from protocol.mqtt.broker_url import parse_broker_url
     except ImportError:
         return
     from protocol.errors import MENDABLE
 
     parsed = parse_broker_url(url)
+    whose = _whose(parsed.identity)
+    parsed = parsed.as_client(whose)
     for file in dict.fromkeys(file for file in (parsed.ca, parsed.cert) if file is not None):
         yield from check_certificate_file(file)
     if parsed.tls:
         yield from check_certificate_of(parsed.host, parsed.port)
     try:
-        check_reach(url, _FLEET, _START_S)
+        client = parse_common_name(_named(parsed.cert)) if whose else None
+        if client is None or client.name == OPERATOR:
+            check_reach(url, client.fleet if client else _FLEET, _START_S)
+            does = "takes messages and hands them on"
+        else:
+            check_session(url, whose, _START_S)
+            does = f"lets {client} in"
     except MENDABLE as error:
         yield Finding(
             about=_ABOUT, state="wrong", found=str(error), advice="see to the broker, or to its URL"
         )
     else:
-        yield Finding(about=_ABOUT, state="ok", found=f"{parsed} takes messages and hands them on")
+        yield Finding(about=_ABOUT, state="ok", found=f"{parsed} {does}")
+
+
+def _whose(folder: Path | None) -> str:
+    """Whose certificate of a folder is tried: the operator's, or, as on a car, the only one; else empty.
+
+    Raises:
+        SettingError: several clients have one there, and none is the operator.
+    """
+    from fleet.provision.names import OPERATOR
+    from protocol.errors import SettingError
+
+    if folder is None:
+        return ""
+    names = sorted(path.stem for path in folder.glob("*.crt") if path.name != "ca.crt")
+    if len(names) == 1 or OPERATOR in names:
+        return OPERATOR if OPERATOR in names else names[0]
+    has = ", ".join(names[:8]) or "none"
+    raise SettingError(
+        f"identity={folder} must hold the operator's certificate, or one alone as on a car; it has {has}"
+    )
+
+
+def _named(certificate: Path | None) -> str:
+    assert certificate is not None
+    return common_name(certificates_in(certificate)[0])
 
 
 def check_port(port: int) -> Finding:

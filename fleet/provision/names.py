@@ -1,7 +1,7 @@
-"""How a client is called in its certificate: FLEET.NAME, as `demo.car-01`.
+"""Who there is: vehicles, and what every fleet has besides; in certificates FLEET.NAME, as `demo.car-01`.
 
 The fleet is part of the name because a broker that takes the client id from the certificate has one session
-for each name, whatever fleet it is of. A full stop can't be in an id, so that a name has one reading.
+for each name, whatever fleet it is of.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Literal
 
 from fleet.errors import OperatorError
 from protocol.session.observing import OBSERVER_NAME
-from protocol.session.topics import CLOUD_ID, check_id
+from protocol.session.topics import CLOUD_ID, certificate_name, check_id
 
 Role = Literal["vehicle", "cloud", "operator", "observer", "broker"]
 
@@ -43,7 +43,7 @@ class Identity:
     @property
     def common_name(self) -> str:
         """As its certificate and the broker's access list call it."""
-        return f"{self.fleet}.{self.name}" if self.fleet else self.name
+        return certificate_name(self.fleet, self.name) if self.fleet else self.name
 
     def __str__(self) -> str:
         return self.common_name

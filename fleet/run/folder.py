@@ -7,7 +7,6 @@ import fcntl
 import os
 import secrets
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -188,4 +187,4 @@ def write_scenario(folder: Path, scenario: Scenario) -> None:
 def _without_secrets(broker: str) -> str:
     if broker in OWN_BROKERS or broker == MEMORY_BUS:
         return broker
-    return str(replace(parse_broker_url(broker), username=None, password=None))
+    return parse_broker_url(broker).without_login()

@@ -6,9 +6,10 @@ import secrets
 import threading
 
 from fleet.errors import OperatorError
+from fleet.provision.names import OPERATOR
 from protocol.mqtt.broker_url import parse_broker_url
 from protocol.mqtt.transport import MqttTransport, NetworkLoop
-from protocol.session.topics import DOWN, PREFIX, STATUS, UP, client_id, topic
+from protocol.session.topics import DOWN, PREFIX, STATUS, UP, certificate_name, client_id, topic
 from protocol.session.transport import Delivery
 
 _CONNECT_S = 5.0
@@ -21,9 +22,11 @@ def check_reach(url: str, fleet: str, patience_s: float) -> None:
     What it says is empty and of a vehicle that no fleet has; nothing is kept by the broker.
 
     Raises:
+        SettingError: the operator's certificate is missing, or of another fleet.
         BrokerUnreachable: no session, or a subscription is refused.
         OperatorError: the broker takes messages and does not hand them on.
     """
+    parse_broker_url(url).check_is_of(certificate_name(fleet, OPERATOR))
     name = f"reach-{secrets.token_hex(4)}"
     topics = {topic(channel, fleet, name): channel.name for channel in (UP, DOWN, STATUS)}
     missing, all_there = dict(topics), threading.Event()
@@ -35,7 +38,7 @@ def check_reach(url: str, fleet: str, patience_s: float) -> None:
 
     with NetworkLoop() as loop:
         session = client_id(fleet, name, secrets.token_hex(8))
-        transport = MqttTransport(url, session, loop=loop, identity="operator")
+        transport = MqttTransport(url, session, loop=loop, identity=OPERATOR)
         try:
             for each in topics:
                 transport.subscribe(each, hear)
@@ -48,5 +51,20 @@ def check_reach(url: str, fleet: str, patience_s: float) -> None:
                     f"{parse_broker_url(url)} takes messages and does not hand them on ({channels}); "
                     f"let this user write and read {PREFIX}/{fleet}/# (the broker's access list)"
                 )
+        finally:
+            transport.close()
+
+
+def check_session(url: str, identity: str, patience_s: float) -> None:
+    """Connect as somebody who may not say and hear all, a vehicle for instance.
+
+    Raises:
+        SettingError, BrokerUnreachable: its certificate is missing; no session.
+    """
+    with NetworkLoop() as loop:
+        session = client_id("reach", identity, secrets.token_hex(8))
+        transport = MqttTransport(url, session, loop=loop, identity=identity)
+        try:
+            transport.connect(min(patience_s, _CONNECT_S))
         finally:
             transport.close()

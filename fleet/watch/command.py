@@ -21,7 +21,15 @@ from protocol.mqtt.broker_url import BROKER_VARIABLE, parse_broker_url
 from protocol.mqtt.transport import MqttTransport, NetworkLoop
 from protocol.noise import derive_seed
 from protocol.session.observing import OBSERVER_NAME, ObserverLink
-from protocol.session.topics import STATUS, check_id, client_id, clouds_filter, parse, topic_filter
+from protocol.session.topics import (
+    STATUS,
+    certificate_name,
+    check_id,
+    client_id,
+    clouds_filter,
+    parse,
+    topic_filter,
+)
 from protocol.session.transport import Delivery
 
 _CONNECT_S = 8.0
@@ -112,12 +120,15 @@ def _listener(broker_url: str, fleet: str, loop: NetworkLoop) -> MqttTransport:
     """A session that leaves no will."""
     name = client_id(fleet, OBSERVER_NAME, secrets.token_hex(8))
     seed = derive_seed(name) % 2**32
+    parse_broker_url(broker_url).check_is_of(certificate_name(fleet, OBSERVER_NAME))
     return MqttTransport(broker_url, name, loop=loop, identity=OBSERVER_NAME, reconnect_seed=seed)
 
 
 def no_word(broker_url: str, fleet: str, loop: NetworkLoop) -> str:
     """Why nothing may be heard of a fleet: names the fleets that are there, as far as this user may know."""
     heard: set[str] = set()
+    if parse_broker_url(broker_url).identity is not None:
+        return f"no word of fleet {fleet!r} yet"  # that it is its name says the certificate
 
     def hear(delivery: Delivery) -> None:
         if delivery.payload:

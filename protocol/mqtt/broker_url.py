@@ -5,9 +5,10 @@ from __future__ import annotations
 import ssl
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlencode, urlsplit
 
 from protocol.errors import SettingError
+from protocol.mqtt.certificates import CertificateFault, certificates_in, common_name
 
 _DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
 BROKER_VARIABLE = "BLACKFLEET_BROKER"
@@ -68,6 +69,17 @@ class BrokerUrl:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}://{user}{host}:{self.port}{self.path if self.websocket else ''}"
 
+    def without_login(self) -> str:
+        """The URL without user and password, with its options; files are named from anywhere."""
+        files = {"identity": self.identity, "ca": self.ca, "cert": self.cert, "key": self.key}
+        options = {name: str(file.absolute()) for name, file in files.items() if file is not None}
+        if self.insecure:
+            options["insecure"] = "1"
+        if self.version != _VERSIONS[0]:
+            options["version"] = self.version
+        url = str(replace(self, username=None))
+        return f"{url}?{urlencode(options, safe='/')}" if options else url
+
     def as_client(self, name: str) -> BrokerUrl:
         """This URL with the certificate of `name`, a vehicle's id for instance, where a folder holds it.
 
@@ -86,6 +98,26 @@ class BrokerUrl:
             )
         own = folder / f"{name}.crt"
         return replace(self, identity=None, ca=folder / "ca.crt", cert=own, key=own.with_suffix(".key"))
+
+    def check_is_of(self, name: str) -> None:
+        """See that a folder's certificate is the one of `name`; with another, nothing would be heard or said.
+
+        Raises:
+            SettingError: it is somebody else's; says of which fleet.
+        """
+        if self.identity is None:
+            return
+        path = self.as_client(name.partition(".")[2]).cert
+        assert path is not None
+        try:
+            found = common_name(certificates_in(path)[0])
+        except (CertificateFault, OSError) as error:
+            raise SettingError(f"{path} of the broker URL can't be used: {error}") from error
+        if found != name:
+            fleet = found.partition(".")[0]
+            raise SettingError(
+                f"{path} is the certificate of {found}, and {name} is wanted; is the fleet {fleet!r}?"
+            )
 
     def ssl_context(self) -> ssl.SSLContext:
         """What a TLS connection is checked against.

@@ -10,6 +10,8 @@ from pathlib import Path
 _PEM = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.S)
 _SEQUENCE, _VERSION = 0x30, 0xA0
 _UTC_TIME, _GENERALIZED_TIME = 0x17, 0x18
+_COMMON_NAME = b"\x06\x03\x55\x04\x03"
+"""2.5.4.3, as an ASN.1 element."""
 
 
 class CertificateFault(Exception):
@@ -39,14 +41,7 @@ def validity(certificate: bytes) -> tuple[datetime, datetime]:
         CertificateFault: the bytes are no certificate.
     """
     try:
-        _, body, _ = _element(certificate)
-        _, fields, _ = _element(body)
-        tag, _, rest = _element(fields)
-        if tag == _VERSION:
-            _, _, rest = _element(rest)  # the serial number
-        for _ in ("signature", "issuer"):
-            _, _, rest = _element(rest)
-        tag, period, _ = _element(rest)
+        tag, period, _ = _element(_from_dates_on(certificate))
         if tag != _SEQUENCE:
             raise ValueError(f"tag {tag:#x} where the dates should be")
         first, begin, rest = _element(period)
@@ -54,6 +49,33 @@ def validity(certificate: bytes) -> tuple[datetime, datetime]:
         return _time(first, begin), _time(second, end)
     except (ValueError, IndexError) as error:
         raise CertificateFault(f"is no certificate: {error}") from error
+
+
+def common_name(certificate: bytes) -> str:
+    """Whom a certificate in DER names; empty where it names nobody.
+
+    Raises:
+        CertificateFault: the bytes are no certificate.
+    """
+    try:
+        _, _, rest = _element(_from_dates_on(certificate))
+        _, subject, _ = _element(rest)
+        _, found, after = subject.rpartition(_COMMON_NAME)
+        return _element(after)[1].decode(errors="replace") if found else ""
+    except (ValueError, IndexError) as error:
+        raise CertificateFault(f"is no certificate: {error}") from error
+
+
+def _from_dates_on(certificate: bytes) -> bytes:
+    """What follows the issuer's name: dates, subject, key."""
+    _, body, _ = _element(certificate)
+    _, fields, _ = _element(body)
+    tag, _, rest = _element(fields)
+    if tag == _VERSION:
+        _, _, rest = _element(rest)  # the serial number
+    for _ in ("signature", "issuer"):
+        _, _, rest = _element(rest)
+    return rest
 
 
 def _element(data: bytes) -> tuple[int, bytes, bytes]:

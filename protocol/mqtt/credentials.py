@@ -30,6 +30,7 @@ class Credentials:
         self._read = self._stamps()
         self.context = url.ssl_context() if url.tls else None
         self._looked_at: datetime | None = None
+        self._said = ""
 
     def refresh(self) -> None:
         """Take what the files hold now into the context, for connections to come.
@@ -67,6 +68,19 @@ class Credentials:
             for path in (self._url.cert, self._url.ca)
             if path is not None and (when := _ending(path, now, of_first=path == self._url.cert))
         ]
+
+    def why_closed(self, was_ready: bool) -> str:
+        """What may be why a broker has ended a connection, which in TLS 1.3 is how it refuses a client."""
+        if was_ready or self._url.cert is None:
+            return "connection closed"
+        reason = "; ".join(self.endings()) or (
+            f"is certificate {self._url.cert} revoked, or of another authority than the broker's?"
+        )
+        words = f"connection closed before an answer: {reason}"
+        if words != self._said:
+            self._said = words
+            log.warning("%s: %s", self._client_id, words)
+        return words
 
     def _stamps(self) -> list[tuple[int, int, int] | None]:
         return [_stamp(path) for path in self._files]

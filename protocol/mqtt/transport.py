@@ -157,7 +157,7 @@ class MqttTransport(Transport):
             if self._ready:
                 return
             reason = self._refusal or f"none within {timeout_s:g} s ({self._problem})"
-            if not (self._refusal or "refused" in self._problem):
+            if not (self._refusal or "refused" in self._problem or "before an answer" in self._problem):
                 reason += f"; {self._url.question}?"
         self._loop.call(self._give_up)
         raise BrokerUnreachable(
@@ -381,7 +381,8 @@ class MqttTransport(Transport):
             self._session_up()
 
     def _on_paho_disconnect(self, _c: object, _d: object, _f: object, code: ReasonCode, _p: object) -> None:
-        self._lost("connection closed" if code == "Unspecified error" else str(code).lower())
+        closed = code == "Unspecified error"
+        self._lost(self._credentials.why_closed(self._ready) if closed else str(code).lower())
 
     def _on_paho_message(self, _c: object, _d: object, message: paho.MQTTMessage) -> None:
         payload = bytes(message.payload)

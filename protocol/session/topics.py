@@ -97,6 +97,14 @@ def client_id(fleet: str, sender: str, session: str) -> str:
     return f"{fleet}-{sender}-{session[:8]}"
 
 
+def certificate_name(fleet: str, sender: str) -> str:
+    """What a process is called in its certificate, and by brokers that take its name from there.
+
+    With the fleet in it, fleets on one broker need not agree on names; a full stop is in no id: one reading.
+    """
+    return f"{fleet}.{sender}"
+
+
 def topic(channel: Channel, fleet: str, vehicle: str) -> str:
     """The topic of one vehicle's channel, for instance `blackfleet/v1/demo/car-01/up`."""
     return f"{PREFIX}/{check_id(fleet, 'fleet id')}/{check_id(vehicle, 'vehicle id')}/{channel.name}"

@@ -61,7 +61,7 @@ def test_a_kept_scenario_names_the_broker_without_user_and_password(tmp_path: Pa
     keep_scenario(tmp_path, Scenario(broker=name))
     kept = yaml.safe_load((tmp_path / "scenario.yaml").read_text())["broker"]
     assert kept == {
-        "mqtts://a:b@c.d:8884?ca=ca.crt": "mqtts://c.d:8884",
+        "mqtts://a:b@c.d:8884?ca=ca.crt": f"mqtts://c.d:8884?ca={Path('ca.crt').absolute()}",
         "ws://u:p@h/path": "ws://h:80/path",
     }.get(name, name)
 
