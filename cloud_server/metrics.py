@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cloud_server.events import Recorder
-from protocol.metrics import PREFIX, Durations, Family, single
+from protocol.metrics import PREFIX, Durations, Family, bytes_of, single
 
 MOST_VEHICLES = 500
 """That have series of their own: some ten each."""
@@ -47,6 +47,8 @@ class _Vehicle:
     rejects: int = 0
     round_trip_s: float | None = None
     reconnects: int = 0
+    health: Mapping[str, Any] = field(default_factory=dict)
+    """As its latest event of this name says."""
 
     @property
     def state(self) -> str:
@@ -153,6 +155,8 @@ class RunMetrics(Recorder):
             case "evaluation" if values["miou"] is not None:
                 vehicle.test_miou[values["split"]] = values["miou"]
                 self._scores[values["kind"], values["split"], values["vehicle"]] = values["miou"]
+            case "health":
+                vehicle.health = values
             case "turn_done":
                 vehicle.in_turn = False
                 vehicle.turns += 1
@@ -311,4 +315,34 @@ _OF_A_VEHICLE: tuple[tuple[str, str, _Kind, Callable[[_Vehicle], float | None]],
         lambda v: v.round_trip_s,
     ),
     ("reconnects_total", "Sessions of a vehicle after its first one.", "counter", lambda v: v.reconnects),
+    (
+        "temperature_celsius",
+        "Of the hottest part of a vehicle's machine, as it says.",
+        "gauge",
+        lambda v: v.health.get("temperature_c"),
+    ),
+    (
+        "throttled",
+        "1 while heat or current slows a vehicle's machine down.",
+        "gauge",
+        lambda v: v.health.get("is_throttled"),
+    ),
+    (
+        "free_memory_bytes",
+        "Memory that a vehicle's machine can still give.",
+        "gauge",
+        lambda v: bytes_of(v.health.get("free_memory_mb")),
+    ),
+    (
+        "free_disk_bytes",
+        "Room for what a vehicle learns.",
+        "gauge",
+        lambda v: bytes_of(v.health.get("free_disk_mb")),
+    ),
+    (
+        "paused",
+        "1 while a vehicle's car does not allow it to work.",
+        "gauge",
+        lambda v: v.health.get("is_paused"),
+    ),
 )

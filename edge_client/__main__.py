@@ -17,7 +17,7 @@ from edge_client.conversation import Stopped
 from edge_client.errors import VehicleError
 from edge_client.frames import limit_opencv_threads
 from edge_client.host import Host, HostConfig, VehicleConfig, read_host_config
-from edge_client.metrics import host_families
+from edge_client.metrics import host_families, machine_families
 from edge_client.predict.model import Model
 from edge_client.predict.on_board import OnBoard
 from edge_client.source.options import add_source_options, source_config
@@ -84,7 +84,9 @@ def _metrics(host: Host, where: str | None) -> Iterator[None]:
         yield
         return
     ids = {"host": os.getpid()}
-    with MetricsServer(where, partial(host_families, host.states), partial(process_families, ids)) as server:
+    health = [] if host.health is None else [partial(machine_families, host.health.now)]
+    vehicles = partial(host_families, host.states)
+    with MetricsServer(where, vehicles, *health, partial(process_families, ids)) as server:
         log.info("metrics at %s", server.address)
         yield
 
@@ -212,6 +214,7 @@ def _config(options: argparse.Namespace) -> HostConfig:
         encoder_mode=options.encoder_mode,
         allowed_learners=tuple(options.allow_learner),
         when=options.when,
+        health=True,
         vehicles=(
             VehicleConfig(
                 id=options.vehicle,

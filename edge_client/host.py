@@ -20,6 +20,7 @@ from datasets.partition import partition_frames
 from edge_client.conversation import Patience, Stopped
 from edge_client.errors import VehicleError
 from edge_client.frames import FrameCache, Sight, VehicleFrames, limit_opencv_threads
+from edge_client.health import MachineHealth
 from edge_client.learners.own import find_learner
 from edge_client.metrics import VehicleNow
 from edge_client.own_frames import check_own_frames
@@ -131,6 +132,9 @@ class HostConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True)
     always (`edge_client.permission`)."""
     when_poll_s: float = 10.0
     """How often that is looked at."""
+    health: bool = False
+    """Whether its vehicles tell how their machine is, in status, log and metrics; those of a simulated fleet
+    share one."""
     step_s: float = DEFAULT_STEP_S
     """The longest that one step of a vehicle's work may take, a batch for instance; after that it no longer
     says that it is alive."""
@@ -218,6 +222,10 @@ class Host:
         self._connect = connect
         self._watchdog = watchdog or Watchdog()
         self._permission = Permission(config.when, poll_s=config.when_poll_s)
+        self.health: MachineHealth | None = None
+        """How the machine is; None: nobody wants to know."""
+        if config.health:
+            self.health = MachineHealth(Path(config.vehicles[0].state), lambda: self._permission.is_refused)
         self._presences: list[Presence] = []
         self._vehicles = [self._build(vehicle) for vehicle in config.vehicles]
 
@@ -281,6 +289,7 @@ class Host:
             session,
             step_s=self._config.step_s,
             stamped=self._watchdog.watch(config.id),
+            health=None if self.health is None else self.health.now,
         )
         self._presences.append(presence)
         vehicle = Vehicle(

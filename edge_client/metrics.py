@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
-from protocol.metrics import PREFIX, Family
+from protocol.messages import Health
+from protocol.metrics import PREFIX, Family, bytes_of, single
 
 
 class VehicleNow(NamedTuple):
@@ -49,3 +50,16 @@ def host_families(states: Callable[[], Sequence[VehicleNow]]) -> Iterator[Family
             labels=("vehicle",),
             samples=[((each.vehicle,), value) for each, value in zip(now, values, strict=True)],
         )
+
+
+def machine_families(health: Callable[[], Health]) -> Iterator[Family]:
+    """How the machine of the host is; what it does not tell has no series."""
+    now = health()
+    for name, text, value in (
+        ("temperature_celsius", "Of the hottest part of the host's machine.", now.temperature_c),
+        ("throttled", "1 while heat or current slows the host's machine down.", now.is_throttled),
+        ("free_memory_bytes", "Memory that the host's machine can still give.", bytes_of(now.free_memory_mb)),
+        ("free_disk_bytes", "Room for what its vehicles learn.", bytes_of(now.free_disk_mb)),
+        ("paused", "1 while the car does not allow the host's vehicles to work.", now.is_paused),
+    ):
+        yield single(f"{PREFIX}host_{name}", text, None if value is None else float(value))

@@ -59,6 +59,11 @@ class Permission:
                 self._note(self._of_command() if self._words else self._of_file(Path(self._when)))
             return not self._refused
 
+    @property
+    def is_refused(self) -> bool:
+        """Whether the latest answer was a no; asks nobody."""
+        return bool(self._refused)
+
     def _note(self, refused: str) -> None:
         if refused and refused != self._refused:
             log.info("work pauses: %s", refused)

@@ -53,6 +53,11 @@ def single(name: str, help: str, value: float | None, kind: Literal["counter", "
     return Family(name=name, help=help, kind=kind, samples=[] if value is None else [((), value)])
 
 
+def bytes_of(megabytes: int | None) -> int | None:
+    """The same in the unit that Prometheus has for sizes."""
+    return None if megabytes is None else megabytes * 1_000_000
+
+
 def parse_address(text: str) -> tuple[str, int]:
     """(host, port) of `PORT` or `HOST:PORT`; the host is the loopback interface where none is named.
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 
+import msgspec
+
 from cloud_server.desk.checks import RequestChecks
 from cloud_server.desk.handlers.every_turn import EVERY_TURN
 from cloud_server.desk.handlers.visit import Handlers, Visit, identity, refusal
@@ -138,6 +140,9 @@ class Desk:
             if active is not None and not was_there and status.session == record.session:
                 active.may_have_missed_grant()
             self._is_alive(status.vehicle, status.session)
+            health = status.health if status.session == record.session else None
+            if health is not None and record.health_is_due(health, self._link.clock.now()):
+                self._events.event("health", vehicle=status.vehicle, **msgspec.structs.asdict(health))
             if status.session in record.former:
                 self._refuse_second(status.vehicle, status.session)
 

@@ -16,6 +16,7 @@ from protocol.errors import SettingError
 from protocol.messages import (
     PROTOCOL_VERSION,
     SPLITS,
+    Health,
     Hello,
     LabelOffer,
     Labels,
@@ -40,6 +41,7 @@ MOST_FRAMES = 1_000_000
 """That one vehicle may declare: what is made for each of its frames stays within the memory."""
 _LOGGED = 1000
 """Times: more than a bad link brings in weeks, and no more than a disk can take."""
+_HEALTH_TOLD_EVERY_S = 300.0
 _MOST_SESSIONS = 8
 """Of one vehicle, remembered at a time."""
 
@@ -73,6 +75,10 @@ class VehicleRecord:
     """Between the vehicle and the broker, as its latest status says."""
     reconnects: int = 0
     """Of the process that has been taken in, as its latest status says."""
+    health: Health | None = None
+    """Of its machine, as it says; for people to see."""
+    health_told_at: float | None = None
+    """By the registry's clock."""
     queries: int = 0
     answers_per_frame: int = 0
     """Most answers that queries have brought about any one frame in one turn."""
@@ -101,6 +107,19 @@ class VehicleRecord:
         """Count that it has happened; whether it is logged: the first times, then ever more rarely."""
         self.repeated[what] += 1
         return is_logged(self.repeated[what], first=_LOGGED)
+
+    def health_is_due(self, health: Health, now: float) -> bool:
+        """Take in what it says of its machine; whether to tell of it: every few minutes, or if it changes."""
+        before, self.health = self.health, health
+        changes = before is not None and (before.is_paused, before.is_throttled) != (
+            health.is_paused,
+            health.is_throttled,
+        )
+        since_s = None if self.health_told_at is None else now - self.health_told_at
+        if since_s is None or since_s >= _HEALTH_TOLD_EVERY_S or (changes and self.is_news("health")):
+            self.health_told_at = now
+            return True
+        return False
 
     def count_up(self, session: str, kind: str, packet_bytes: int) -> None:
         """Count what a process says in this vehicle's name: as its uplink, once it has been taken in."""

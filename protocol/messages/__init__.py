@@ -28,7 +28,7 @@ from protocol.codec.tensor import EncodedTensor
 from protocol.codec.weights import WeightTensor
 from protocol.messages.down import Ack, Finish, LabelWant, Reject, Resend, Welcome
 from protocol.messages.events import Happened, Past
-from protocol.messages.status import Status
+from protocol.messages.status import Health, Status
 from protocol.messages.turn import Turn
 from protocol.messages.up import (
     Hello,
@@ -106,6 +106,7 @@ __all__ = [
     "FslSagePlan",
     "Gradient",
     "Happened",
+    "Health",
     "Hello",
     "Judged",
     "LabelOffer",

@@ -9,6 +9,21 @@ from msgspec import Meta
 from protocol.base import DEFAULT_LIMIT_BYTES, Id, Index, Message, Token
 
 
+class Health(Message, frozen=True, array_like=True, kw_only=True):
+    """How a sender's machine is, for people to see: nothing is decided by it. None: it does not tell."""
+
+    temperature_c: Annotated[int, Meta(ge=-100, le=300)] | None = None
+    """Of its hottest part."""
+    is_throttled: bool | None = None
+    """Whether heat or current slows it down."""
+    power_mode: Annotated[str, Meta(pattern=r"^[A-Za-z0-9 _.-]{1,32}$")] | None = None
+    free_memory_mb: Index | None = None
+    free_disk_mb: Index | None = None
+    """In the folder of what it learns."""
+    is_paused: bool = False
+    """Whether the car does not allow it to work now."""
+
+
 class Status(Message, frozen=True, array_like=True, kw_only=True, tag="status"):
     """Presence: retained birth (online), last will (offline), heartbeats (online, rising `beat`)."""
 
@@ -24,3 +39,5 @@ class Status(Message, frozen=True, array_like=True, kw_only=True, tag="status"):
     measured yet."""
     reconnects: Index = 0
     """Sessions with the broker after the first one."""
+    health: Health | None = None
+    """None: it does not tell."""

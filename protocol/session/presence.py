@@ -30,13 +30,15 @@ class Presence:
         *,
         step_s: float = DEFAULT_STEP_S,
         stamped: Callable[[], None] | None = None,
+        health: Callable[[], messages.Health] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`step_s`: the longest that its loop may work without a stamp and still counts as alive; `stamped`
-        is called with each stamp."""
+        is called with each stamp; `health` is what the status tells of the machine."""
         self._step_s = step_s
         self._clock = clock
         self._stamped = stamped
+        self._health = health
         self._stamped_at = clock()
         self._is_stuck = False
         self._announce = announce
@@ -51,7 +53,11 @@ class Presence:
         """Publish the status now; from the first time on, `beat` repeats it."""
         with self._lock:
             status = messages.Status(
-                vehicle=self._vehicle, session=self._session, online=online, beat=self._beat
+                vehicle=self._vehicle,
+                session=self._session,
+                online=online,
+                beat=self._beat,
+                health=None if self._health is None else self._health(),
             )
             self._beat += 1
             self.bytes_sent += self._announce(status)

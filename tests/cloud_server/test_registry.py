@@ -9,9 +9,9 @@ import pytest
 
 from cloud_server.algorithms.table import algorithm_row
 from cloud_server.desk.declaration import Declaration
-from cloud_server.desk.registry import Registry
+from cloud_server.desk.registry import Registry, VehicleRecord
 from cloud_server.errors import CloudError, RequestError
-from protocol.messages import PROTOCOL_VERSION, Hello, Status
+from protocol.messages import PROTOCOL_VERSION, Health, Hello, Status
 
 _HELLO = Hello(
     vehicle="car-1",
@@ -191,3 +191,12 @@ def test_operator_says_the_size_of_images_before_any_vehicle_does() -> None:
 def test_more_frames_than_anyone_has_are_refused() -> None:
     with pytest.raises(RequestError, match="2147483654 frames are declared; a vehicle may have 1000000"):
         _registry().check(_hello(frames={"train": 2**31 - 1, "val": 2, "test": 5}))
+
+
+def test_health_is_told_every_five_minutes_and_when_it_changes_but_not_as_often_as_a_vehicle_likes() -> None:
+    record = VehicleRecord()
+    told = [record.health_is_due(Health(temperature_c=50), now) for now in (0.0, 10.0, 299.0, 300.0, 301.0)]
+    assert told == [True, False, False, True, False]
+    assert record.health_is_due(Health(is_paused=True), 302.0)
+    flapping = sum(record.health_is_due(Health(is_throttled=bool(n % 2)), 303.0) for n in range(100_000))
+    assert flapping < 1100

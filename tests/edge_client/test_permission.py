@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 from pathlib import Path
 
 import msgspec
 import pytest
-from fleet_fixtures import TinyFleet
+from fleet_fixtures import CARS, TinyFleet
 from supervision import Supervisor
 
 from edge_client.errors import VehicleError
@@ -19,11 +20,11 @@ PROGRESS = {"query", "upload", "turn_done"}
 
 
 class Parked(TinyFleet):
-    """Whose vehicles may work while a file says yes."""
+    """Whose vehicles may work while a file says yes, and tell how their machine is."""
 
     def host(self, *cars: str, give_up_s: float = 30.0) -> HostConfig:
         host = super().host(*cars, give_up_s=give_up_s)
-        return msgspec.structs.replace(host, when=str(self.folder / "parked"), when_poll_s=1e-6)
+        return msgspec.structs.replace(host, when=str(self.folder / "parked"), when_poll_s=1e-6, health=True)
 
 
 def test_work_that_pauses_in_the_midst_of_turns_ends_with_the_bits_of_undisturbed_work(
@@ -53,6 +54,10 @@ def test_work_that_pauses_in_the_midst_of_turns_ends_with_the_bits_of_undisturbe
     assert fleet.fingerprint() == undisturbed.fingerprint()
     assert len(in_pauses) == 2
     assert max(in_pauses) <= 4, "nothing sets out but what was made before"
+    log = [json.loads(line) for line in (fleet.run_folder / "log.jsonl").read_text().splitlines()]
+    told = [event for event in log if event["event"] == "health"]
+    assert any(event["is_paused"] for event in told), "the cloud's operator sees it"
+    assert all(event["vehicle"] in CARS and event["free_disk_mb"] > 0 for event in told)
 
 
 @pytest.mark.parametrize(

@@ -172,5 +172,6 @@ def test_units_make_a_fleet_with_the_shipped_environments(
             assert code == 0, said
             assert cloud.wait(WAIT_S) == 0, (tmp_path / "cloud.log").read_text()
         assert (tmp_path / "demo" / "result.json").exists()
+        assert re.search(r" INFO health: .*MB of disk free\n", said)
         for told in (of_vehicle.told, of_cloud.told):
             assert (told[0], {*told[1:-1]}, told[-1]) == ("READY=1", {"WATCHDOG=1"}, "STOPPING=1")
