@@ -6,16 +6,14 @@ Shapes: B frames, H by W pixels, C channels; θ is float32 (n,).
 from __future__ import annotations
 
 import logging
-import statistics
-import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_client.encoder.bundle import BundleError, EncoderBundle, EncoderSpec, in_subspace, write_theta
+from edge_client.encoder.bundle import BundleError, EncoderBundle, EncoderSpec, in_subspace
+from edge_client.encoder.graph import PROBE_FRAMES, Arrays, DeviceArrays, Graph, Mode, on_device
 from edge_client.encoder.onnx_runtime import ort
 from edge_client.encoder.sessions import CPU, DEFAULT_PROVIDERS, open_session
 from edge_client.encoder.subspaces import Everything, Subspace
@@ -25,14 +23,7 @@ from protocol.plans.adaptation import SUBSPACES
 
 log = logging.getLogger(__name__)
 
-Mode = Literal["bind", "rebuild"]
-Arrays = dict[str, NDArray[Any]]
-"""Inputs or outputs of a graph by name."""
-_DeviceArrays = dict[str, Any]
-"""The same as ONNX Runtime holds them (`OrtValue`)."""
 _Finish = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-PROBE_FRAMES = 8
-PROBE_REPEATS = 3
 
 
 class Encoder:
@@ -73,21 +64,21 @@ class Encoder:
         built_in = ort.get_available_providers()
         wanted = [name for name in DEFAULT_PROVIDERS if name in built_in] if providers is None else providers
         self.provider = _working_provider(bundle, wanted, threads, probe)
-        self._forward = _Graph(bundle, "forward", self.provider, threads)
+        self._forward = Graph(bundle, "forward", self.provider, threads)
         if mode == "auto":
             random = np.random.default_rng(0)
             frames = random.integers(0, 256, (PROBE_FRAMES, *self._frame_shape), dtype=np.uint8)
             mode = self._forward.faster_mode(bundle.theta0, {"image_BHWC": frames})
         self._forward.mode = mode
 
-        self._ways_back: dict[str, tuple[_Graph, _Graph]] = {}
+        self._ways_back: dict[str, tuple[Graph, Graph]] = {}
         """By subspace: tape and VJP."""
         for subspace in SUBSPACES:
             tape, vjp = (in_subspace(graph, subspace) for graph in ("tape", "vjp"))
             if tape in bundle.graphs:
                 both = (
-                    _Graph(bundle, tape, self.provider, threads),
-                    _Graph(bundle, vjp, self.provider, threads),
+                    Graph(bundle, tape, self.provider, threads),
+                    Graph(bundle, vjp, self.provider, threads),
                 )
                 both[0].mode = mode
                 self._ways_back[subspace] = both
@@ -174,7 +165,7 @@ class Encoder:
             count(len(piece["v_BCHW"]), tape.multiply_adds, forwards=True)
         return gradient
 
-    def _way_back(self, theta: NDArray[np.float32], subspace: Subspace) -> tuple[_Graph, _Graph, _Finish]:
+    def _way_back(self, theta: NDArray[np.float32], subspace: Subspace) -> tuple[Graph, Graph, _Finish]:
         """Tape, VJP, and what makes ∂L/∂φ of what the VJP gives; that of all of θ leads everywhere."""
         if "all" not in self._ways_back:
             raise BundleError(
@@ -210,7 +201,7 @@ class Linearisation:
     """
 
     def __init__(
-        self, vjp: _Graph, theta: NDArray[np.float32], tape: Sequence[_DeviceArrays], finish: _Finish
+        self, vjp: Graph, theta: NDArray[np.float32], tape: Sequence[DeviceArrays], finish: _Finish
     ) -> None:
         self._finish = finish
         self.features_BCHW: NDArray[np.float32] = np.concatenate(
@@ -229,109 +220,13 @@ class Linearisation:
         """
         _check_vector(v_BCHW, self.features_BCHW.shape)
         vectors = self._vjp.split({"v_BCHW": v_BCHW})
-        feeds = [{**piece, **_on_device(vector)} for piece, vector in zip(self._tape, vectors, strict=True)]
+        feeds = [{**piece, **on_device(vector)} for piece, vector in zip(self._tape, vectors, strict=True)]
         [first, *others] = self._vjp.run_on_device(self._theta, feeds)
         gradient: NDArray[np.float32] = first["gradient"].numpy().copy()
         for part in others:
             gradient += part["gradient"].numpy()
         count(len(v_BCHW), self._vjp.multiply_adds, ways_back=True)
         return self._finish(gradient)
-
-
-class _Graph:
-    """One ONNX graph of a bundle, run under any θ; keeps the session of the last θ."""
-
-    def __init__(self, bundle: EncoderBundle, name: str, provider: str, threads: int) -> None:
-        self.mode: Mode = "bind"
-        self._spec = bundle.spec
-        self._name = name
-        self._provider = provider
-        self._threads = threads
-        graph, dash, subspace = name.partition("-")
-        self.multiply_adds = bundle.spec.graphs[name].multiply_adds
-        """Of one frame; 0 = not known."""
-        self._model = bundle.graphs[name]
-        self._bound_model = bundle.graphs.get(f"{graph}_bound{dash}{subspace}", self._model)
-        self._lock = threading.Lock()
-        self._bound: ort.InferenceSession | None = None
-        self._built: tuple[NDArray[np.float32], ort.InferenceSession] | None = None
-
-    def split(self, batch: Arrays) -> list[Arrays]:
-        """The pieces in which a batch is run.
-
-        On the CPU each piece is one frame: its activations stay in the cache (15 to 30 % faster than a
-        batch of eight), and the result of a frame doesn't depend on the batch it came in.
-        """
-        frames = len(next(iter(batch.values())))
-        size = 1 if self._provider == CPU else frames
-        return [
-            {name: values[start : start + size] for name, values in batch.items()}
-            for start in range(0, frames, size)
-        ]
-
-    def run_pieces(self, theta: NDArray[np.float32], pieces: Sequence[Arrays]) -> list[Arrays]:
-        """The outputs for each piece by name; what a piece holds beyond the graph's inputs is ignored."""
-        session, bound_theta = self._session(theta)
-        inputs = {value.name for value in session.get_inputs()}
-        outputs = [value.name for value in session.get_outputs()]
-        results: list[Arrays] = []
-        for piece in pieces:
-            feeds = {name: values for name, values in piece.items() if name in inputs}
-            found = session.run(outputs, {**feeds, **bound_theta})
-            results.append(dict(zip(outputs, found, strict=True)))
-        return results
-
-    def run_on_device(
-        self, theta: NDArray[np.float32], pieces: Sequence[Arrays | _DeviceArrays]
-    ) -> list[_DeviceArrays]:
-        """The same with what ONNX Runtime holds: a tape is as large as all activations, and copying it out
-        and in again takes as long as a third of a forward pass."""
-        session, bound_theta = self._session(theta)
-        inputs = {value.name for value in session.get_inputs()}
-        outputs = [value.name for value in session.get_outputs()]
-        bound = _on_device(bound_theta)
-        results: list[_DeviceArrays] = []
-        for piece in pieces:
-            feeds = _on_device({name: values for name, values in piece.items() if name in inputs})
-            found = session.run_with_ort_values(outputs, {**feeds, **bound})
-            results.append(dict(zip(outputs, found, strict=True)))
-        return results
-
-    def faster_mode(self, theta: NDArray[np.float32], batch: Arrays) -> Mode:
-        """The mode that takes less time for a new θ and one batch, by the median of some trials."""
-        seconds: dict[Mode, list[float]] = {"bind": [], "rebuild": []}
-        for trial in range(PROBE_REPEATS + 1):
-            for mode, taken in seconds.items():
-                self.mode = mode
-                changed = theta * np.float32(1 + 1e-3 * trial)
-                start = time.perf_counter()
-                self.run_pieces(changed, self.split(batch))
-                if trial > 0:
-                    taken.append(time.perf_counter() - start)
-        bind_s, rebuild_s = statistics.median(seconds["bind"]), statistics.median(seconds["rebuild"])
-        log.info(
-            "%s on %s: %.1f ms with weights bound, %.1f ms with a rebuilt session",
-            *(self._name, self._provider, 1e3 * bind_s, 1e3 * rebuild_s),
-        )
-        return "bind" if bind_s <= rebuild_s else "rebuild"
-
-    def _session(self, theta: NDArray[np.float32]) -> tuple[ort.InferenceSession, Arrays]:
-        with self._lock:
-            if self.mode == "bind":
-                if self._bound is None:
-                    self._bound = open_session(self._bound_model, self._provider, self._threads)
-                return self._bound, {"theta": theta}
-            if self._built is None or not np.array_equal(self._built[0], theta):
-                model = write_theta(self._spec, self._name, self._model, theta)
-                self._built = (theta.copy(), open_session(model, self._provider, self._threads))
-            return self._built[1], {}
-
-
-def _on_device(arrays: Mapping[str, Any]) -> _DeviceArrays:
-    return {
-        name: ort.OrtValue.ortvalue_from_numpy(values) if isinstance(values, np.ndarray) else values
-        for name, values in arrays.items()
-    }
 
 
 def _check_vector(v_BCHW: NDArray[np.float32], shape_BCHW: tuple[int, ...]) -> None:
