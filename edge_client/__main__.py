@@ -14,6 +14,7 @@ from pathlib import Path
 
 from datasets.catalog import DATASETS, LABEL_SPACES, label_space
 from edge_client.conversation import Stopped
+from edge_client.encoder.providers import candidates
 from edge_client.errors import VehicleError
 from edge_client.frames import limit_opencv_threads
 from edge_client.host import Host, HostConfig, VehicleConfig, read_host_config
@@ -99,7 +100,7 @@ def _serving(config: HostConfig, watchdog: Watchdog) -> Iterator[OnBoard | None]
         yield None
         return
     folder = Path(source.recording).parent / "serving" if source.serve_to is None else Path(source.serve_to)
-    model = Model(Path(source.serve), threads=config.threads)
+    model = Model(Path(source.serve), threads=config.threads, providers=candidates(config.provider))
     with OnBoard(model, folder, alive=watchdog.watch("serving")) as serving:
         yield serving
     watchdog.leave("serving")
@@ -181,6 +182,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--predictions", help="folder for its own test frames' predictions (fedavg)")
     parser.add_argument("--threads", type=int, default=1, help="ONNX Runtime threads (default 1)")
     parser.add_argument(
+        "--provider",
+        default="auto",
+        help="what encoders run on: cpu, cuda, tensorrt, or another that this ONNX Runtime has; auto: CUDA "
+        "where every graph gives what it gives on the CPU, else the CPU (default)",
+    )
+    parser.add_argument(
         "--encoder-mode",
         default="auto",
         choices=("auto", "bind", "rebuild"),
@@ -211,6 +218,7 @@ def _config(options: argparse.Namespace) -> HostConfig:
         source=source,
         label_space=options.label_space,
         threads=options.threads,
+        provider=options.provider,
         encoder_mode=options.encoder_mode,
         allowed_learners=tuple(options.allow_learner),
         when=options.when,

@@ -115,6 +115,9 @@ class HostConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True)
     vehicles: tuple[VehicleConfig, ...]
     threads: int = 1
     """ONNX Runtime threads of one inference."""
+    provider: str = "auto"
+    """What encoders and heads run on: `cpu`, `cuda`, `tensorrt`, or another that this ONNX Runtime has;
+    `auto` = CUDA where it gives what the CPU gives, else the CPU."""
     encoder_mode: str = "auto"
     """How a changed θ runs: `bind`, `rebuild`, or `auto` = the faster here, measured at the start."""
     allowed_learners: tuple[str, ...] = ()
@@ -214,6 +217,7 @@ class Host:
             check_own_frames(self._source, keys, stop, threads=config.threads, remember=config.source is None)
         self._models = SharedModels(
             self._source.label_space,
+            provider=config.provider,
             mode=config.encoder_mode,  # type: ignore[arg-type]  # HostConfig has checked it
             threads=config.threads,
         )

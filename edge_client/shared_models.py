@@ -9,9 +9,11 @@ from typing import Literal
 
 from datasets.labels import LabelSpace
 from edge_client.encoder.bundle import EncoderBundle
+from edge_client.encoder.providers import AUTO, Outputs, choose_encoder, runs_as_on_cpu, short_name
 from edge_client.encoder.runtime import Encoder
+from edge_client.encoder.sessions import CPU
 from edge_client.errors import VehicleError
-from edge_client.local.head import HeadFolder, LocalHead
+from edge_client.local.head import HeadFolder, LocalHead, head_outputs
 from edge_client.local.network import require_torch
 from edge_client.turn import LocalModelTools
 from edge_client.vehicle import bundle_digest
@@ -24,10 +26,16 @@ class SharedModels:
     """Each is loaded once, when the first vehicle asks for it."""
 
     def __init__(
-        self, label_space: LabelSpace, *, mode: Literal["auto", "bind", "rebuild"], threads: int
+        self,
+        label_space: LabelSpace,
+        *,
+        provider: str,
+        mode: Literal["auto", "bind", "rebuild"],
+        threads: int,
     ) -> None:
-        """For vehicles with labels of this space; `mode` and `threads` as in `HostConfig`."""
+        """For vehicles with labels of this space; `provider`, `mode` and `threads` as in `HostConfig`."""
         self._label_space = label_space
+        self._provider = provider
         self._mode: Literal["auto", "bind", "rebuild"] = mode
         self._threads = threads
         self._bundles: dict[str, EncoderBundle] = {}
@@ -46,11 +54,18 @@ class SharedModels:
         return self._bundles[folder]
 
     def encoder(self, bundle: EncoderBundle) -> Encoder:
-        """One encoder for all vehicles whose bundles are the same."""
+        """One encoder for all vehicles whose bundles are the same.
+
+        Raises:
+            SettingError: this ONNX Runtime has no such provider.
+            VehicleError: the provider that was named does not run here.
+        """
         digest = bundle_digest(bundle)
         if digest not in self._encoders:
-            self._encoders[digest] = Encoder(bundle, mode=self._mode, threads=self._threads)
-            log.info("encoder %s runs a changed θ by %s", bundle.spec.name, self._encoders[digest].mode)
+            chosen = choose_encoder(bundle, self._provider, mode=self._mode, threads=self._threads)
+            self._encoders[digest] = chosen
+            on = short_name(chosen.provider)
+            log.info("encoder %s runs a changed θ by %s, on %s", bundle.spec.name, chosen.mode, on)
         return self._encoders[digest]
 
     def local_model(
@@ -86,16 +101,12 @@ class SharedModels:
         """The local head of a folder; None without one.
 
         Raises:
-            VehicleError: it is for other labels or features.
+            VehicleError: it is for other labels or features, or the provider that was named does not run it.
         """
         if folder is None:
             return None
         if folder not in self._local_heads:
-            self._local_heads[folder] = LocalHead(
-                HeadFolder.load(Path(folder)),
-                provider=self.encoder(bundle).provider,
-                threads=self._threads,
-            )
+            self._local_heads[folder] = self._open_head(HeadFolder.load(Path(folder)), bundle)
         head = self._local_heads[folder]
         ours = (self._label_space.name, bundle.spec.feature_shape)
         if (head.spec.label_space, head.spec.feature_shape) != ours:
@@ -105,3 +116,16 @@ class SharedModels:
                 f"take the folder that was exported for its encoder"
             )
         return head
+
+    def _open_head(self, folder: HeadFolder, bundle: EncoderBundle) -> LocalHead:
+        """On the encoder's provider, if that gives what the CPU gives."""
+        provider = self.encoder(bundle).provider
+
+        def outputs(device: str) -> Outputs:
+            return head_outputs(LocalHead(folder, provider=device, threads=self._threads))
+
+        if provider != CPU:
+            is_named = self._provider != AUTO
+            if not runs_as_on_cpu("the local head", provider, outputs, is_named=is_named):
+                provider = CPU
+        return LocalHead(folder, provider=provider, threads=self._threads)

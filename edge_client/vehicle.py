@@ -124,6 +124,7 @@ class Vehicle:
                 if part is not None
             ),
             subspace=bundle.spec.subspace,
+            provider=encoder.provider,
         )
         self._introduced_at = 0.0
         self._has_complained = False

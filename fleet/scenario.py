@@ -148,6 +148,9 @@ class EncoderPart(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
     """File of pretrained weights, for an architecture that takes one; None = those that come with it."""
     mode: str = "auto"
     """How a changed θ runs: `bind`, `rebuild`, or `auto` = the faster here, measured once at launch."""
+    provider: str = "auto"
+    """ONNX Runtime's: `cpu`, `cuda`, `tensorrt`, or another that it has here; `auto` = CUDA where every graph
+    gives what it gives on the CPU, else the CPU."""
     threads: int = 1
     """ONNX Runtime threads of each vehicle process."""
 

@@ -49,6 +49,7 @@ def assemble(
         frames = record.declared.frames if record.declared else {}
         vehicles[vehicle] = {
             "subspace": (settled_adaptation(config, record.declared).subspace if record.declared else None),
+            "provider": record.hello.provider or None if record.hello else None,
             "local_miou": _miou(scores.local.get(vehicle)),
             "ood_miou": _miou(scores.ood.get(vehicle)),
             "initial_local_miou": _miou(scores.initial.get(vehicle)),

@@ -176,3 +176,17 @@ def _run(session: ort.InferenceSession, values: Mapping[str, NDArray[np.float32]
     outputs = [output.name for output in session.get_outputs()]
     feeds = {graph_input.name: values[graph_input.name] for graph_input in session.get_inputs()}
     return dict(zip(outputs, session.run(outputs, feeds), strict=True))
+
+
+def head_outputs(head: LocalHead) -> dict[str, NDArray[np.float32]]:
+    """What every graph of a head gives for one batch, by name: to compare one provider with another.
+
+    Raises:
+        Exception: whatever the provider raises.
+    """
+    random = np.random.default_rng(0)
+    features_BCHW = random.standard_normal((2, *head.spec.feature_shape)).astype(np.float32)
+    linearised = head.linearise(head.initial, features_BCHW)
+    v_BKhw = random.standard_normal(linearised.logits_BKhw.shape).astype(np.float32)
+    gradient, features_gradient = linearised.pull_back(v_BKhw)
+    return {"logits": linearised.logits_BKhw, "gradient": gradient, "features' gradient": features_gradient}

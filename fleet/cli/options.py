@@ -145,6 +145,14 @@ MODELS = OptionGroup(
             "Another encoder of one vehicle, such as car-02=stride8-c16; repeat for more.",
         ),
         ScenarioOption(
+            "provider",
+            "encoder.provider",
+            str,
+            "What encoders run on: cpu, cuda, tensorrt, or another that ONNX Runtime has here; auto: CUDA where "
+            "it gives what the CPU gives.",
+            choices=("auto", "cpu", "cuda", "tensorrt"),
+        ),
+        ScenarioOption(
             "encoder_mode",
             "encoder.mode",
             str,

@@ -35,8 +35,6 @@ def check_onnx_runtime() -> Iterator[Finding]:
             continue
         try:
             session = open_session(RELU, provider, 1)
-            if session.get_providers()[0] != provider:
-                raise RuntimeError("ONNX Runtime fell back to the CPU")
             [y] = session.run(None, {"x": np.array([-1, 2], np.float32)})
             if y.tolist() != [0, 2]:
                 raise RuntimeError(f"max(-1, 0) and max(2, 0) are {y.tolist()}")

@@ -18,7 +18,7 @@ from cloud_server.config import network_seed, read_config
 from cloud_server.run.equipment import run_needs
 from cloud_server.storage.recorders import append_event
 from edge_client.encoder.bundle import EncoderBundle
-from edge_client.encoder.runtime import Encoder
+from edge_client.encoder.providers import choose_encoder
 from edge_client.host import HostConfig, VehicleConfig, read_host_config
 from evaluation.latest import LatestFrames
 from fleet import broker
@@ -159,6 +159,7 @@ def _write_settings(job: Job) -> list[Path]:
             vehicles=tuple(vehicles[first : first + scenario.per_host]),
             allowed_learners=named_learners(scenario),
             threads=scenario.encoder.threads,
+            provider=scenario.encoder.provider,
             encoder_mode=mode,
             payload_limit_bytes=scenario.payload_limit_bytes,
             heartbeat_s=scenario.patience.heartbeat_s,
@@ -219,7 +220,8 @@ def _encoder_mode(scenario: Scenario, hosts_folder: Path, bundle: EncoderBundle)
         return scenario.encoder.mode
     for path in sorted(hosts_folder.glob("host-*.json")):
         return read_host_config(path).encoder_mode
-    return Encoder(bundle, threads=scenario.encoder.threads).mode
+    part = scenario.encoder
+    return choose_encoder(bundle, part.provider, mode="auto", threads=part.threads).mode
 
 
 def _process_table(

@@ -38,6 +38,8 @@ class Hello(Message, frozen=True, array_like=True, kw_only=True, tag="hello"):
     """What the vehicle has besides its encoder: `LOCAL_HEAD`, `WHOLE_NETWORK`."""
     subspace: SubspaceName = "all"
     """What of its encoder learns where the run's settings don't say."""
+    provider: Annotated[str, Meta(max_length=64)] = ""
+    """ONNX Runtime's name of what its encoder runs on."""
 
 
 class OfferedLabel(Message, frozen=True, array_like=True, kw_only=True):

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
 from edge_client.encoder.bundle import EncoderBundle
+from edge_client.encoder.providers import candidates, choose_encoder, difference, encoder_outputs
 from edge_client.encoder.runtime import Encoder
+from edge_client.encoder.sessions import CPU
+from edge_client.errors import VehicleError
 from fleet.export.bundle import export_bundle, export_encoder
 from fleet.export.convolutions import ConvolutionEncoder, Layer
 from fleet.export.encoders import CHAINS, build_encoder
+from protocol.errors import SettingError
 
 SIZE = (64, 48)
 
@@ -176,3 +182,41 @@ def test_unknown_mode_and_thread_count_are_rejected(bundle: EncoderBundle) -> No
         Encoder(bundle, mode="fast")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
         Encoder(bundle, threads=0)
+
+
+def test_provider_that_is_named_is_found_or_refused_in_one_line(bundle: EncoderBundle) -> None:
+    assert candidates("auto")[-1] == candidates("CPU")[0] == candidates("cpuexecutionprovider")[0] == CPU
+    with pytest.raises(
+        SettingError, match=r"has no provider 'abacus' here, it has .*cpu.*; take one of these"
+    ):
+        choose_encoder(bundle, "abacus", mode="bind", threads=1)
+
+
+def test_provider_that_does_not_run_is_refused_by_name_and_left_out_by_itself(
+    bundle: EncoderBundle, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "edge_client.encoder.providers.ort.get_available_providers",
+        lambda: ["CUDAExecutionProvider", CPU],
+    )
+    if choose_encoder(bundle, "auto", mode="bind", threads=1).provider != CPU:
+        pytest.skip("this machine runs CUDA")
+    assert f"encoder {bundle.spec.name}: CUDA does not run here" in caplog.text
+    with pytest.raises(VehicleError, match=r": CUDA does not run here: .*; take --provider auto or cpu"):
+        choose_encoder(bundle, "cuda", mode="bind", threads=1)
+
+
+def test_every_graph_is_run_and_one_that_computes_something_else_is_named(bundle: EncoderBundle) -> None:
+    """The check that a GPU must pass, here with a graph that shifts pixels by something else."""
+    sound = encoder_outputs(bundle, CPU, 1, ("bind", "rebuild"))
+    assert {name.partition(",")[0] for name in sound} == {n for n in bundle.graphs if "_bound" not in n}
+    assert difference(sound, sound) is None
+    model = onnx.load_from_string(bundle.graphs["tape_bound"])
+    [shift] = [one for one in model.graph.initializer if one.name == "pixel_shift"]
+    shift.CopyFrom(
+        onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(shift) + np.float32(1), shift.name)
+    )
+    graphs = {**bundle.graphs, "tape_bound": model.SerializeToString()}
+    ill = encoder_outputs(dataclasses.replace(bundle, graphs=graphs), CPU, 1, ("bind", "rebuild"))
+    fault = difference(ill, sound)
+    assert fault is not None and "something else than the CPU: tape, bind differs by" in fault
