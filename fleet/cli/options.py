@@ -148,8 +148,8 @@ MODELS = OptionGroup(
             "provider",
             "encoder.provider",
             str,
-            "What encoders run on: cpu, cuda, tensorrt, or another that ONNX Runtime has here; auto: CUDA where "
-            "it gives what the CPU gives.",
+            "What encoders run on: cpu, cuda, tensorrt, or another that ONNX Runtime has here; auto: CUDA "
+            "where it gives what the CPU gives.",
             choices=("auto", "cpu", "cuda", "tensorrt"),
         ),
         ScenarioOption(
