@@ -12,6 +12,7 @@ from cloud_server.run.combinations import check_combination
 from cloud_server.training.compute import check_device
 from cloud_server.training.losses import LOSSES
 from datasets.partition import METHODS
+from edge_client.encoder.providers import candidates
 from edge_client.encoder.subspaces import check_subspace
 from edge_client.learners.own import check_settings, find_learner
 from fleet import broker
@@ -39,6 +40,7 @@ def check_runnable(scenario: Scenario) -> None:
     _check_learners(scenario)
     _check_name("first_order.loss", scenario.first_order.loss, LOSSES)
     _check_name("dataset.partition", scenario.dataset.partition, METHODS)
+    candidates(scenario.encoder.provider)
     _check_name("encoder.mode", scenario.encoder.mode, ("auto", "bind", "rebuild"))
     frame_size = scenario.frame_size
     for name in {scenario.encoder.name, *scenario.encoders.values()}:
