@@ -87,6 +87,15 @@ def launch(
             rich_help_panel=OBSERVING,
         ),
     ] = None,
+    rerun: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="At the end write frames, labels, predictions and curves into this .rrd file, for the "
+            "Rerun viewer.",
+            rich_help_panel=OBSERVING,
+        ),
+    ] = None,
 ) -> None:
     """Launch a fleet on this machine, and end with a table of results.
 
@@ -101,7 +110,11 @@ def launch(
     folder = run_dir or launching.default_run_folder(scenario)
     with stopping_line(f"go on with: blackfleet launch --resume --run-dir {folder}"):
         console = screen()
-        store = None
+        store, recording = None, None
+        if rerun is not None:
+            from fleet.cli.rerun_file import RerunFile
+
+            recording = RerunFile(rerun)
         if mlflow is not None:
             from fleet.cli.mlflow_run import MlflowStore
             from fleet.run.folder import readable_by_owner_alone
@@ -119,6 +132,8 @@ def launch(
         if store is not None:
             with readable_by_owner_alone():
                 store.keep(folder, console)
+        if recording is not None:
+            recording.write(folder, console)
 
 
 @app.command()
@@ -326,10 +341,22 @@ def report(
     folder: Annotated[
         Path, typer.Argument(metavar="RUN_OR_COMPARE", help="The folder of a run or of a comparison.")
     ],
+    rerun: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Of a run: also write frames, labels, predictions and curves into this file (.rrd), for "
+            "the Rerun viewer.",
+        ),
+    ] = None,
 ) -> None:
     """Put a run or a comparison on one page: report.html, with tables, curves and pictures."""
     from fleet.report.page import write_report
 
+    if rerun is not None:
+        from fleet.cli.rerun_file import RerunFile
+
+        RerunFile(rerun).write(folder, screen())
     print(write_report(folder))
 
 
