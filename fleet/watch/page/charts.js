@@ -28,7 +28,13 @@ const Charts = (() => {
     return step < 2 ? all : all.filter((_, place) => place % step === 0 || place === all.length - 1);
   }
 
+  let drawn = "";
+
+  // Curves grow with the stages: most paints have nothing new for them.
   function draw(holder, curve) {
+    const now = `${curve.length} ${curve.at(-1)?.stage} ${curve.at(-1)?.wall}`;
+    if (now === drawn) return;
+    drawn = now;
     if (holder.children.length === 0) {
       for (const chart of CHARTS) {
         holder.append(Show.element("figure", {}, Show.element("figcaption", { textContent: chart.title })));

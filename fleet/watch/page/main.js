@@ -3,6 +3,7 @@
 // slider goes back to any moment.
 (() => {
   const PAINT_MS = 200;
+  const NEWS_MS = 500;
   const KEPT_STATES = 40;
   const PLAY_S = 30;
   const KINDS = { initial: "the start is tested", train: "vehicles learn", learn: "vehicles learn", final: "the end is tested" };
@@ -15,18 +16,23 @@
   let kept = [];
   let ending = "";
   let chosen = -1;
-  let due = false;
+  let due = Infinity;
+  let timer = null;
   let painted = 0;
   let playing = null;
 
-  function changed() {
-    if (due) return;
-    due = true;
-    setTimeout(() => requestAnimationFrame(paint), Math.max(0, painted + PAINT_MS - performance.now()));
+  // What somebody does on the page is painted sooner than news of the run: painting is most of what it costs.
+  function changed(gap = PAINT_MS) {
+    if (painted + gap >= due) return;
+    due = painted + gap;
+    clearTimeout(timer);
+    timer = setTimeout(() => requestAnimationFrame(paint), Math.max(0, due - performance.now()));
   }
 
+  const redraw = () => changed();
+
   function paint() {
-    due = false;
+    due = Infinity;
     painted = performance.now();
     const state = shown;
     if (chosen >= state.ids.length) chosen = -1;
@@ -85,7 +91,7 @@
       lines.push(line);
       Fold.applyLine(latest, line);
     }
-    changed();
+    changed(NEWS_MS);
   }
 
   // Replay ---------------------------------------------------------------------------------------------
@@ -175,15 +181,15 @@
   Listing.listen((name) => {
     choose(shown.index.get(name), true);
     Vehicle.panel.scrollIntoView({ block: "nearest" });
-  }, changed);
-  News.listen(changed);
+  }, redraw);
+  News.listen(redraw);
   colour.append(...Object.keys(Grid.MEASURES).map((name) => new Option(name)));
-  colour.addEventListener("change", changed);
-  addEventListener("resize", changed);
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", changed);
+  colour.addEventListener("change", redraw);
+  addEventListener("resize", redraw);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
 
   Operator.start(settings);
-  if (settings.live) Source.stream(take, (load) => { Load.take(load); changed(); }, end);
+  if (settings.live) Source.stream(take, (load) => { Load.take(load); changed(NEWS_MS); }, end);
   else Source.embedded(byId("log"), take, end);
   changed();
 })();

@@ -10,7 +10,7 @@ const Vehicle = (() => {
   const NAMED = { frame: "what it sees", truth: "ground truth", prediction: "prediction", errors: "where it is wrong" };
   const SPLITS = { test: "test frame", val: "validation frame", train: "train frame" };
   const UNCHANGING = ["frame", "truth"];
-  const REFRESH_MS = 3000;
+  const REFRESH_MS = 5000;
   let [pictured, asked, later] = ["", -Infinity, null];
 
   const FIELDS = [
