@@ -49,6 +49,7 @@ class _Vehicle:
     reconnects: int = 0
     health: Mapping[str, Any] = field(default_factory=dict)
     """As its latest event of this name says."""
+    certificate_days: int | None = None
 
     @property
     def state(self) -> str:
@@ -168,6 +169,7 @@ class RunMetrics(Recorder):
             vehicle.uplink_bytes, vehicle.downlink_bytes = values["uplink_bytes"], values["downlink_bytes"]
             vehicle.reconnects, took_ms = values.get("reconnects", 0), values.get("round_trip_ms")
             vehicle.round_trip_s = None if took_ms is None else took_ms / 1000
+            vehicle.certificate_days = values.get("certificate_days")
 
     def _note(self, key: str, value: float | None) -> None:
         if value is not None:
@@ -344,5 +346,11 @@ _OF_A_VEHICLE: tuple[tuple[str, str, _Kind, Callable[[_Vehicle], float | None]],
         "1 while a vehicle's car does not allow it to work.",
         "gauge",
         lambda v: v.health.get("is_paused"),
+    ),
+    (
+        "certificate_days",
+        "Until a vehicle's certificate ends, where that is fewer than 30.",
+        "gauge",
+        lambda v: v.certificate_days,
     ),
 )

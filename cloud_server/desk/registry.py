@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ from protocol.messages import (
 from protocol.messages.up import LOCAL_HEAD, WHOLE_NETWORK
 from protocol.seldom import is_logged
 from protocol.session.clock import REAL_CLOCK, Clock
+
+log = logging.getLogger(__name__)
 
 Entry = TypeVar("Entry")
 
@@ -79,6 +82,10 @@ class VehicleRecord:
     """Of its machine, as it says; for people to see."""
     health_told_at: float | None = None
     """By the registry's clock."""
+    certificate_days: int | None = None
+    """Until the vehicle's certificate ends, as its latest status says; None: far off."""
+    warned_of_days: int = 30
+    """The fewest that have been warned of; in the beginning, what is soon."""
     queries: int = 0
     answers_per_frame: int = 0
     """Most answers that queries have brought about any one frame in one turn."""
@@ -146,7 +153,16 @@ class VehicleRecord:
             "downlink_bytes": sum(self.downlink.values()),
             "round_trip_ms": self.round_trip_ms,
             "reconnects": self.reconnects,
+            "certificate_days": self.certificate_days,
         }
+
+    def note_certificate(self, days: int | None) -> bool:
+        """Whether it is time to warn of its end: with each day fewer, so that nobody can fill a log."""
+        self.certificate_days = days
+        if days is None or days >= self.warned_of_days:
+            return False
+        self.warned_of_days = days
+        return True
 
     def note(self, session: str, *, online: bool) -> None:
         """A process says that it is there, or the broker that it is not."""
@@ -274,6 +290,9 @@ class Registry:
             record.last_seen = self._clock.now()
             if status.online:
                 record.round_trip_ms, record.reconnects = status.round_trip_ms, status.reconnects
+                if record.note_certificate(status.certificate_days):
+                    days = status.certificate_days
+                    log.warning("%s: its certificate ends in %d days; renew it", status.vehicle, days)
 
     def count_reject(self, vehicle: str) -> int:
         """Count a rejected message; returns how many there were of this vehicle, or of all strangers."""

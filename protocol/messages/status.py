@@ -41,3 +41,6 @@ class Status(Message, frozen=True, array_like=True, kw_only=True, tag="status"):
     """Sessions with the broker after the first one."""
     health: Health | None = None
     """None: it does not tell."""
+    certificate_days: Index | None = None
+    """Until the sender's certificate ends (0: today, or over), where that is fewer than 30; None: it is far
+    off, or there is none."""

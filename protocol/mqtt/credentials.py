@@ -30,6 +30,7 @@ class Credentials:
         self._read = self._stamps()
         self.context = url.ssl_context() if url.tls else None
         self._looked_at: datetime | None = None
+        self._days: int | None = None
         self._said = ""
 
     def refresh(self) -> None:
@@ -52,13 +53,16 @@ class Credentials:
         self._read, self._looked_at = stamps, None
         log.info("%s: the certificate files were replaced, and are in use from now on", self._client_id)
 
-    def warn(self, now: datetime | None = None) -> None:
-        """Log what is about to end, once a day."""
+    def warn(self, now: datetime | None = None) -> int | None:
+        """Log what is about to end, once a day; gives the days of the own certificate, where they are few."""
         now = now or datetime.now(timezone.utc)
         if self._looked_at is None or now - self._looked_at >= _AGAIN:
             self._looked_at = now
             for words in self.endings(now):
                 log.warning("%s: %s; take a new one", self._client_id, words)
+            end = None if self._url.cert is None else _end(self._url.cert, of_first=True)
+            self._days = None if end is None or end - now >= SOON else max(0, (end - now).days)
+        return self._days
 
     def endings(self, now: datetime | None = None) -> list[str]:
         """Of each certificate that ends soon or has ended, when."""
@@ -66,7 +70,9 @@ class Credentials:
         return [
             f"{_kind(path, self._url)} {path} {when}"
             for path in (self._url.cert, self._url.ca)
-            if path is not None and (when := _ending(path, now, of_first=path == self._url.cert))
+            if path is not None
+            and (end := _end(path, of_first=path == self._url.cert)) is not None
+            and (when := _ending(end, now))
         ]
 
     def why_closed(self, was_ready: bool) -> str:
@@ -86,7 +92,7 @@ class Credentials:
         return [_stamp(path) for path in self._files]
 
 
-def ending(end: datetime, now: datetime) -> str:
+def _ending(end: datetime, now: datetime) -> str:
     """`expires in 9 days`; empty where that is far off."""
     days = (end - now).days
     if end < now:
@@ -96,13 +102,13 @@ def ending(end: datetime, now: datetime) -> str:
     return f"expires in {days} days" if days != 1 else "expires in 1 day"
 
 
-def _ending(path: Path, now: datetime, *, of_first: bool) -> str:
+def _end(path: Path, *, of_first: bool) -> datetime | None:
     """Of a client's own certificate, which stands first in its file, or of an authority that stands alone."""
     try:
         found = certificates_in(path)
-        return ending(validity(found[0])[1], now) if of_first or len(found) == 1 else ""
+        return validity(found[0])[1] if of_first or len(found) == 1 else None
     except (CertificateFault, OSError):
-        return ""
+        return None
 
 
 def _kind(path: Path, url: BrokerUrl) -> str:

@@ -266,7 +266,7 @@ class MqttTransport(Transport):
 
     def _keep_house(self, session: int) -> None:
         if session == self._session and self._state is _State.OPEN:
-            self._credentials.warn()
+            self._traffic.certificate_days = self._credentials.warn()
             self._client.loop_misc()
             self._pump.flush()
             self._loop.events.call_later(_HOUSEKEEPING_S, self._keep_house, session)

@@ -121,6 +121,7 @@ class _Link:
             limit_bytes=self.limit_bytes,
             round_trip_ms=None if round_trip_s is None else max(0, round(1000 * round_trip_s)),
             reconnects=self.transport.traffic.reconnects,
+            certificate_days=self.transport.traffic.certificate_days,
         )
         sending = self._sending(topics.STATUS, status.vehicle, status)
         return sending.packet_bytes - self._outgoing.replace_waiting(sending)

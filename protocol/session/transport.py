@@ -58,6 +58,8 @@ class Traffic:
     """Messages that were not sent, because the queue was full or the session was offline (QoS 0)."""
     handler_errors: int = 0
     """Exceptions that left a handler or `on_connect`; each one is in the log."""
+    certificate_days: int | None = None
+    """Until this client's certificate ends, where that is soon."""
 
 
 class Transport(Protocol):

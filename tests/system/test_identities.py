@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import paho.mqtt.client as paho
 import pytest
 from brokers import skip_without
@@ -20,6 +21,8 @@ from process_fixtures import Launch, learnt, wait_for
 from fleet import broker
 from fleet.provision import openssl
 from fleet.provision.command import Wishes, provision
+from protocol import messages
+from protocol.session.parts import whole_message
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -76,6 +79,13 @@ def connects(port: int, folder: Path, name: str) -> bool:
         return client.up
     finally:
         client.close()
+
+
+def days_told(witness: Client) -> set[int | None]:
+    """What the statuses of car-01 have told of its certificate's end."""
+    decode = msgspec.msgpack.Decoder(messages.Status).decode
+    heard = [payload for topic, payload in witness.heard if topic == f"{TOPICS}/demo/car-01/status"]
+    return {decode(whole).certificate_days for whole in map(whole_message, heard) if whole is not None}
 
 
 @contextlib.contextmanager
@@ -200,7 +210,7 @@ def test_a_certificate_is_good_for_its_own_vehicle_and_new_ones_are_taken_in_the
             shutil.copytree(demo, lost)
             provision(
                 identities,
-                Wishes(fleet="demo", revoke="car-01", vehicles="car-01", renew="broker"),
+                Wishes(fleet="demo", revoke="car-01", vehicles="car-01", renew="broker", days=9),
                 lambda _: None,
             )
             guarded()
@@ -209,10 +219,15 @@ def test_a_certificate_is_good_for_its_own_vehicle_and_new_ones_are_taken_in_the
             client(demo, "car-01").close()
             wait_for(lambda: "is back after" in log.read_text(), "the vehicle is back")
             assert "files were replaced, and are in use" in log.read_text()
+            # The new one ends soon, which the vehicle says in its log, and to the cloud in its status.
+            wait_for(lambda: 8 in days_told(witnesses[0]), "the status tells of the end")
+            assert f"certificate {demo}/car-01.crt expires in 8 days" in log.read_text()
         launch.complete()
 
     for witness in witnesses:
         assert [topic for topic, payload in witness.heard if payload == b"forged"] == []
     assert {topic for each in intruders for topic, _ in each.heard} == {f"{TOPICS}/demo/cloud/status"}
-    assert " lost: " not in (launch.run_folder / "processes" / "cloud.log").read_text()
+    said = (launch.run_folder / "processes" / "cloud.log").read_text()
+    assert " lost: " not in said
+    assert said.count("car-01: its certificate ends in 8 days") == 1
     assert learnt(launch.run_folder) == learnt(reference.run_folder)
