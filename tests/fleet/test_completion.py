@@ -30,7 +30,7 @@ def _completed(line: str) -> list[str]:
     ("line", "offered"),
     [
         ("blackfleet la", ["launch"]),
-        ("blackfleet dataset ", ["generate"]),
+        ("blackfleet dataset ", ["generate", "describe"]),
         ("blackfleet launch --algo", ["--algorithm"]),
         ("blackfleet launch --algorithm ", list(ALGORITHMS)),
         ("blackfleet compare --preset ", list(PRESETS)),
