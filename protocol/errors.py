@@ -11,6 +11,7 @@ BlackfleetError                 the root
 │   ├── GeneratorFolderError    datasets.generated.write
 │   ├── EvaluationError         evaluation.errors
 │   ├── PredictionError         evaluation.predictions
+│   ├── LatestError             evaluation.latest: a file of a run's latest pictures that holds something else
 │   ├── VehicleError            edge_client.errors
 │   │   ├── StateError          the state folder is damaged, or belongs to something else
 │   │   ├── CloudSilent         nothing was heard of the cloud for too long
@@ -34,6 +35,7 @@ BlackfleetError                 the root
 ├── UncodableError              protocol.codec.quantiser: not finite, or too much for the bytes allowed
 ├── MessageTooLarge             protocol.session.parts: more than its receiver takes; nothing was sent
 ├── TooManyWaiting              protocol.session.link: no more is kept for a vehicle that takes in too little
+├── CaptureError                edge_client.source.capture: a camera that gives nothing now, and may come back
 └── DivergedError               cloud_server.training.trainer: a loss or gradient that is not finite
 
 `ValueError` alone, and every other exception that Python and the libraries bring, is a bug: a traceback and
