@@ -6,6 +6,7 @@ import os
 import secrets
 import tempfile
 import threading
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -26,11 +27,8 @@ from protocol.session.topics import (
     certificate_name,
     check_id,
     client_id,
-    clouds_filter,
-    parse,
     topic_filter,
 )
-from protocol.session.transport import Delivery
 
 _CONNECT_S = 8.0
 _WORD_S = 5.0
@@ -90,7 +88,7 @@ def watch_fleet(broker_url: str, fleet: str, *, host: str, port: int, console: C
         link = ObserverLink(transport, fleet)
         try:
             link.open(_CONNECT_S)
-            said = _Said(console)
+            said = partial(console.print, soft_wrap=True)
             with (
                 Observer(link, Path(folder), said=said) as observer,
                 WatchServer(
@@ -100,20 +98,11 @@ def watch_fleet(broker_url: str, fleet: str, *, host: str, port: int, console: C
                 _print_address(server, host, console)
                 threading.Event().wait(_WORD_S)
                 if not observer.heard_of:
-                    said(no_word(broker_url, fleet, loop))
+                    # That it is the fleet's name says a certificate of it.
+                    said(f"no word of fleet {fleet!r} yet" if broker.identity else no_word(link))
                 threading.Event().wait()
         finally:
             transport.close()
-
-
-class _Said:
-    """Prints what is being waited for, from any thread."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-
-    def __call__(self, words: str) -> None:
-        self._console.print(words, soft_wrap=True)
 
 
 def _listener(broker_url: str, fleet: str, loop: NetworkLoop) -> MqttTransport:
@@ -124,29 +113,14 @@ def _listener(broker_url: str, fleet: str, loop: NetworkLoop) -> MqttTransport:
     return MqttTransport(broker_url, name, loop=loop, identity=OBSERVER_NAME, reconnect_seed=seed)
 
 
-def no_word(broker_url: str, fleet: str, loop: NetworkLoop) -> str:
+def no_word(link: ObserverLink) -> str:
     """Why nothing may be heard of a fleet: names the fleets that are there, as far as this user may know."""
-    heard: set[str] = set()
-    if parse_broker_url(broker_url).identity is not None:
-        return f"no word of fleet {fleet!r} yet"  # that it is its name says the certificate
-
-    def hear(delivery: Delivery) -> None:
-        if delivery.payload:
-            heard.add(parse(delivery.topic).fleet)
-
-    transport = _listener(broker_url, fleet, loop)
-    try:
-        transport.subscribe(clouds_filter(), hear, qos=0)
-        transport.connect(_OTHERS_S)
-        threading.Event().wait(_OTHERS_S)
-    except ConnectionError:
-        pass
-    finally:
-        transport.close()
-    others = f"; fleets that are known there: {', '.join(sorted(heard)[:8])}" if heard else ""
+    link.listen_for_fleets()
+    threading.Event().wait(_OTHERS_S)
+    known = f"; fleets that are known there: {', '.join(sorted(link.fleets)[:8])}" if link.fleets else ""
     return (
-        f"no word of fleet {fleet!r} yet{others}. Is that its name, and may this user read "
-        f"{topic_filter(STATUS, fleet)}?"
+        f"no word of fleet {link.fleet!r} yet{known}. Is that its name, and may this user read "
+        f"{topic_filter(STATUS, link.fleet)}?"
     )
 
 

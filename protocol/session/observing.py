@@ -7,7 +7,7 @@ import threading
 from protocol.session import topics
 from protocol.session.clock import REAL_CLOCK
 from protocol.session.intake import Intake, Malformed, Received
-from protocol.session.transport import Transport
+from protocol.session.transport import Delivery, Transport
 
 _LARGEST_BYTES = 1024 * 1024
 OBSERVER_NAME = "observer"
@@ -21,6 +21,8 @@ class ObserverLink:
         """`transport` is to be made without a will."""
         self.transport = transport
         self.fleet = topics.check_id(fleet, "fleet id")
+        self.fleets: set[str] = set()
+        """Those of which there is a cloud's word, once `listen_for_fleets` was called."""
         self._intake = Intake(
             clock=REAL_CLOCK,
             limit_bytes=_LARGEST_BYTES,
@@ -41,6 +43,16 @@ class ObserverLink:
         ):
             self.transport.subscribe(topic, self._intake.deliver, qos=0)
         self.transport.connect(timeout_s, stop)
+
+    def listen_for_fleets(self) -> None:
+        """Hear of other fleets, too, in the same session: where a user's name is its only one, a second one
+        would end this."""
+
+        def note(delivery: Delivery) -> None:
+            if delivery.payload:
+                self.fleets.add(topics.parse(delivery.topic).fleet)
+
+        self.transport.subscribe(topics.clouds_filter(), note, qos=0)
 
     def receive(self, timeout_s: float) -> Received | Malformed | None:
         """The next message, or None when `timeout_s` has passed without one."""

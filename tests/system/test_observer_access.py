@@ -141,7 +141,11 @@ def test_fleets_that_are_there_are_named_to_whoever_hears_nothing(
         cloud.connect(20)
         cloud.publish(topics.topic(topics.STATUS, "streets", "cloud"), b"here", retain=True)
         cloud.close()
-        said = command.no_word(url(port, "observer"), "street", loop)
+        observer = MqttTransport(url(port, "observer"), "observer", loop=loop)
+        link = ObserverLink(observer, "street")
+        link.open(20)
+        said = command.no_word(link)
+        observer.close()
     assert "no word of fleet 'street' yet; fleets that are known there: streets" in said
 
 
