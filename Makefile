@@ -1,6 +1,7 @@
 # make demo   install what is missing, then run a fleet of four vehicles on generated frames
 # make test   install what is missing, then run the tests
 # make test-fast  those that run no fleet, neither as processes nor in memory
+# make test-arm64  a vehicle on an emulated arm64 in a fleet of this machine: as root, with qemu-user-static and mmdebstrap
 # make official   the official Cityscapes evaluation, in an environment of its own
 # make check  formatting, lint, strict types, import contract
 # make bench  the cost of the network and of an encoder, as tables and JSON lines
@@ -17,7 +18,7 @@ PIP_INSTALL := -m pip install --no-compile
 # ...and kept, whatever the environment says: every process of a fleet imports it all again.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo install official test test-fast check format bench clean
+.PHONY: demo install official test test-fast test-arm64 check format bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/blackfleet launch --preset pretrained
@@ -44,6 +45,10 @@ test: $(INSTALLED) $(OFFICIAL)/.installed
 test-fast: $(INSTALLED)
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m "not system and not fleet"
 
+# Builds what it needs below .arm64/ the first time; skips, with a reason, where it can't.
+test-arm64: $(INSTALLED)
+	$(BIN)/python -m pytest -s -rs tests/system/emulated_vehicle.py
+
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -59,4 +64,4 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.encoder_cost
 
 clean:
-	rm -rf $(VENV) $(OFFICIAL) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(OFFICIAL) .arm64 build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
