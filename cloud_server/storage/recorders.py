@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import struct
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -113,6 +114,12 @@ class Board(Recorder):
     def scalar(self, tag: str, value: float, step: int) -> None:
         self._writer.add_scalar(tag, value, step)
 
-    def picture(self, tag: str, image_HWC: Any, step: int) -> None:
-        """Add a picture, uint8 RGB."""
-        self._writer.add_image(tag, image_HWC, step, dataformats="HWC")
+    def picture(self, tag: str, png: bytes, step: int) -> None:
+        """Add a picture as it is: an RGB PNG, whose header says its size."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        width, height = struct.unpack(">II", png[16:24])
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png)
+        self._writer._get_file_writer().add_summary(
+            Summary(value=[Summary.Value(tag=tag, image=image)]), step
+        )

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
-
 from cloud_server.storage.recorders import Board
 from fleet.frames.allocation import evenly_spaced
 
@@ -27,9 +25,6 @@ def put_on_board(run_folder: Path, overlays: Sequence[Path], *, step: int) -> No
     numbers: dict[str, int] = {}
     with Board(run_folder) as board:
         for path in map(Path, shown):
-            image_HWC = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
-            if image_HWC is None:
-                continue
             vehicle = path.parent.name
-            board.picture(f"overlays/{vehicle}", image_HWC, step + numbers.get(vehicle, 0))
+            board.picture(f"overlays/{vehicle}", path.read_bytes(), step + numbers.get(vehicle, 0))
             numbers[vehicle] = numbers.get(vehicle, 0) + 1

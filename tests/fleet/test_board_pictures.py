@@ -33,6 +33,7 @@ def test_pictures_are_on_the_board_in_their_colours(tmp_path: Path) -> None:
     assert board.Tags()["images"] == ["overlays/car-00", "overlays/car-01"]
     images = board.Images("overlays/car-01")
     assert [image.step for image in images] == [4, 5]
+    assert [(image.width, image.height) for image in images] == [(6, 4)] * 2
     encoded = np.frombuffer(images[1].encoded_image_string, np.uint8)
     pixel = cv2.imdecode(encoded, cv2.IMREAD_COLOR)[0, 0].tolist()
     assert pixel == [3, 0, 255]  # blue, green, red
