@@ -29,8 +29,7 @@ from protocol.plans.coding import Coding
 
 
 @pytest.mark.parametrize("two_sided", [False, True])
-@pytest.mark.parametrize("seeds", [1, 4, 16])
-@pytest.mark.parametrize("frames", [1, 3, 9])
+@pytest.mark.parametrize(("seeds", "frames"), [(1, 9), (4, 3), (16, 1)])
 @pytest.mark.parametrize(
     ("stride", "objective"), [(4, "labels"), (8, "labels"), (8, "entropy"), (16, "labels")]
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -121,10 +122,19 @@ def test_pooled_map_is_the_map_of_coarser_cells() -> None:
     assert np.array_equal(pooled(fine, 1), fine)
 
 
-def test_same_study_gives_the_same_numbers(
-    source: FrameSource, measurements: list[Measurement], tmp_path: Path
-) -> None:
-    assert run(STUDY, source, tmp_path) == measurements
+def test_same_study_gives_the_same_numbers(source: FrameSource, tmp_path: Path) -> None:
+    small = replace(
+        STUDY,
+        steps=2,
+        batches=1,
+        seeds=(2,),
+        swept_seeds=(2,),
+        queries=(1,),
+        scales=(0.3,),
+        box_widths=(3,),
+        map_strides=(1,),
+    )
+    assert run(small, source, tmp_path / "one") == run(small, source, tmp_path / "other")
 
 
 def test_tables_json_and_picture_are_complete(measurements: list[Measurement], tmp_path: Path) -> None:

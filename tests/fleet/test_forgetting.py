@@ -44,14 +44,10 @@ def _thetas(folder: Path, start: Start) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize(
     ("algorithm", "estimator", "subspace"),
     [
-        ("blackfed-v1", "spsa-gc", "all"),
         ("blackfed-v1", "spsa-gc", "film"),
         ("blackfed-v1", "activation", "all"),
-        ("blackfed-v1", "activation", "film"),
-        ("split", "spsa-gc", "all"),
         ("split", "spsa-gc", "film"),
         ("blackfleet", "spsa-gc", "all"),
-        ("blackfleet", "spsa-gc", "film"),
     ],
 )
 def test_strong_anchor_keeps_the_encoder_at_its_start(
