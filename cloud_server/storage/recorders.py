@@ -98,7 +98,7 @@ class Board(Recorder):
         # Here, because others read this file's names, and torch takes seconds to load.
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(run_folder / "tensorboard"))
+        self._writer: Any = SummaryWriter(str(run_folder / "tensorboard"))
 
     def __enter__(self) -> Board:
         return self
@@ -120,6 +120,4 @@ class Board(Recorder):
 
         width, height = struct.unpack(">II", png[16:24])
         image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png)
-        self._writer._get_file_writer().add_summary(
-            Summary(value=[Summary.Value(tag=tag, image=image)]), step
-        )
+        self._writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
