@@ -77,6 +77,12 @@ def calm(tiny_world: World, tmp_path_factory: pytest.TempPathFactory) -> Watched
     return Watched(fleet_of(tiny_world, tmp_path_factory.mktemp("calm"), local_loss=WEIGHTED))
 
 
+@pytest.fixture(scope="module")
+def plain(tiny_world: World, tmp_path_factory: pytest.TempPathFactory) -> Watched:
+    """The same without weights."""
+    return Watched(fleet_of(tiny_world, tmp_path_factory.mktemp("plain"), local_loss=LOCAL))
+
+
 # What is asked and learnt -----------------------------------------------------------------------------
 
 
@@ -140,20 +146,16 @@ def test_learning_equals_torch_with_weighted_pixels(tiny_world: World, tmp_path:
     assert_learnt_like(WeightedReference(watched.fleet), watched.fleet)
 
 
-def test_power_zero_fetches_nothing_and_first_turns_are_alike(calm: Watched, tmp_path: Path) -> None:
-    plain = Watched(fleet_of(calm.fleet.world, tmp_path, local_loss=LOCAL))
+def test_power_zero_fetches_nothing_and_first_turns_are_alike(calm: Watched, plain: Watched) -> None:
     assert not plain.fetched and not plain.maps
     for turn_id, same in ((1, True), (2, False)):
         thetas = [fleet.states(CAR).load(turn_id).theta for fleet in (calm.fleet, plain.fleet)]
         assert np.array_equal(*thetas) is same
 
 
-def test_without_feedback_the_run_is_that_of_power_zero(calm: Watched, tmp_path: Path) -> None:
-    plain = Watched(fleet_of(calm.fleet.world, tmp_path / "plain", local_loss=LOCAL))
+def test_without_feedback_the_run_is_that_of_power_zero(plain: Watched, tmp_path: Path) -> None:
     without = Watched(
-        fleet_of(
-            calm.fleet.world, tmp_path / "without", algorithm="blackfleet-no-feedback", local_loss=WEIGHTED
-        )
+        fleet_of(plain.fleet.world, tmp_path, algorithm="blackfleet-no-feedback", local_loss=WEIGHTED)
     )
     assert not without.fetched
     for car in CARS:
@@ -194,9 +196,12 @@ def test_unreliable_delivery_changes_nothing(calm: Watched, tmp_path: Path) -> N
 
 
 def interrupt(
-    bus: MemoryBus, before: str, turn_id: int, say: Callable[[Turn, bytes], tuple[topics.Channel, object]]
+    bus: MemoryBus,
+    before: str,
+    turn_id: int,
+    say: Callable[[Turn, bytes], list[tuple[topics.Channel, object]]],
 ) -> None:
-    """Say something once, at the first message with that tag of a vehicle in a turn."""
+    """Say something, once, at the first message with that tag of a vehicle in a turn."""
     client = bus.client("attacker")
     client.connect(0)
     turns: list[Turn] = []
@@ -209,46 +214,55 @@ def interrupt(
             turns.append(msgspec.msgpack.decode(payload[1:], type=Turn))
         elif tag(payload) == before and turns and turns[-1].turn_id == turn_id:
             spoken.append(None)
-            channel, message = say(turns[-1], payload)
-            client.publish(topics.topic(channel, FLEET, CAR), b"\x00" + msgspec.msgpack.encode(message))
+            for channel, message in say(turns[-1], payload):
+                client.publish(topics.topic(channel, FLEET, CAR), b"\x00" + msgspec.msgpack.encode(message))
 
     bus.record(listen)
 
 
 @pytest.mark.parametrize(
-    ("turn_id", "frames", "changes", "reason"),
+    ("turn_id", "fetches", "changes"),
     [
-        (2, (6,), {}, "frame 6 is no train frame of 'car-1'"),
-        (2, (), {}, "no frames are named"),
-        (2, (0, 1, 2, 2), {}, "a frame is named twice"),
-        (2, (1, 2), {}, "no loss maps are kept of 2 frames from 1 on"),
-        (1, (0, 1, 2, 3), {}, "this turn fetches no loss maps"),
-        (2, (0, 1, 2, 3), {"local_loss": LOCAL}, "this turn fetches no loss maps"),
         (
             2,
-            (0, 1, 2, 3),
+            {
+                (6,): "frame 6 is no train frame of 'car-1'",
+                (): "no frames are named",
+                (0, 1, 2, 2): "a frame is named twice",
+                (1, 2): "no loss maps are kept of 2 frames from 1 on",
+            },
+            {},
+        ),
+        (1, {(0, 1, 2, 3): "this turn fetches no loss maps"}, {}),
+        (2, {(0, 1, 2, 3): "this turn fetches no loss maps"}, {"local_loss": LOCAL}),
+        (
+            2,
+            {(0, 1, 2, 3): "frame 0 would have 2 answers in this turn, more than the 1 allowed"},
             {"zeroth_order": ZerothOrderConfig(epochs=0, max_answers_per_frame=1)},
-            "frame 0 would have 2 answers in this turn, more than the 1 allowed",
         ),
     ],
-    ids=["not train", "none", "twice", "no batch", "first round", "power 0", "too many"],
+    ids=["no batch", "first round", "power 0", "too many"],
 )
 def test_fetch_that_does_not_fit_is_rejected_and_changes_nothing(
     turn_id: int,
-    frames: tuple[int, ...],
+    fetches: dict[tuple[int, ...], str],
     changes: dict[str, Any],
-    reason: str,
     calm: Watched,
     tmp_path: Path,
 ) -> None:
-    def fetch(turn: Turn, payload: bytes) -> tuple[topics.Channel, object]:
-        header = {"vehicle": CAR, "grant": turn.grant, "turn_id": turn.turn_id, "step": 10**6}
-        return topics.UP, FetchLossMaps(**header, frames=frames)
+    def fetch(turn: Turn, payload: bytes) -> list[tuple[topics.Channel, object]]:
+        header = {"vehicle": CAR, "grant": turn.grant, "turn_id": turn.turn_id}
+        return [
+            (topics.UP, FetchLossMaps(**header, step=10**6 + number, frames=frames))
+            for number, frames in enumerate(fetches)
+        ]
 
     bus = MemoryBus()
     interrupt(bus, "upload", turn_id, fetch)
     fleet = run(fleet_of(calm.fleet.world, tmp_path, **{"local_loss": WEIGHTED, **changes}), bus)
-    assert [event["reason"].startswith(reason) for event in fleet.events("reject")] == [True]
+    rejected = [event["reason"] for event in fleet.events("reject")]
+    assert len(rejected) == len(fetches)
+    assert all(map(str.startswith, rejected, fetches.values())), rejected
     if "local_loss" not in changes:
         assert fleet.fingerprint() == calm.fleet.fingerprint()
 
@@ -269,13 +283,12 @@ _UNUSABLE = {
 }
 
 
-@pytest.mark.parametrize("name", _UNUSABLE)
+@pytest.mark.parametrize("name", ["another size", "negative"])
 def test_vehicle_asks_again_after_an_unusable_answer(name: str, calm: Watched, tmp_path: Path) -> None:
-    def spoilt(turn: Turn, payload: bytes) -> tuple[topics.Channel, object]:
+    def spoilt(turn: Turn, payload: bytes) -> list[tuple[topics.Channel, object]]:
         fetch = msgspec.msgpack.decode(payload[1:], type=FetchLossMaps)
-        return topics.DOWN, LossMaps(
-            vehicle=CAR, grant=fetch.grant, turn_id=fetch.turn_id, step=fetch.step, maps=_UNUSABLE[name][0]
-        )
+        header = {"vehicle": CAR, "grant": fetch.grant, "turn_id": fetch.turn_id, "step": fetch.step}
+        return [(topics.DOWN, LossMaps(**header, maps=_UNUSABLE[name][0]))]
 
     bus = MemoryBus()
     interrupt(bus, "fetch-maps", 2, spoilt)

@@ -29,7 +29,7 @@ def scenario(tiny_world: World) -> Scenario:
         vehicles=2,
         rounds=1,
         image_size="64x48",
-        broker="amqtt",
+        broker="memory",
         cores=1,
         encoder=EncoderPart(name="stride8-c4", mode="rebuild"),
         dataset=DatasetPart(name="camvid", root=str(tiny_world.data_root)),

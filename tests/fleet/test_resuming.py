@@ -53,6 +53,15 @@ def _scenario(frames: Path, **changes: Any) -> Scenario:
     return changed(scenario, **changes)
 
 
+@pytest.fixture(scope="module")
+def stopped(tiny_world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was killed, for tests that leave it as it is."""
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    with killed_after(2):
+        run(_scenario(tiny_world.data_root), folder)
+    return folder
+
+
 @pytest.fixture
 def blackfleet(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., int]:
     """Runs the command with arguments; its exit code."""
@@ -200,19 +209,15 @@ def _vanish(frames: Path, key: str) -> None:
 def test_other_options_are_refused_by_name(
     blackfleet: Callable[..., int],
     capfd: pytest.CaptureFixture[str],
-    scenario: Scenario,
-    tmp_path: Path,
+    stopped: Path,
     options: list[str],
     words: list[str],
 ) -> None:
-    folder = tmp_path / "run"
-    with killed_after(2):
-        run(scenario, folder)
-    before = (folder / "scenario.yaml").read_bytes()
-    assert blackfleet("launch", "--resume", "--run-dir", folder, *options) == 2
+    before = (stopped / "scenario.yaml").read_bytes()
+    assert blackfleet("launch", "--resume", "--run-dir", stopped, *options) == 2
     [line] = capfd.readouterr().err.splitlines()
     assert all(word in line for word in words), line
-    assert (folder / "scenario.yaml").read_bytes() == before
+    assert (stopped / "scenario.yaml").read_bytes() == before
 
 
 def test_the_same_options_and_another_broker_are_no_other_settings(
@@ -249,32 +254,34 @@ def test_pretraining_refuses_other_options_too(
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "complete"),
+    ("algorithm", "shorter"),
     [
-        *((name, True) for name in ("centralized", "blackfed-v2", "fedavg", "split", "blackfleet")),
-        *((name, False) for name in ("centralized", "blackfed-v2")),
+        *((name, ["complete", "killed"]) for name in ("centralized", "blackfed-v2")),
+        *((name, ["complete"]) for name in ("fedavg", "split", "blackfleet")),
     ],
 )
 def test_more_rounds_make_the_run_that_it_would_have_been(
-    tiny_world: World, tmp_path: Path, algorithm: str, complete: bool
+    tiny_world: World, tmp_path: Path, algorithm: str, shorter: list[str]
 ) -> None:
     scenario = _with_constant_rates(_scenario(tiny_world.data_root, algorithm=algorithm, rounds=1))
     longer = changed(scenario, rounds=2)
     undisturbed = run(longer, tmp_path / "undisturbed")
     _check_latest(tmp_path / "undisturbed")
-    if complete:
-        assert run(scenario, tmp_path / "run")["rounds"] == 1
-    else:
-        with killed_after(1):
-            run(scenario, tmp_path / "run")
-    result = run(longer, tmp_path / "run", resume=True)
-    assert result["rounds"] == 2
-    for key in ("confusion", "classes", "initial_local_miou", "mean_ood_miou", "frames_seen"):
-        assert result[key] == undisturbed[key]
-    if algorithm != "centralized":
-        assert learnt(tmp_path / "run") == learnt(tmp_path / "undisturbed")
-    assert load_scenario(tmp_path / "run" / "scenario.yaml", {}).rounds == 2
-    assert run(longer, tmp_path / "run", resume=True) == result
+    for name in shorter:
+        folder = tmp_path / name
+        if name == "complete":
+            assert run(scenario, folder)["rounds"] == 1
+        else:
+            with killed_after(1):
+                run(scenario, folder)
+        result = run(longer, folder, resume=True)
+        assert result["rounds"] == 2
+        for key in ("confusion", "classes", "initial_local_miou", "mean_ood_miou", "frames_seen"):
+            assert result[key] == undisturbed[key]
+        if algorithm != "centralized":
+            assert learnt(folder) == learnt(tmp_path / "undisturbed")
+        assert load_scenario(folder / "scenario.yaml", {}).rounds == 2
+        assert run(longer, folder, resume=True) == result
 
 
 def _check_latest(folder: Path) -> None:
