@@ -16,6 +16,7 @@ import fcntl
 import getpass
 import os
 import secrets
+import shutil
 import tempfile
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
@@ -61,11 +62,12 @@ class Authority:
         with tempfile.TemporaryDirectory(dir=self.folder, prefix=".new-") as made:
             place = Path(made)
             openssl.make_request(place, str(whose))
-            certificate = self._sign(whose, place / f"{whose}.csr", days)
+            certificate = self._sign(whose, place / f"{whose}.csr", days, by_request=False)
             key = (place / f"{whose}.key").read_bytes()
         target = self._files_of(whose)
         _write(target.with_suffix(".key"), key)
         _write(target.with_suffix(".crt"), certificate)
+        self._keep(self.record.with_latest_handed_out())
 
     def sign(self, request: Path, whose: Identity, days: int) -> Path:
         """A certificate for a key that stays where it was made; gives its file.
@@ -73,12 +75,13 @@ class Authority:
         Raises:
             OperatorError, OSError: it can't be made.
         """
-        certificate = self._sign(whose, request, days)
+        certificate = self._sign(whose, request, days, by_request=True)
         target = self._files_of(whose).with_suffix(".crt")
         target.with_suffix(".key").unlink(
             missing_ok=True
         )  # of an earlier certificate; it doesn't fit this one
         _write(target, certificate)
+        self._keep(self.record.with_latest_handed_out())
         return target
 
     def revoke(self, whose: Identity) -> None:
@@ -88,12 +91,14 @@ class Authority:
             self._files_of(whose).with_suffix(suffix).unlink(missing_ok=True)
 
     def has(self, whose: Identity) -> bool:
-        """Whether a client has a certificate here, as far as it is recorded and written."""
-        return self.record.latest(whose) is not None and self._files_of(whose).with_suffix(".crt").exists()
+        """Whether a client has a certificate that was handed out: not where a crash came before its files."""
+        latest = self.record.latest(whose)
+        return latest is not None and latest.handed_out
 
-    def has_key(self, whose: Identity) -> bool:
-        """Whether its key was made here."""
-        return self._files_of(whose).with_suffix(".key").exists()
+    def keeps_its_key(self, whose: Identity) -> bool:
+        """Whether its key was made elsewhere."""
+        latest = self.record.latest(whose)
+        return latest is not None and latest.by_request
 
     def change(self, record: Record) -> None:
         """Keep other hosts, another port, one fleet more."""
@@ -125,7 +130,7 @@ class Authority:
             openssl.make_revoked_list(self.folder, Path(made) / "list", revoked, days)
             _write(broker / "revoked.crl", (Path(made) / "list").read_bytes())
 
-    def _sign(self, whose: Identity, request: Path, days: int) -> bytes:
+    def _sign(self, whose: Identity, request: Path, days: int, *, by_request: bool) -> bytes:
         end = datetime.now(timezone.utc) + timedelta(days=days)
         if end > self.until:
             left = (self.until - datetime.now(timezone.utc)).days
@@ -138,7 +143,7 @@ class Authority:
             out = Path(made) / "certificate"
             hosts = self.record.hosts if whose == BROKERS else ()
             openssl.sign(self.folder, request, out, serial=serial, days=days, hosts=hosts)
-            self._keep(self.record.with_issued(whose, serial, _end(out)))
+            self._keep(self.record.with_issued(whose, serial, _end(out), by_request=by_request))
             return out.read_bytes()
 
     def _files_of(self, whose: Identity) -> Path:
@@ -168,6 +173,7 @@ def opened(folder: Path, first: Record | None) -> Iterator[Authority]:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise OperatorError(f"another command is at work in {folder}; wait for its end") from error
+            _clear_away(folder)
             record = read_record(folder)
             if record is None:
                 assert first is not None, f"no authority in {folder}"
@@ -184,6 +190,14 @@ def requested(request: Path) -> Identity:
         OperatorError: it is no request, or one that nobody of a fleet makes.
     """
     return parse_common_name(openssl.requested_name(request))
+
+
+def _clear_away(folder: Path) -> None:
+    """What commands that were killed have left half made, keys among it."""
+    for left in folder.glob(".new-*"):
+        shutil.rmtree(left)
+    for left in (*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")):
+        left.unlink()
 
 
 def _begin(folder: Path, first: Record) -> Record:

@@ -95,7 +95,7 @@ def provision(folder: Path, wishes: Wishes, say: Callable[[str], None]) -> None:
             if each not in renewed and not authority.has(each):
                 _issue(authority, each, wishes.days, say)
             elif each in named and each not in renewed:
-                say(f"{each} is kept, until {_day(authority, each)} (--renew {each.name} makes a new one)")
+                say(f"{each} is kept, {_until(authority, each)} (--renew {each.name} makes a new one)")
         signed = [whose for _, whose in requests]
         for each in renewed:
             if each not in signed:
@@ -186,7 +186,7 @@ def _check_requests(
                 f"add --renew {whose.name} to replace it"
             )
     for whose in renewed:
-        if whose not in asking and authority.has(whose) and not authority.has_key(whose):
+        if whose not in asking and authority.keeps_its_key(whose):
             raise OperatorError(
                 f"the key of {whose} was not made here; renew it by a request made with it: --sign FILE"
             )
@@ -229,19 +229,21 @@ def _day(authority: Authority, whose: Identity) -> str:
     return f"{latest.until:%Y-%m-%d}" if latest is not None else "?"
 
 
+def _until(authority: Authority, whose: Identity) -> str:
+    """`until 2027-11-26`, or that it has ended, or how soon."""
+    latest = authority.record.latest(whose)
+    if latest is None:
+        return "revoked"
+    days = (latest.until - datetime.now(timezone.utc)).days
+    soon = f" ({days} days left)" if 0 <= days < _SOON_DAYS else ""
+    return f"{'ended on' if days < 0 else 'until'} {latest.until:%Y-%m-%d}{soon}"
+
+
 def _show(authority: Authority, fleet: str | None, say: Callable[[str], None]) -> None:
-    now = datetime.now(timezone.utc)
     say(f"authority of {', '.join(authority.record.fleets)}, until {authority.until:%Y-%m-%d}")
     for whose in dict.fromkeys(each.identity for each in authority.record.issued):
-        if fleet is not None and whose.fleet not in (fleet, ""):
-            continue
-        latest = authority.record.latest(whose)
-        if latest is None:
-            say(f"{whose}: revoked")
-            continue
-        days = (latest.until - now).days
-        soon = f" ({days} days left)" if 0 <= days < _SOON_DAYS else ""
-        say(f"{whose}: {'ended on' if days < 0 else 'until'} {latest.until:%Y-%m-%d}{soon}")
+        if fleet is None or whose.fleet in (fleet, ""):
+            say(f"{whose}: {_until(authority, whose)}")
 
 
 def _say_next(authority: Authority, fleet: str, say: Callable[[str], None]) -> None:

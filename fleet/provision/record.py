@@ -23,6 +23,10 @@ class Issued(msgspec.Struct, kw_only=True, frozen=True):
     serial: str
     """Hexadecimal: longer than the numbers of JSON."""
     until: datetime
+    by_request: bool = False
+    """Its key was made elsewhere, and stays there."""
+    handed_out: bool = False
+    """Its files are written, whoever may have taken them away since."""
     revoked: datetime | None = None
 
     @property
@@ -53,10 +57,17 @@ class Record(msgspec.Struct, kw_only=True, frozen=True):
         names = dict.fromkeys(each.identity for each in self.issued if each.fleet == fleet)
         return tuple(each for each in names if self.latest(each) is not None)
 
-    def with_issued(self, whose: Identity, serial: int, until: datetime) -> Record:
+    def with_issued(self, whose: Identity, serial: int, until: datetime, *, by_request: bool) -> Record:
         """And one more."""
-        more = Issued(fleet=whose.fleet, name=whose.name, serial=f"{serial:x}", until=until)
+        more = Issued(
+            fleet=whose.fleet, name=whose.name, serial=f"{serial:x}", until=until, by_request=by_request
+        )
         return msgspec.structs.replace(self, issued=(*self.issued, more))
+
+    def with_latest_handed_out(self) -> Record:
+        """With the files of the latest certificate written."""
+        latest = msgspec.structs.replace(self.issued[-1], handed_out=True)
+        return msgspec.structs.replace(self, issued=(*self.issued[:-1], latest))
 
     def with_revoked(self, whose: Identity) -> Record:
         """With all certificates of a client revoked, that of today and those before it."""

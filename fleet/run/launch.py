@@ -44,6 +44,7 @@ from fleet.show.progress import result_table
 from fleet.start import FOLDER_NAME as START_FOLDER
 from fleet.start import Start
 from protocol.doors import file_name
+from protocol.session.topics import CLOUD_ID
 
 
 def default_run_folder(scenario: Scenario) -> Path:
@@ -74,7 +75,8 @@ def launch(
     check_runnable(scenario)
     _say(_remarks_of_settings(scenario), console)
     if scenario.broker not in (*OWN_BROKERS, MEMORY_BUS):
-        check_reach(scenario.broker, scenario.fleet or "fleet", scenario.patience.join_s)
+        clients = (CLOUD_ID, *scenario.vehicle_ids)
+        check_reach(scenario.broker, scenario.fleet_id, scenario.patience.join_s, clients)
     with readable_by_owner_alone():
         scenario = resumed_scenario(scenario, run_folder) if resume else begin_run(scenario, run_folder)
         with held(run_folder):

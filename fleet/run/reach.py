@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import threading
+from collections.abc import Sequence
 
 from fleet.errors import OperatorError
 from fleet.provision.names import OPERATOR
@@ -16,17 +17,19 @@ _CONNECT_S = 5.0
 _ECHO_S = 5.0
 
 
-def check_reach(url: str, fleet: str, patience_s: float) -> None:
+def check_reach(url: str, fleet: str, patience_s: float, clients: Sequence[str] = ()) -> None:
     """Connect, subscribe as vehicles and cloud do, and see whether what is said on their topics comes back.
 
+    Where a folder holds certificates, it must have one for each of `clients` and for the operator.
     What it says is empty and of a vehicle that no fleet has; nothing is kept by the broker.
 
     Raises:
-        SettingError: the operator's certificate is missing, or of another fleet.
+        SettingError: a certificate is missing, or of another fleet.
         BrokerUnreachable: no session, or a subscription is refused.
         OperatorError: the broker takes messages and does not hand them on.
     """
-    parse_broker_url(url).check_is_of(certificate_name(fleet, OPERATOR))
+    for client in (OPERATOR, *clients):
+        parse_broker_url(url).check_is_of(certificate_name(fleet, client))
     name = f"reach-{secrets.token_hex(4)}"
     topics = {topic(channel, fleet, name): channel.name for channel in (UP, DOWN, STATUS)}
     missing, all_there = dict(topics), threading.Event()

@@ -9,12 +9,14 @@ import subprocess
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from fleet.provision import openssl
 from fleet.provision.access import mosquitto_access
 from fleet.provision.command import Wishes, provision, vehicle_names
 from fleet.provision.names import identity
+from fleet.provision.record import read_record, write_record
 from protocol.errors import Mistake
 from protocol.mqtt.broker_url import parse_broker_url
 from protocol.mqtt.certificates import certificates_in, validity
@@ -55,6 +57,29 @@ def test_the_same_command_adds_vehicles_and_replaces_nothing(authority: Path) ->
     assert {Path(key).name for key in set(after) - set(before)} == {"car-02.crt", "car-02.key"}
     everything = [authority, *authority.rglob("*")]
     assert [path for path in everything if stat.S_IMODE(path.stat().st_mode) & 0o077] == []
+
+
+def test_what_a_killed_command_left_half_done_is_made_anew(authority: Path) -> None:
+    folder = authority / "demo"
+    old = (folder / "car-01.crt").read_bytes()
+    _provision(authority, renew="car-01")
+    # Killed between key and certificate.
+    (folder / "car-01.crt").write_bytes(old)
+    record = read_record(authority)
+    assert record is not None
+    latest = msgspec.structs.replace(record.issued[-1], handed_out=False)
+    write_record(authority, msgspec.structs.replace(record, issued=(*record.issued[:-1], latest)))
+    (authority / ".new-x").mkdir()
+    assert any(line.startswith("demo.car-01 until") for line in _provision(authority, vehicles="car-01"))
+    parse_broker_url(f"mqtts://host?identity={folder}").as_client("car-01").ssl_context()
+    assert not list(authority.rglob(".new-*"))
+
+
+def test_files_that_were_taken_to_a_car_are_not_made_again(authority: Path) -> None:
+    for name in ("car-01.key", "car-01.crt", "cloud.key", "cloud.crt"):
+        (authority / "demo" / name).unlink()
+    said = _provision(authority, vehicles="car-01")
+    assert "is kept" in said[0] and not (authority / "demo" / "cloud.crt").exists()
 
 
 def test_a_key_can_stay_where_it_was_made(authority: Path, tmp_path: Path) -> None:

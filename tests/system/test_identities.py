@@ -210,11 +210,13 @@ def test_a_certificate_is_good_for_its_own_vehicle_and_new_ones_are_taken_in_the
             shutil.copytree(demo, lost)
             provision(
                 identities,
-                Wishes(fleet="demo", revoke="car-01", vehicles="car-01", renew="broker", days=9),
+                Wishes(fleet="demo", revoke="car-01,car-03", vehicles="car-01", renew="broker", days=9),
                 lambda _: None,
             )
             guarded()
             wait_for(lambda: not connects(port, lost, "car-01"), "the lost certificate is refused")
+            # Whoever is revoked and still connected has nothing to say any more.
+            intruders[-1].publish(f"{TOPICS}/demo/car-03/up", b"forged")
             # The same client again ends the vehicle's connection, which comes back with what its files hold.
             client(demo, "car-01").close()
             wait_for(lambda: "is back after" in log.read_text(), "the vehicle is back")
