@@ -29,11 +29,13 @@ _MOST_PENDING = 2000
 """Lines that wait for the next flush; beyond, who looks on learns of them from the past."""
 _MOST_KEPT, _MOST_KEPT_OF_A_VEHICLE = 4000, 32
 _MOST_READ_BYTES = 64 * 1024 * 1024
-_GROUP = 2000
+_GROUP = 500
 """Lines of a message at most."""
 _MOST_TRIES = 20
-_BYTES_A_SECOND = 32 * 1024
+_BYTES_A_SECOND = 16 * 1024
 """The past of a large fleet is told more seldom than at each heartbeat, so as to take no more than this."""
+_MESSAGE_BYTES = 16 * 1024
+"""Of several lines together, lest answers wait behind them on a slow line."""
 _HEAD_BYTES = 128
 _NUMBER_BYTES = 9
 _OF_THE_LAUNCHER = frozenset(("processes", "killed", "revived", "crashed", "paused", "resumed", "stopped"))
@@ -111,7 +113,7 @@ class PublicEvents(Recorder):
         if len(lines) >= _MOST_PENDING:
             return  # some were left out; the past has them
         numbered = [(first + place, line) for place, line in enumerate(lines)]
-        for group, plain_bytes, data in _groups(numbered, self._link.tell_limit_bytes - _HEAD_BYTES):
+        for group, plain_bytes, data in _groups(numbered, self._link.tell_limit_bytes):
             told = Happened(
                 vehicle=CLOUD_ID,
                 session=self._session,
@@ -125,7 +127,7 @@ class PublicEvents(Recorder):
         """Tell all that still matters, part by part as there is room; returns its bytes."""
         with self._lock:
             kept, upto = list(self._kept.values()), self._next
-        groups = list(_groups(kept, self._link.tell_limit_bytes - _HEAD_BYTES))
+        groups = list(_groups(kept, self._link.tell_limit_bytes))
         for part, (group, plain_bytes, data) in enumerate(groups):
             told = Past(
                 vehicle=CLOUD_ID,
@@ -165,18 +167,20 @@ class PublicEvents(Recorder):
                 due_at = self._link.clock.now() + max(self._every_s, took_s)
 
 
-def _groups(lines: Sequence[_Line], room_bytes: int) -> Iterator[tuple[Sequence[_Line], int, bytes]]:
-    """Consecutive lines that fit into `room_bytes` with their numbers, and their encoding."""
+def _groups(lines: Sequence[_Line], limit_bytes: int) -> Iterator[tuple[Sequence[_Line], int, bytes]]:
+    """Consecutive lines that fit into a message of `limit_bytes` with their numbers, and their encoding."""
     for start in range(0, len(lines), _GROUP):
-        yield from _halved(lines[start : start + _GROUP], room_bytes)
+        yield from _halved(lines[start : start + _GROUP], limit_bytes - _HEAD_BYTES)
 
 
 def _halved(lines: Sequence[_Line], room_bytes: int) -> Iterator[tuple[Sequence[_Line], int, bytes]]:
     plain_bytes, data = encode_lines([line for _, line in lines])
-    if len(data) + _NUMBER_BYTES * len(lines) <= room_bytes:
-        yield lines, plain_bytes, data
-    elif len(lines) == 1:
-        log.debug("event %d of %d bytes is too large to be told", lines[0][0], plain_bytes)
+    size_bytes = len(data) + _NUMBER_BYTES * len(lines)
+    if size_bytes <= min(room_bytes, _MESSAGE_BYTES) or len(lines) == 1:
+        if size_bytes <= room_bytes:
+            yield lines, plain_bytes, data
+        else:
+            log.debug("event %d of %d bytes is too large to be told", lines[0][0], plain_bytes)
     else:
         half = len(lines) // 2
         yield from _halved(lines[:half], room_bytes)

@@ -77,11 +77,14 @@ class Observer:
         return len(self._present) + (self._cloud_session is not None)
 
     def _run(self) -> None:
-        while not self._stop.is_set():
-            received = self._link.receive(_POLL_S)
-            if isinstance(received, Received):
-                self.hear(received)
-            self.look()
+        try:
+            while not self._stop.is_set():
+                received = self._link.receive(_POLL_S)
+                if isinstance(received, Received):
+                    self.hear(received)
+                self.look()
+        except OSError as error:
+            self._said(f"what is heard can't be kept any longer: {error}; make room and watch again")
 
     def hear(self, received: Received) -> None:
         """Take in one message."""
