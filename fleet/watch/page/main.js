@@ -3,7 +3,8 @@
 // slider goes back to any moment.
 (() => {
   const PAINT_MS = 200;
-  const NEWS_MS = 500;
+  const NEWS_MS = 1000;
+  const ACTIVE_MS = 5000;
   const KEPT_STATES = 40;
   const PLAY_S = 30;
   const KINDS = { initial: "the start is tested", train: "vehicles learn", learn: "vehicles learn", final: "the end is tested" };
@@ -19,9 +20,10 @@
   let due = Infinity;
   let timer = null;
   let painted = 0;
+  let acted = -Infinity;
   let playing = null;
 
-  // What somebody does on the page is painted sooner than news of the run: painting is most of what it costs.
+  // Painting is most of what the page costs: news are painted sooner only where somebody does something.
   function changed(gap = PAINT_MS) {
     if (painted + gap >= due) return;
     due = painted + gap;
@@ -30,6 +32,8 @@
   }
 
   const redraw = () => changed();
+  const news = () => changed(performance.now() - acted < ACTIVE_MS ? PAINT_MS : NEWS_MS);
+  for (const kind of ["click", "keydown"]) addEventListener(kind, () => { acted = performance.now(); }, true);
 
   function paint() {
     due = Infinity;
@@ -91,7 +95,7 @@
       lines.push(line);
       Fold.applyLine(latest, line);
     }
-    changed(NEWS_MS);
+    news();
   }
 
   // Replay ---------------------------------------------------------------------------------------------
@@ -189,7 +193,7 @@
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
 
   Operator.start(settings);
-  if (settings.live) Source.stream(take, (load) => { Load.take(load); changed(NEWS_MS); }, end);
+  if (settings.live) Source.stream(take, (load) => { Load.take(load); news(); }, end);
   else Source.embedded(byId("log"), take, end);
   changed();
 })();
