@@ -60,10 +60,12 @@ def recorded_frames(
 
     Raises:
         VehicleError: the folder is another process's, or the snapshot is damaged.
+        SettingError: a setting is not for a folder of pictures.
         Mistake: the source can't be opened here, ever, or gave too few frames.
         Stopped: the process was asked to stop before there were enough.
         OSError: the disk is full or gone.
     """
+    config.check_folder()
     folder = Path(config.recording)
     manifest_path = folder / "snapshot.json"
     ring = Ring(folder / "frames", round(config.quota_mb * 1e6))

@@ -18,6 +18,19 @@ FEWEST_FRAMES = 3
 """A run needs one frame each to train, to validate and to test."""
 
 
+_NOT_OF_FOLDERS = {
+    "serve": "--serve",
+    "size": "--source-size",
+    "rate_hz": "--source-rate",
+    "flip": "--source-flip",
+    "loop": "--source-loop",
+    "every_s": "--keep-every",
+    "changed": "--keep-changed",
+    "grab_timeout_s": "--grab-timeout",
+}
+"""Settings that are about cameras and drives, and their options."""
+
+
 class SourceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A vehicle's camera, or what stands for one."""
 
@@ -55,6 +68,10 @@ class SourceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     def __post_init__(self) -> None:
         uri = SourceUri.parse(self.uri)
+        if self.loop and uri.kind is not Kind.FILE:
+            raise SettingError(f"only a recorded drive can begin again at its end, {uri.shown} has none")
+        if self.rate_hz is not None and uri.kind is Kind.RTSP:
+            raise SettingError(f"the rate of {uri.shown} is its camera's to set, not --source-rate's")
         if self.serve is not None and uri.kind is Kind.FILE and not self.is_played:
             raise SettingError(
                 f"nobody drives with {self.uri}, which is not played: give --source-loop or --source-rate, "
@@ -81,6 +98,22 @@ class SourceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise SettingError(f"flip must be one of {', '.join(FLIPS)}, got {self.flip!r}")
         if self.snapshot not in SNAPSHOTS:
             raise SettingError(f"snapshot must be one of {', '.join(SNAPSHOTS)}, got {self.snapshot!r}")
+
+    def check_folder(self) -> None:
+        """Refuse what nobody can do with pictures that somebody else has chosen, if the source is a folder.
+
+        Raises:
+            SettingError: the message names the first of them.
+        """
+        if not self.where.is_folder:
+            return
+        plain = SourceConfig(uri=self.uri, recording=self.recording)
+        for name, option in _NOT_OF_FOLDERS.items():
+            if getattr(self, name) != getattr(plain, name):
+                raise SettingError(
+                    f"{option} is about cameras and drives: pictures of the folder {self.uri} are taken as "
+                    f"they are"
+                )
 
     @property
     def is_played(self) -> bool:

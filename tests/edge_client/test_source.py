@@ -365,10 +365,8 @@ def options(*words: str) -> SourceConfig | None:
 
 
 def test_options_describe_a_source(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = options("--source", "csi://0", "--source-size", "1280x720", "--source-loop", "--keep-every", "2")
-    assert given == SourceConfig(
-        uri="csi://0", recording="s/recording", size=(1280, 720), loop=True, every_s=2
-    )
+    given = options("--source", "a.mp4", "--source-size", "1280x720", "--source-loop", "--keep-every", "2")
+    assert given == SourceConfig(uri="a.mp4", recording="s/recording", size=(1280, 720), loop=True, every_s=2)
     monkeypatch.setenv("BLACKFLEET_SOURCE", "rtsp://user:secret@host/a")
     assert options("--frames", "9") == SourceConfig(
         uri="rtsp://user:secret@host/a", recording="s/recording", frames=9
@@ -383,3 +381,19 @@ def test_options_describe_a_source(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         with pytest.raises(Mistake, match=reason):
             options(*words)
+
+
+@pytest.mark.parametrize(
+    ("uri", "settings", "reason"),
+    [
+        ("csi://0", {"loop": True}, "only a recorded drive can begin again"),
+        ("rtsp://user:secret@host/a", {"rate_hz": 5.0}, "the rate of rtsp://host/a is its camera's to set"),
+        ("", {"every_s": 2.0}, "--keep-every is about cameras and drives"),
+        ("", {"loop": True, "serve": "model.onnx"}, "--serve is about cameras and drives"),
+    ],
+)
+def test_setting_that_a_source_can_not_heed_is_refused(
+    uri: str, settings: dict[str, object], reason: str, tmp_path: Path
+) -> None:
+    with pytest.raises(SettingError, match=reason):
+        take(config(uri or tmp_path, tmp_path / "r", **settings))
