@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import ssl
+from typing import Any
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from protocol.mqtt.broker_url import BrokerUrl
+from protocol.mqtt.credentials import Credentials
 from protocol.mqtt.sockets import prepare_socket
 from protocol.session.transport import Will
 
@@ -18,14 +18,14 @@ _SESSION_KEPT_S = 600
 
 
 def make_client(
-    url: BrokerUrl,
+    credentials: Credentials,
     client_id: str,
-    tls: ssl.SSLContext | None,
     will: Will | None,
     keepalive_s: int,
     max_in_flight: int,
 ) -> paho.Client:
     """A client that neither reconnects nor writes by itself; nothing is sent before its `reconnect`."""
+    url = credentials.url
     mqtt_5 = url.version == "5"
     client = paho.Client(
         CallbackAPIVersion.VERSION2,
@@ -37,15 +37,20 @@ def make_client(
     )
     if url.websocket:
         client.ws_set_options(path=url.path)
-    if tls is not None:
-        client.tls_set_context(tls)
+    if credentials.context is not None:
+        client.tls_set_context(credentials.context)
     if url.username is not None:
         client.username_pw_set(url.username, url.password)
     if will is not None:
         client.will_set(will.topic, will.payload, will.qos, will.retain)
     client.max_inflight_messages_set(max_in_flight)
     client.connect_timeout = _CONNECTION_TIMEOUT_S
-    client.on_socket_open = lambda _client, _data, sock: prepare_socket(sock)
+
+    def opened(_client: object, _data: object, sock: Any) -> None:
+        prepare_socket(sock)
+        credentials.note_broker(sock)
+
+    client.on_socket_open = opened
     # Without it, paho writes in whatever thread publishes.
     client.on_socket_register_write = lambda *_: None
     client.connect_async(

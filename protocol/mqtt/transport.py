@@ -108,8 +108,7 @@ class MqttTransport(Transport):
         self._awaited_subacks: dict[int, list[str]] = {}
         self._settle_due = False
 
-        tls = self._credentials.context
-        self._client = make_client(self._url, client_id, tls, will, keepalive_s, self._max_in_flight)
+        self._client = make_client(self._credentials, client_id, will, keepalive_s, self._max_in_flight)
         self._pump = SocketPump(self._client, loop, on_nonsense=self._nonsense)
         self._client.on_connect = self._on_paho_connect
         self._client.on_subscribe = self._on_paho_subscribe
