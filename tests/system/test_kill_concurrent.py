@@ -50,6 +50,7 @@ def launches(tmp_path: Path, tiny_world: World) -> Iterator[tuple[Launch, Launch
 def test_no_upload_is_lost_or_trained_on_twice(launches: tuple[Launch, Launch]) -> None:
     calm, killed = launches
     calm.start("--broker", "memory").complete()
+    assert not (calm.run_folder / "processes").exists()
     ahead = list(KILLS)
     killed.start("--broker", "amqtt")
     for event in killed.follow():
@@ -58,6 +59,8 @@ def test_no_upload_is_lost_or_trained_on_twice(launches: tuple[Launch, Launch]) 
     killed.complete()
     assert not ahead, f"never came to {ahead[0]}"
     assert learnt(killed.run_folder) == learnt(calm.run_folder)
+    for key in ("mean_local_miou", "mean_ood_miou", "initial_local_miou", "classes"):
+        assert killed.result()[key] == calm.result()[key]
     for vehicle, entry in killed.result()["vehicles"].items():
         counts = msgspec.convert(entry["uploads"], UploadCounts)
         uploads = ROUNDS * entry["frames_train"]

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import pytest
-from process_fixtures import CARS, Launch, learnt, module, run
+from process_fixtures import CARS, Launch, module, run
 
 from fleet.scenario import load_scenario
 
@@ -33,14 +31,6 @@ _VEHICLE_KEYS = {"local_miou", "ood_miou", "frames_train", "uplink_bytes", "down
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not strict JSON")
-
-
-@pytest.fixture
-def launch(tmp_path: Path, reference: Launch) -> Iterator[Launch]:
-    """The reference's scenario in a folder of its own, not started."""
-    made = Launch(tmp_path / "run", reference.scenario)
-    yield made
-    made.stop()
 
 
 def test_result_has_every_field_with_values_in_range(reference: Launch) -> None:
@@ -93,22 +83,3 @@ def test_predictions_evaluate_to_the_miou_of_the_result(reference: Launch, frame
     result = reference.result()
     for car in CARS:
         assert scores["vehicles"][car] == pytest.approx(result["vehicles"][car]["local_miou"], abs=1e-12)
-
-
-def test_a_run_on_the_memory_bus_learns_the_same_without_processes(reference: Launch, launch: Launch) -> None:
-    launch.start("--broker", "memory").complete()
-    assert learnt(launch.run_folder) == learnt(reference.run_folder)
-    assert not (launch.run_folder / "processes").exists()
-    again, before = launch.result(), reference.result()
-    for key in ("mean_local_miou", "mean_ood_miou", "initial_local_miou", "classes"):
-        assert again[key] == before[key]
-
-
-def test_a_run_on_the_memory_bus_is_interrupted_and_resumed_over_a_broker(
-    reference: Launch, launch: Launch
-) -> None:
-    launch.start("--broker", "memory")
-    launch.until("learning", stage=2)
-    launch.end_by(signal.SIGINT)
-    launch.start("--resume", "--broker", "amqtt").complete()
-    assert learnt(launch.run_folder) == learnt(reference.run_folder)

@@ -79,8 +79,12 @@ def test_a_run_that_is_ended_again_and_again_leaves_no_process_and_ends_as_if_un
         wait_for(lambda: any(root.rglob("*_labelIds.png")), "the first frame is rendered")
         launch.end_by(signal.SIGINT)
 
+        # Ctrl-C while all are in one process; from here on there is a broker.
+        launch.start("--resume", "--broker", "memory").until("validation", stage=1)
+        launch.end_by(signal.SIGINT)
+
         # The terminal is closed while a vehicle has its turn.
-        launch.start("--resume").until("turn", stage=1)
+        launch.start("--resume", "--broker", "amqtt").until("turn", stage=2)
         ids = launch.ids()
         assert len(ids) == 2 + len(CARS)
         launch.end_by(signal.SIGHUP)
