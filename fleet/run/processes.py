@@ -288,7 +288,9 @@ class ProcessTable:
         deadline = time.monotonic() + _READY_S
         while not running.spec.is_ready():
             code = running.process.poll()
-            if code is not None:
+            if code is not None and code < 0 and running.restarts < _MAX_RESTARTS:
+                self._restart(running, code)
+            elif code is not None:
                 raise OperatorError(
                     _last_line(running.log_path, f"{running.spec.name} ended with code {code}")
                 )

@@ -85,6 +85,20 @@ def test_process_with_a_mistake_is_not_started_again(tmp_path: Path) -> None:
     assert (tmp_path / "starts").read_text() == "x"
 
 
+def test_process_that_is_killed_before_it_is_ready_is_started_again(tmp_path: Path) -> None:
+    starts = tmp_path / "starts"
+    program = f"import os, time; open({str(starts)!r}, 'a').write('x')\n"
+    program += f"os.path.getsize({str(starts)!r}) > 1 or os.kill(os.getpid(), 9); time.sleep(60)"
+
+    def is_ready() -> bool:
+        return starts.exists() and starts.read_text() == "xx"
+
+    spec = ProcessSpec(name="one", command=[sys.executable, "-c", program], is_ready=is_ready)
+    with ProcessTable([spec], tmp_path / "p") as table:
+        assert table.check()
+    assert starts.read_text() == "xx"
+
+
 def test_export_whose_check_fails_ends_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
