@@ -271,7 +271,8 @@ def _looks(
                 stack.callback(driver.get, "about:blank")
             elif look == "reader":
                 stack.enter_context(_reader(address))
-            time.sleep(1.0)  # what was logged before has been taken in
+            # What was logged before has been taken in, and opening the vehicle is past.
+            time.sleep(4.0 if look == "browser" else 1.0)
             began, spent = time.time(), _spent(launcher, driver)
             time.sleep(seconds)
             launcher_s, browser_s = (

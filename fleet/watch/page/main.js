@@ -4,7 +4,7 @@
 (() => {
   const PAINT_MS = 200;
   const NEWS_MS = 1000;
-  const ACTIVE_MS = 5000;
+  const ACTIVE_MS = 3000;
   const KEPT_STATES = 40;
   const PLAY_S = 30;
   const KINDS = { initial: "the start is tested", train: "vehicles learn", learn: "vehicles learn", final: "the end is tested" };
