@@ -85,7 +85,7 @@ if [ -n "$onnxruntime" ]; then
 elif ! imports onnxruntime; then
   pip_install -c "$constraints" onnxruntime
 fi
-imports "edge_client.__main__, onnxruntime, cv2, numpy" ||
+imports "edge_client.command, onnxruntime, cv2, numpy" ||
   fail "the vehicle can't be imported: $inside -m edge_client --help says why"
 cp "$checkout/docs/deployment.md" "$prefix/docs/"
 

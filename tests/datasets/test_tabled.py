@@ -15,7 +15,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloud_server.__main__ import _config, _parse
+from cloud_server.command import _config, _parse
 from datasets.catalog import classes_of, find_dataset, label_space, open_dataset
 from datasets.check import check_frames
 from datasets.class_file import read_class_file, write_class_file

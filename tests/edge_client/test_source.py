@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from datasets.labels import CAMVID
-from edge_client.__main__ import _config, _parse
+from edge_client.command import _config, _parse
 from edge_client.errors import VehicleError
 from edge_client.source import live
 from edge_client.source.capture import CaptureError, OpenCVCapture

@@ -48,7 +48,7 @@ print(os.environ["ORT_DISABLE_TELEMETRY"])
 
 @pytest.mark.parametrize(
     "first",
-    ["", "import fleet.run.launch", "import edge_client.__main__", "import edge_client.predict.__main__"],
+    ["", "import fleet.run.launch", "import edge_client.command", "import edge_client.predict.__main__"],
 )
 def test_onnx_runtime_leaves_nothing_in_the_user_s_folders(
     tiny_world: World, tmp_path: Path, first: str

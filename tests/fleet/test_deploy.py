@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from cloud_server import __main__ as cloud
-from edge_client import __main__ as vehicle
+from cloud_server import command as cloud
+from edge_client import command as vehicle
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"

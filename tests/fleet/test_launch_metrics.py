@@ -17,8 +17,8 @@ from fleet_fixtures import TinyFleet
 from process_fixtures import ROOT
 from rich.console import Console
 
-import cloud_server.__main__ as cloud_main
-import edge_client.__main__ as vehicle_main
+import cloud_server.command as cloud_main
+import edge_client.command as vehicle_main
 from cloud_server.storage.recorders import LOG_NAME
 from edge_client.host import Host
 from edge_client.metrics import VehicleNow, host_families

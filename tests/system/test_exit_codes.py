@@ -15,8 +15,8 @@ from fleet.run.processes import ProcessSpec, ProcessTable
 
 CLOUD = ("--broker=mqtt://127.0.0.1:1", "--fleet=f", "--vehicles=a")
 PROCESSES = {
-    "cloud_server": ("cloud_server.__main__", "_config", CLOUD),
-    "edge_client": ("edge_client.__main__", "_config", ("--broker=mqtt://127.0.0.1:1",)),
+    "cloud_server": ("cloud_server.command", "_config", CLOUD),
+    "edge_client": ("edge_client.command", "_config", ("--broker=mqtt://127.0.0.1:1",)),
     "fleet.broker": ("fleet.broker", "choose_kind", ("--port=18831",)),
     "fleet.cli": ("fleet.cli.evaluate", "run_evaluate", ("evaluate", "predictions", "labels")),
 }

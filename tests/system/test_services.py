@@ -17,7 +17,7 @@ from brokers import running_broker
 from fleet_fixtures import World
 from process_fixtures import ROOT, WAIT_S, environment
 
-from edge_client.__main__ import _parse
+from edge_client.command import _parse
 from fleet import broker
 
 DEPLOY = ROOT / "deploy"

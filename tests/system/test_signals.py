@@ -12,7 +12,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from process_fixtures import CARS, Launch, environment, is_alive, learnt, module, wait_for, write_scenario
+from process_fixtures import (
+    CARS,
+    ROOT,
+    Launch,
+    environment,
+    is_alive,
+    learnt,
+    module,
+    wait_for,
+    write_scenario,
+)
 
 from fleet.cli.__main__ import run
 from fleet.errors import OperatorError
@@ -124,6 +134,24 @@ def _end_twice(launch: Launch) -> None:
     assert not is_alive(cloud)
     with held(launch.run_folder):
         pass
+
+
+@pytest.mark.parametrize("name", ["cloud_server", "edge_client"])
+def test_process_ends_quietly_while_it_still_imports(name: str, tmp_path: Path) -> None:
+    loading = tmp_path / "loading"
+    (tmp_path / "msgspec.py").write_text(f"open({str(loading)!r}, 'w'); import time; time.sleep(60)")
+    paths = os.pathsep.join((str(ROOT), str(tmp_path)))
+    process = subprocess.Popen(
+        module(name), env={**environment(), "PYTHONPATH": paths}, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        wait_for(loading.exists, "the first package is loaded")
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=30)[1]
+    finally:
+        process.kill()
+        process.wait()
+    assert (process.returncode, said) == (130, "")
 
 
 def test_process_1_of_a_container_ends_by_sigterm(tmp_path: Path) -> None:

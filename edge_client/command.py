@@ -1,0 +1,240 @@
+"""`python -m edge_client`: a vehicle, or a host of several, on any broker."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from datasets.catalog import DATASETS, LABEL_SPACES, label_space
+from edge_client.conversation import Stopped
+from edge_client.encoder.providers import candidates
+from edge_client.errors import VehicleError
+from edge_client.frames import limit_opencv_threads
+from edge_client.host import Host, HostConfig, VehicleConfig, read_host_config
+from edge_client.metrics import host_families, machine_families
+from edge_client.predict.model import Model
+from edge_client.predict.on_board import OnBoard
+from edge_client.source.options import add_source_options, source_config
+from edge_client.source.recording import Recording, recorded_frames
+from protocol.doors import FOREIGN_CHOICE
+from protocol.errors import MENDABLE, MISTAKE_CODE
+from protocol.metrics import MetricsServer, process_families
+from protocol.mqtt.broker_url import BROKER_VARIABLE
+from protocol.mqtt.connect import connector
+from protocol.mqtt.transport import NetworkLoop
+from protocol.output import outlive_readers
+from protocol.showing import log_to_stderr, plain, show_anything
+from protocol.stopping import STOPPED_CODE, on_stop_signal
+from protocol.watchdog import Watchdog
+
+log = logging.getLogger("edge_client")
+
+_LEARNING_NICE = 9
+"""By so much what learns is nicer than what serves."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse, run, close; returns the exit code: 0 done, 2 a mistake or fault, 130 stopped by a signal."""
+    outlive_readers()
+    options = _parse(arguments)
+    show_anything()
+    os.umask(0o077)  # what a run leaves is its owner's: it tells of frames and labels
+    log_to_stderr(options.log_level.upper(), "%(asctime)s %(threadName)s %(levelname)s %(message)s")
+    stop = threading.Event()
+    on_stop_signal(lambda _: stop.set())
+    try:
+        if options.broker is None:
+            raise VehicleError("--broker missing; give the broker's URL, for instance mqtt://127.0.0.1:1883")
+        config = _config(options)
+        watchdog = Watchdog(os.environ)
+        with (
+            NetworkLoop() as loop,
+            _serving(config, watchdog) as serving,
+            _recorded(config, stop, serving) as recording,
+        ):
+            frames = None if recording is None else recording.frames
+            host = Host(config, connector(options.broker, loop), stop, frames, watchdog=watchdog)
+            with _metrics(host, options.metrics_port):
+                host.run()
+            if recording is not None:
+                recording.run_is_over()
+            if serving is not None:
+                log.info("serving goes on until it is stopped")
+                stop.wait()
+                raise Stopped
+    except Stopped:
+        return STOPPED_CODE
+    except MENDABLE as error:
+        log.debug("", exc_info=True)
+        print(f"edge_client: {plain(str(error))}", file=sys.stderr)
+        return MISTAKE_CODE
+    return 0
+
+
+@contextlib.contextmanager
+def _metrics(host: Host, where: str | None) -> Iterator[None]:
+    """Serve metrics in the body, if somebody asked for it."""
+    if where is None:
+        yield
+        return
+    ids = {"host": os.getpid()}
+    health = [] if host.health is None else [partial(machine_families, host.health.now)]
+    vehicles = partial(host_families, host.states)
+    with MetricsServer(where, vehicles, *health, partial(process_families, ids)) as server:
+        log.info("metrics at %s", server.address)
+        yield
+
+
+@contextlib.contextmanager
+def _serving(config: HostConfig, watchdog: Watchdog) -> Iterator[OnBoard | None]:
+    """What makes class maps of what the camera sees, where somebody asked for it."""
+    source = config.source
+    if source is None or source.serve is None:
+        yield None
+        return
+    folder = Path(source.recording).parent / "serving" if source.serve_to is None else Path(source.serve_to)
+    model = Model(Path(source.serve), threads=config.threads, providers=candidates(config.provider))
+    with OnBoard(model, folder, alive=watchdog.watch("serving")) as serving:
+        yield serving
+    watchdog.leave("serving")
+
+
+@contextlib.contextmanager
+def _recorded(
+    config: HostConfig, stop: threading.Event, serving: OnBoard | None
+) -> Iterator[Recording | None]:
+    """The frames of a camera, where there is one, which goes on recording in the body."""
+    if config.source is None:
+        yield None
+        return
+    limit_opencv_threads(config.threads)
+    space = label_space(config.label_space)
+    look = None if serving is None else serving.offer
+    with recorded_frames(config.source, config.fleet, space, stop, look) as recording:
+        if serving is not None:
+            # Threads that begin from here on learn: they take what the camera and its class maps leave.
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.nice(0) + _LEARNING_NICE)
+        yield recording
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m edge_client",
+        description="A vehicle: runs its encoder on its own frames with ONNX Runtime, and learns as the "
+        "cloud's algorithm says: with BlackFed from losses alone, and neither frame nor weight leaves it.",
+        epilog="example: python -m edge_client --broker mqtt://127.0.0.1:1883 --fleet demo --vehicle car-1 "
+        "--bundle bundles/stride8-c8 --dataset camvid --data-root camvid --state state/car-1",
+    )
+    parser.add_argument(
+        "--broker",
+        default=os.environ.get(BROKER_VARIABLE),
+        help=f"broker URL: mqtt://, mqtts://, ws:// or wss://; default: ${BROKER_VARIABLE}, which no list of "
+        "processes shows",
+    )
+    parser.add_argument(
+        "--config", type=Path, help="JSON file that describes a whole host, instead of the options below"
+    )
+    parser.add_argument("--fleet", help="fleet id, the third level of every topic")
+    parser.add_argument("--vehicle", help="this vehicle's id")
+    parser.add_argument("--bundle", help="folder of the encoder bundle (blackfleet encoder export)")
+    parser.add_argument(
+        "--dataset",
+        help=f"one of {', '.join(DATASETS)} (PNG or JPEG files without labels), {FOREIGN_CHOICE}; default: "
+        "cityscapes",
+    )
+    parser.add_argument(
+        "--label-space",
+        default="cityscapes",
+        help=f"classes of the network that looks at frames without labels: one of {', '.join(LABEL_SPACES)}, "
+        "a table (DIR/dataset.yaml), or the package.module:name of your own data set; default: cityscapes",
+    )
+    parser.add_argument("--data-root", help="folder of the data set")
+    parser.add_argument("--state", help="folder for what the vehicle learns; keep it to resume")
+    parser.add_argument(
+        "--local-model", help="folder of the whole network, for federated averaging alone; needs torch"
+    )
+    parser.add_argument(
+        "--local-head",
+        help="folder of its local head, for learning from its own labels (blackfleet)",
+    )
+    parser.add_argument(
+        "--allow-learner",
+        action="append",
+        default=[],
+        metavar="PACKAGE.MODULE:NAME",
+        help="an estimator or learner that is not ours and that the cloud may have this vehicle use; repeat "
+        "for more",
+    )
+    parser.add_argument(
+        "--when",
+        metavar="FILE|command:COMMAND",
+        help="work only when the car allows it: a file that says yes or no, or a command that ends with 0 "
+        "for yes; default: always",
+    )
+    parser.add_argument("--predictions", help="folder for its own test frames' predictions (fedavg)")
+    parser.add_argument("--threads", type=int, default=1, help="ONNX Runtime threads (default 1)")
+    parser.add_argument(
+        "--provider",
+        default="auto",
+        help="what encoders run on: cpu, cuda, tensorrt, or another that this ONNX Runtime has; auto: CUDA "
+        "where every graph gives what it gives on the CPU, else the CPU (default)",
+    )
+    parser.add_argument(
+        "--encoder-mode",
+        default="auto",
+        choices=("auto", "bind", "rebuild"),
+        help="how changed weights run; auto measures both at the start (default)",
+    )
+    parser.add_argument(
+        "--metrics-port",
+        metavar="PORT",
+        help="serve metrics for Prometheus here, on the loopback interface; HOST:PORT = elsewhere",
+    )
+    add_source_options(parser)
+    parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    return parser.parse_args(arguments)
+
+
+def _config(options: argparse.Namespace) -> HostConfig:
+    if options.config:
+        return read_host_config(options.config)
+    source = source_config(options)
+    required = ("fleet", "vehicle", "bundle", *(("data_root",) if source is None else ()), "state")
+    missing = [f"--{name.replace('_', '-')}" for name in required if getattr(options, name) is None]
+    if missing:
+        raise VehicleError(f"{', '.join(missing)} missing; give it, or a --config file (see --help)")
+    return HostConfig(
+        fleet=options.fleet,
+        dataset=options.dataset or "cityscapes",
+        data_root=options.data_root,
+        source=source,
+        label_space=options.label_space,
+        threads=options.threads,
+        provider=options.provider,
+        encoder_mode=options.encoder_mode,
+        allowed_learners=tuple(options.allow_learner),
+        when=options.when,
+        health=True,
+        vehicles=(
+            VehicleConfig(
+                id=options.vehicle,
+                bundle=options.bundle,
+                state=options.state,
+                local_model=options.local_model,
+                local_head=options.local_head,
+                predictions=options.predictions,
+            ),
+        ),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
