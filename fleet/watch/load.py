@@ -5,7 +5,6 @@ Nothing of it is logged: it is of now, and of this machine.
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ class Load:
         self._run_folder = run_folder
         self._launcher = launcher
         self._before: dict[int, ProcessNow] = {}
-        self._ticks_before: tuple[int, int] | None = None
+        self._ticks_before: tuple[int, int, int] | None = None
         self._looked_at = 0.0
 
     def look(self) -> dict[str, Any] | None:
@@ -46,7 +45,7 @@ class Load:
             or ticks[1] == ticks_before[1]
         ):
             return None
-        cores = os.cpu_count() or 1
+        cores = ticks[2]
         busy = cores * (ticks[0] - ticks_before[0]) / (ticks[1] - ticks_before[1])
         return {
             "processes": {
@@ -62,15 +61,16 @@ class Load:
         }
 
 
-def _ticks() -> tuple[int, int] | None:
-    """(busy, all) of all cores since the start, as proc(5) counts."""
+def _ticks() -> tuple[int, int, int] | None:
+    """(busy, all) of all cores since the start, as proc(5) counts, and how many cores these are."""
     try:
-        first, *_ = Path("/proc/stat").read_text().splitlines()
+        first, *others = Path("/proc/stat").read_text().splitlines()
         counts = [int(word) for word in first.split()[1:9]]
     except (OSError, ValueError):
         return None
     idle, waiting = counts[3:5]
-    return sum(counts) - idle - waiting, sum(counts)
+    cores = sum(line.startswith("cpu") for line in others)
+    return sum(counts) - idle - waiting, sum(counts), cores
 
 
 def _memory() -> tuple[int, int] | None:

@@ -193,7 +193,8 @@ def test_rates_follow_the_schedule_over_warm_up_and_rounds() -> None:
 def test_bus_carries_neither_query_nor_answer_to_learn_from(calm: TinyFleet) -> None:
     seen = msgspec.json.decode((calm.folder / "tags.json").read_bytes())
     assert set(seen) == {
-        *("status", "hello", "welcome", "turn", "offer", "want", "labels", "upload", "done", "ack", "finish")
+        *("status", "hello", "welcome", "turn", "offer", "want", "labels", "upload", "done", "ack", "finish"),
+        *("happened", "past"),
     }
     assert all(entry["queries"] == 0 for entry in calm.result()["vehicles"].values())
 
