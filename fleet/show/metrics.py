@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from cloud_server.metrics import RunMetrics
@@ -27,9 +28,12 @@ def process_ids(run_folder: Path) -> dict[str, int]:
 class LaunchMetrics:
     """What a launcher serves of the run in a folder, which need not be there yet."""
 
-    def __init__(self, run_folder: Path, labels: Mapping[str, str]) -> None:
+    def __init__(
+        self, run_folder: Path, labels: Mapping[str, str], *, clock: Callable[[], float] = time.time
+    ) -> None:
+        """`clock` says when series of vehicles that have left expire."""
         self._run_folder = run_folder
-        self._metrics = RunMetrics(labels)
+        self._metrics = RunMetrics(labels, clock=clock)
         # From the beginning: a run that is resumed has its counts from before.
         self._follower = LogFollower(run_folder, self._metrics, from_start=True)
         self._lock = threading.Lock()
