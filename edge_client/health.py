@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from protocol.messages import Health
+from protocol.metrics import read_memory
 
 log = logging.getLogger(__name__)
 
@@ -143,8 +144,8 @@ class MachineHealth:
         return named.group(1) if named else f"mode {chosen.group(1)}"
 
     def _free_memory_mb(self) -> int | None:
-        found = re.search(r"^MemAvailable:\s+(\d+) kB", _text(self._root / "proc/meminfo"), re.MULTILINE)
-        return int(found.group(1)) // 1000 if found else None
+        memory = read_memory(self._root)
+        return memory[1] // 1_000_000 if memory else None
 
     def _free_disk_mb(self) -> int | None:
         there = next((path for path in (self._state, *self._state.parents) if path.exists()), None)

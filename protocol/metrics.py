@@ -233,3 +233,16 @@ def read_process(pid: int) -> ProcessNow | None:
     ticks = int(words[11]) + int(words[12])
     memory = int(words[21]) * os.sysconf("SC_PAGE_SIZE")
     return ProcessNow(ticks / os.sysconf("SC_CLK_TCK"), float(memory), float(words[17]))
+
+
+def read_memory(root: Path = Path("/")) -> tuple[int, int] | None:
+    """(bytes in all, of them free for processes) of this machine, as Linux estimates; None elsewhere.
+
+    `root`: where `proc` lies.
+    """
+    try:
+        lines = (root / "proc" / "meminfo").read_text().splitlines()
+        kilobytes = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
+        return 1024 * kilobytes["MemTotal"], 1024 * kilobytes["MemAvailable"]
+    except (OSError, ValueError, KeyError, IndexError):
+        return None

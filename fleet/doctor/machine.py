@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from fleet.cores import usable_cores
 from fleet.doctor.finding import Finding
+from protocol.metrics import read_memory
 
 _GB = 1e9
 _SCARCE_MEMORY_BYTES = 2 * _GB
@@ -21,7 +21,8 @@ _LEAST_DISK_BYTES = 0.5 * _GB
 def check_cores_and_memory() -> Finding:
     """What processes have to share."""
     cores = usable_cores()
-    free = _free_memory_bytes()
+    memory = read_memory()
+    free = None if memory is None else memory[1]
     found = f"{cores} cores" + ("" if free is None else f", {free / _GB:.1f} GB of memory free")
     if free is None or free >= _SCARCE_MEMORY_BYTES:
         return Finding(about="machine", state="ok", found=found)
@@ -78,13 +79,3 @@ def check_cameras(
                 found=f"{device}{title} can't be opened by this user",
                 advice="sudo usermod -aG video $USER, then log in again",
             )
-
-
-def _free_memory_bytes() -> int | None:
-    """As Linux estimates it; None elsewhere."""
-    try:
-        text = Path("/proc/meminfo").read_text()
-    except OSError:
-        return None
-    match = re.search(r"^MemAvailable:\s+(\d+) kB", text, flags=re.M)
-    return int(match.group(1)) * 1024 if match else None

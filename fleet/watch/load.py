@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fleet.show.metrics import process_ids
-from protocol.metrics import ProcessNow, read_process
+from protocol.metrics import ProcessNow, read_memory, read_process
 
 
 class Load:
@@ -33,7 +33,7 @@ class Load:
         if self._launcher is not None:
             ids = {"launcher": self._launcher, **ids}
         found = {name: (pid, read) for name, pid in ids.items() if (read := read_process(pid)) is not None}
-        ticks, memory = _ticks(), _memory()
+        ticks, memory = _ticks(), read_memory()
         before, ticks_before, took_s = self._before, self._ticks_before, now - self._looked_at
         self._before, self._ticks_before = dict(found.values()), ticks
         self._looked_at = now
@@ -71,13 +71,3 @@ def _ticks() -> tuple[int, int, int] | None:
     idle, waiting = counts[3:5]
     cores = sum(line.startswith("cpu") for line in others)
     return sum(counts) - idle - waiting, sum(counts), cores
-
-
-def _memory() -> tuple[int, int] | None:
-    """(bytes in all, of them free for processes)."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        kilobytes = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
-        return 1024 * kilobytes["MemTotal"], 1024 * kilobytes["MemAvailable"]
-    except (OSError, ValueError, KeyError, IndexError):
-        return None

@@ -26,7 +26,7 @@ FILES = {
     "sys/class/hwmon/hwmon1/oc1_event_cnt": "7\n",
     "var/lib/nvpmodel/status": "pmode:0002\n",
     "etc/nvpmodel.conf": "< POWER_MODEL ID=0 NAME=MAXN >\n< POWER_MODEL ID=2 NAME=15W >\n",
-    "proc/meminfo": "MemTotal:       7800000 kB\nMemAvailable:    150000 kB\n",
+    "proc/meminfo": "MemTotal:       7800000 kB\nMemAvailable:    146500 kB\n",
 }
 
 
