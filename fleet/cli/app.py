@@ -91,9 +91,9 @@ def launch(
     rerun: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE",
+            metavar="FILE|serve",
             help="At the end write frames, labels, predictions and curves into this .rrd file, for the "
-            "Rerun viewer.",
+            "Rerun viewer; serve: show them to browsers of this machine until Ctrl-C.",
             rich_help_panel=OBSERVING,
         ),
     ] = None,
@@ -312,20 +312,23 @@ def report(
     rerun: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE",
+            metavar="FILE|serve",
             help="Of a run: also write frames, labels, predictions and curves into this file (.rrd), for "
-            "the Rerun viewer.",
+            "the Rerun viewer; serve: show them to browsers of this machine until Ctrl-C.",
         ),
     ] = None,
 ) -> None:
     """Put a run or a comparison on one page: report.html, with tables, curves and pictures."""
     from fleet.report.page import write_report
 
+    recording = None
     if rerun is not None:
         from fleet.cli.rerun_file import RerunFile
 
-        RerunFile(rerun).write(folder, screen())
-    print(write_report(folder))
+        recording = RerunFile(rerun)
+    print(write_report(folder), flush=True)
+    if recording is not None:
+        recording.write(folder, screen())
 
 
 @app.command()

@@ -1,16 +1,19 @@
-"""`--rerun FILE`: a run that has ended as a recording that the Rerun viewer opens.
+"""`--rerun FILE|serve`: a run that has ended as a recording that the Rerun viewer opens.
 
 Frames as each vehicle sees them, with ground truth and prediction by class, curves, and what has happened.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import cv2
 import numpy as np
@@ -24,6 +27,9 @@ from datasets.divided import open_frames
 from datasets.frame import Frame
 from datasets.labels import VOID, LabelSpace
 from evaluation.predictions import prediction_name, read_prediction
+from fleet.broker import HOST as LOOPBACK
+from fleet.broker import free_port
+from fleet.cli.interrupts import Interrupted
 from fleet.errors import OperatorError
 from fleet.frames.allocation import data_folder, evenly_spaced, vehicle_sight
 from fleet.frames.partition_record import PARTITION_NAME
@@ -31,6 +37,7 @@ from fleet.run.folder import kept_scenario
 from fleet.run.job import read_object
 from fleet.show.encoded import encoded, size_within
 from protocol.atomic import sync_folder
+from protocol.showing import plain
 
 _MOST_VEHICLES = 24
 _MOST_FRAMES = 12
@@ -40,11 +47,17 @@ _CURVES = ("val_miou", "loss", "uplink_bytes")
 _TOLD = ("joined", "left", "restarted", "failed", "dropped", "reject", "committed", "result")
 
 
+SERVE = Path("serve")
+"""In place of a file: one in the run's folder, which is then served to browsers of this machine."""
+SERVED_NAME = "run.rrd"
+_SERVER_MEMORY = "1GiB"
+
+
 class RerunFile:
     """A recording to be written; tried when it is made: a run of hours must not end at a missing package."""
 
     def __init__(self, path: Path) -> None:
-        """Look whether it could be written.
+        """Look whether it could be written; `SERVE` = into the run's folder, and served until Ctrl-C.
 
         Raises:
             OperatorError: the package rerun-sdk is missing, or the file can't be written there.
@@ -55,7 +68,7 @@ class RerunFile:
             raise OperatorError(
                 "--rerun needs the package rerun-sdk: pip install 'blackfleet[rerun]'"
             ) from error
-        if path.is_dir() or not os.access(path.absolute().parent, os.W_OK):
+        if path != SERVE and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
             raise OperatorError(f"--rerun: {path} can't be written; name a file in a folder of yours")
         self._rerun = rerun
         self._path = path
@@ -68,7 +81,8 @@ class RerunFile:
             OSError: the file can't be written.
         """
         read_object(run_folder / RESULT_NAME)
-        with tempfile.TemporaryDirectory(dir=self._path.absolute().parent, prefix=".rerun-") as folder:
+        path = run_folder / SERVED_NAME if self._path == SERVE else self._path
+        with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=".rerun-") as folder:
             partial = Path(folder) / "run.rrd"
             recording = self._rerun.RecordingStream("blackfleet", recording_id=run_folder.resolve().name)
             recording.save(partial)
@@ -76,9 +90,11 @@ class RerunFile:
             self._log_events(recording, run_folder / LOG_NAME)
             recording.flush()
             recording.disconnect()
-            partial.replace(self._path)
-        sync_folder(self._path.absolute().parent)
-        console.print(f"{self._path}: open it with rerun {self._path}", soft_wrap=True)
+            partial.replace(path)
+        sync_folder(path.absolute().parent)
+        console.print(f"{path}: open it with rerun {path}", soft_wrap=True)
+        if self._path == SERVE:
+            _serve(path, console)
 
     def _log_frames(self, recording: Any, run_folder: Path) -> None:
         scenario = kept_scenario(run_folder)
@@ -130,6 +146,27 @@ class RerunFile:
                 recording.log(
                     f"vehicles/{vehicle}/events" if vehicle else "events", self._rerun.TextLog(words)
                 )
+
+
+def _serve(path: Path, console: Console) -> None:
+    """Show a recording to browsers of this machine until Ctrl-C.
+
+    The package's own `serve_grpc` listens on every interface without a password; its command can be bound.
+    """
+    data_port, page_port = free_port(), free_port()
+    import rerun_cli
+
+    # Its module would start this program, too, and leave it behind when it is stopped itself.
+    program = Path(rerun_cli.__file__).with_name("rerun")
+    command = [str(program), str(path), "--serve-web", "--bind", LOOPBACK]
+    command += ["--port", str(data_port), "--web-viewer-port", str(page_port)]
+    command += ["--server-memory-limit", _SERVER_MEMORY]
+    data = quote(f"rerun+http://{LOOPBACK}:{data_port}/proxy", safe="")
+    console.print(f"look at http://{LOOPBACK}:{page_port}?url={data} until Ctrl-C", soft_wrap=True)
+    with contextlib.suppress(Interrupted):  # which ends the server, too
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        if done.returncode > 0:
+            raise OperatorError(f"--rerun serve: Rerun's server ended: {plain(done.stderr.strip()[-300:])}")
 
 
 def _events(log: Path) -> Iterator[dict[str, Any]]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import json
 import re
+import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
+from process_fixtures import wait_for
 from report_fixtures import VEHICLES, build_comparison
 from rich.console import Console
 
@@ -48,3 +51,39 @@ def test_recording_holds_frames_by_class_and_curves(tmp_path: Path) -> None:
         assert {(camera, "EncodedImage"), (f"{camera}/truth", "SegmentationImage")} <= entities
         assert (f"{camera}/prediction", "SegmentationImage") in entities
     assert {("/", "AnnotationContext"), ("/curves/val_miou", "Scalars")} <= entities
+
+
+def test_recording_is_served_to_this_machine_alone_until_ctrl_c(tmp_path: Path) -> None:
+    pytest.importorskip("rerun", reason="no rerun-sdk: pip install 'blackfleet[rerun]'")
+    run_folder = build_comparison(tmp_path / "compare") / "split-seed0"
+    (run_folder / "log.jsonl").write_text("")
+    command = [sys.executable, "-m", "fleet.cli", "report", run_folder, "--rerun", "serve"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        said = next(line for line in process.stdout if line.startswith("look at "))
+        [address, page_port] = re.findall(r"http://(127\.0\.0\.1):(\d+)\?", said)[0]
+        wait_for(lambda: answers(f"http://{address}:{page_port}/"), "the page is there", 60)
+        [data_port] = re.findall(r"%3A(\d+)%2F", said)
+        assert {listens_at(int(port)) for port in (page_port, data_port)} == {"0100007F"}
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+    assert listens_at(int(page_port)) is None
+    assert (run_folder / "run.rrd").is_file() and (run_folder / "report.html").is_file()
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def listens_at(port: int) -> str | None:
+    """The address at which somebody listens on a port, as proc(5) writes it; None: nobody does."""
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, local, _, state, *_ = line.split()
+        address, _, number = local.partition(":")
+        if int(number, 16) == port and state == "0A":
+            return address
+    return None
