@@ -58,7 +58,7 @@ class Patience:
 
 
 class Conversation:
-    """One vehicle's exchange with the cloud; used by one thread."""
+    """One vehicle's exchange with the cloud; used by one thread at a time."""
 
     def __init__(
         self,
@@ -100,10 +100,10 @@ class Conversation:
         self.is_welcome = False
         self._grants.clear()
 
-    def receive(self, timeout_s: float) -> Down | None:
-        """The next message of the cloud to this vehicle, or None after `timeout_s`.
+    def arrived(self, timeout_s: float) -> Iterator[Down]:
+        """All messages of the cloud to this vehicle that are here, the first of them waited for.
 
-        A turn is returned once, however often its grant arrives.
+        A turn is among them once, however often its grant arrives.
 
         Raises:
             VehicleError: the cloud refuses this vehicle, or nothing was heard of it for `give_up_s`.
@@ -111,15 +111,6 @@ class Conversation:
             Finished: the cloud ended the run.
             BrokerUnreachable: the broker has been away for `give_up_s`.
         """
-        away_s = self._check_life()
-        received = self._link.receive(min(timeout_s, _POLL_S))
-        if received is None:
-            self._check_silence(away_s)
-            return None
-        return self._interpret(received)
-
-    def _arrived(self, timeout_s: float) -> Iterator[Down]:
-        """All messages that are here, the first of them waited for; raises what `receive` raises."""
         away_s = self._check_life()
         received = self._link.receive(min(timeout_s, _POLL_S))
         if received is None:
@@ -245,7 +236,7 @@ class Conversation:
         )
         if soonest is not None:
             timeout_s = max(0.0, min(timeout_s, soonest - now))
-        for message in self._arrived(timeout_s):
+        for message in self.arrived(timeout_s):
             if isinstance(message, Turn):
                 raise Superseded(message)
             if isinstance(message, Reject):

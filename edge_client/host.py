@@ -1,6 +1,6 @@
 """A vehicle host: one process with one vehicle, or many that share encoder sessions, frames and network loop.
 
-Every vehicle keeps its own connection, presence, state and thread; a thread that waits costs nothing.
+Every vehicle keeps its own connection, presence and state; threads they have in common (`edge_client.crew`).
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -17,7 +18,8 @@ from datasets.conditions import Condition
 from datasets.divided import open_frames, owned_frames
 from datasets.frame import FrameSource
 from datasets.partition import partition_frames
-from edge_client.conversation import Patience, Stopped
+from edge_client.conversation import Finished, Patience, Stopped
+from edge_client.crew import Crew, Seat
 from edge_client.errors import VehicleError
 from edge_client.frames import FrameCache, Sight, VehicleFrames, limit_opencv_threads
 from edge_client.health import MachineHealth
@@ -47,6 +49,8 @@ from protocol.watchdog import Watchdog
 log = logging.getLogger(__name__)
 
 _OWN_SPLITS = ("train", "val", "test")
+_LOOK_S = 0.5
+"""How often a vehicle is looked at for which nothing arrives."""
 
 
 class _Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -240,15 +244,20 @@ class Host:
             Exception: a vehicle's failure, after the others have left: the first bug, else the first mistake.
             Stopped: the process was asked to stop.
         """
-        threads = [
-            threading.Thread(target=self._run_one, args=(name, vehicle, link, presence), name=name)
+        seats = [
+            Seat(name, vehicle, partial(self._leave, name, link, presence))
             for name, vehicle, link, presence in self._vehicles
         ]
+        crew = Crew(
+            seats,
+            self._vehicles[0][2].clock,
+            connect_timeout_s=self._config.connect_timeout_s,
+            look_every_s=min(self._config.retry_s, _LOOK_S),
+        )
+        for seat, (_, _, link, _) in zip(seats, self._vehicles, strict=True):
+            link.on_arrival(partial(crew.wake, seat))
         with Heartbeat(self._presences, self._config.heartbeat_s):
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+            crew.run()
         if self._failures:
             bugs = [failure for failure in self._failures if not isinstance(failure, MENDABLE)]
             raise (bugs or self._failures)[0]
@@ -301,7 +310,6 @@ class Host:
                 vehicle=config.id,
                 state_folder=Path(config.state),
                 allowed_learners=self._config.allowed_learners,
-                connect_timeout_s=self._config.connect_timeout_s,
                 patience=Patience(retry_s=self._config.retry_s, give_up_s=self._config.give_up_s),
             ),
             link=link,
@@ -332,15 +340,18 @@ class Host:
         frames = partition_frames(owned, [config.id], method="uniform", seed=0)[config.id]
         return {"train": frames.train, "val": frames.val, "test": frames.test}
 
-    def _run_one(self, name: str, vehicle: Vehicle, link: VehicleLink, presence: Presence) -> None:
+    def _leave(self, name: str, link: VehicleLink, presence: Presence, error: Exception) -> None:
+        """A vehicle has come to its end, and why."""
         try:
-            vehicle.run()
-        except Stopped:
-            log.info("stopped")
-        except Exception as error:  # any failure of one vehicle ends it, not its neighbours
-            is_bug = not isinstance(error, MENDABLE)
-            log.error("%s", error, exc_info=is_bug or log.isEnabledFor(logging.DEBUG))
-            self._failures.append(error)
+            if isinstance(error, Finished):
+                log.info("finished")
+            elif isinstance(error, Stopped):
+                log.info("stopped")
+            else:
+                is_bug = not isinstance(error, MENDABLE)
+                trace = error if is_bug or log.isEnabledFor(logging.DEBUG) else None
+                log.error("%s", error, exc_info=trace)
+                self._failures.append(error)
         finally:
             self._watchdog.leave(name)
             if link.transport.connected:

@@ -47,8 +47,6 @@ class VehicleSettings:
 
     vehicle: str
     state_folder: Path
-    connect_timeout_s: float = 60.0
-    """How long the broker may take to appear."""
     patience: Patience = field(default_factory=Patience)
     allowed_learners: tuple[str, ...] = ()
     """Estimators and learners of others that the cloud may name, by `package.module:name`."""
@@ -71,7 +69,7 @@ def _reason(error: Exception) -> str:
 
 
 class Vehicle:
-    """One car. `run` blocks until the cloud ends the run."""
+    """One car; `edge_client.crew` calls it when there is something for it."""
 
     def __init__(
         self,
@@ -89,7 +87,7 @@ class Vehicle:
         alive: Callable[[], None],
         may_work: Callable[[], bool],
     ) -> None:
-        """Nothing is sent before `run`; `alive` is called as long as the vehicle's loop comes on, and
+        """Nothing is sent before `open`; `alive` is called as long as the vehicle's loop comes on, and
         `may_work` says whether it is to compute now.
 
         Raises:
@@ -134,6 +132,7 @@ class Vehicle:
         self.turns_done = 0
         self.in_turn = False
         self._stop = stop
+        self._alive = alive
         self._conversation = Conversation(
             link,
             settings.patience,
@@ -144,43 +143,38 @@ class Vehicle:
             may_work=may_work,
         )
 
-    def run(self) -> None:
-        """Take part in the run until it is over.
+    def open(self, timeout_s: float) -> None:
+        """Connect, which may take so long; the cloud's retained status brings the first hello.
 
         Raises:
-            VehicleError: the cloud refuses this vehicle, or its state can't be used.
-            BrokerUnreachable: the broker did not appear, or stayed away for too long.
+            BrokerUnreachable: the broker did not appear.
             Stopped: the process was asked to stop.
         """
         try:
-            self._link.open(self._settings.connect_timeout_s, self._stop)
+            self._link.open(timeout_s, self._stop)
         except BrokerUnreachable:
             if self._stop.is_set():
                 raise Stopped from None
             raise
-        # The cloud's retained status brings the first hello; only if it is lost, patience does.
+        # Only if the cloud's status is lost, patience brings the first hello.
         self._introduced_at = self._link.clock.now()
-        try:
-            turn: Turn | None = None
-            while True:
-                self.in_turn = turn is not None
-                turn = self._do(turn) if turn else self._wait()
-        except Finished:
-            log.info("finished")
 
-    def _introduce(self) -> None:
-        self._conversation.begin_anew()
-        self._introduced_at = self._link.clock.now()
-        self._labels.forget()
-        self._link.forget()
-        self._introduction = self._link.send(self._hello)
+    def attend(self) -> Turn | None:
+        """Heed what has arrived, without waiting; returns the turn that the vehicle was granted, if any.
 
-    def _wait(self) -> Turn | None:
-        """The next turn; introduces itself again while nobody has said welcome."""
-        message = self._conversation.receive(self._settings.patience.retry_s)
-        if isinstance(message, Turn):
-            return message
-        # Anything else is an answer that came twice.
+        To be called whenever something has arrived, and now and then: it introduces itself again while nobody
+        has said welcome.
+
+        Raises:
+            VehicleError: the cloud refuses this vehicle, or nothing was heard of it for `give_up_s`.
+            BrokerUnreachable: the broker has been away for `give_up_s`.
+            Finished: the run is over.
+            Stopped: the process was asked to stop.
+        """
+        for message in self._conversation.arrived(0.0):
+            if isinstance(message, Turn):
+                return message
+            # Anything else is an answer that came twice.
         self._say_what_is_missing()
         if self._conversation.is_welcome:
             self._unanswered = 0
@@ -188,6 +182,32 @@ class Vehicle:
             self._unanswered = min(self._unanswered + 1, 16)
             self._introduce()
         return None
+
+    def work(self, turn: Turn) -> None:
+        """Do a turn, and those that replace it meanwhile; blocks as long as that takes.
+
+        Raises:
+            VehicleError: what `attend` raises it for, or the turn can't be done, or its state can't be used.
+            BrokerUnreachable, Finished, Stopped: as `attend`.
+        """
+        self.in_turn = True
+        try:
+            replaced: Turn | None = turn
+            while replaced is not None:
+                replaced = self._do(replaced)
+        finally:
+            self.in_turn = False
+
+    def stamp(self) -> None:
+        """The vehicle is alive, though it does nothing now."""
+        self._alive()
+
+    def _introduce(self) -> None:
+        self._conversation.begin_anew()
+        self._introduced_at = self._link.clock.now()
+        self._labels.forget()
+        self._link.forget()
+        self._introduction = self._link.send(self._hello)
 
     def _nobody_answers(self) -> bool:
         """Whether the last hello has arrived at the broker, and no welcome has come since for a while."""

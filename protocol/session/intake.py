@@ -66,6 +66,10 @@ class _Item:
     repeated_bytes: int = 0
 
 
+def _ignore() -> None:
+    """Nobody sleeps until something arrives."""
+
+
 class Intake:
     """Keeps what arrives until it is read; bounded, and what doesn't fit is counted and logged."""
 
@@ -84,6 +88,8 @@ class Intake:
         """
         self.dropped = 0
         """Messages for which there was no room; whoever misses an answer asks for it again."""
+        self.on_arrival: Callable[[], None] = _ignore
+        """Called when there is something to receive, by the network thread."""
         self.moved_at = 0.0
         """By the clock, when the latest part of a message arrived whose other parts are awaited."""
         self._clock = clock
@@ -168,6 +174,7 @@ class Intake:
             self.dropped += 1
             if is_logged(self.dropped, first=1):
                 log.warning("inbox full: %d messages dropped so far", self.dropped)
+        self.on_arrival()
 
 
 def _decode(item: _Item) -> Received | Malformed:

@@ -201,6 +201,10 @@ class VehicleLink(_Link):
         self.vehicle = topics.check_vehicle_id(vehicle)
         self._up = topics.topic(topics.UP, self.fleet, self.vehicle)
 
+    def on_arrival(self, wake: Callable[[], None]) -> None:
+        """Have `wake` called, by the network thread, when there is something to receive; before `open`."""
+        self._intake.on_arrival = wake
+
     def open(self, timeout_s: float, stop: threading.Event | None = None) -> None:
         """Connect and subscribe.
 

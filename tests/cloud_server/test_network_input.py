@@ -225,7 +225,7 @@ class BrokenVehicle:
         )
         try:
             while True:
-                turn = talk.receive(0.1)
+                turn = next(talk.arrived(0.1), None)
                 if isinstance(turn, Turn):
                     done = TurnDone(vehicle=CAR, grant=turn.grant, turn_id=turn.turn_id, step=0, loss=None)
                     talk.ask(turn, [done])

@@ -171,7 +171,7 @@ def test_request_that_the_cloud_can_not_take_fails_the_turn_in_one_line() -> Non
     world.cloud.limit_bytes = 10
     world.cloud.announce(Status(vehicle="cloud", session="c" * 16, online=True, beat=0))
     world.bus.run()
-    world.conversation.receive(0.1)
+    list(world.conversation.arrived(0.1))
     with pytest.raises(
         TurnRefused, match="a message TurnDone of 33 bytes is more than the 10 bytes that 'cloud'"
     ):

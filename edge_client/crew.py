@@ -1,0 +1,242 @@
+"""The vehicles of a host, driven by few threads: one heeds all that wait, workers do the turns.
+
+A vehicle that waits needs nobody: what arrives for it wakes the loop, which otherwise looks at each now and
+then. Only a turn, which computes and asks and waits in its own course, has a thread for as long as it lasts.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from functools import partial
+from typing import Protocol
+
+from protocol.messages import Turn
+from protocol.session.clock import Clock
+
+log = logging.getLogger(__name__)
+
+_MOST_WORKERS = 32
+"""Turns of one host that may be under way at once; further ones wait for a worker."""
+_AT_THE_DOOR = 4
+"""Vehicles that connect, or leave, at once: that waits for the network."""
+_LEAST_CONNECT_S = 1.0
+"""For a vehicle that comes to connect after the time for it has run out, as others were slow."""
+_LOOK_S = 0.001
+"""What it takes to look at a waiting vehicle, generously: a round of looks takes no more than its period."""
+_IDLE_S = 60.0
+
+
+class Drives(Protocol):
+    """What the crew needs of a vehicle."""
+
+    def open(self, timeout_s: float) -> None:
+        """Connect; blocks."""
+
+    def attend(self) -> Turn | None:
+        """Heed what has arrived, without waiting; the turn that it was granted, if any."""
+
+    def work(self, turn: Turn) -> None:
+        """Do a turn; blocks."""
+
+    def stamp(self) -> None:
+        """Somebody looks after the vehicle: it is alive."""
+
+
+class _At(Enum):
+    DOOR = "not connected"
+    REST = "waits for a turn"
+    LINE = "waits for a worker"
+    WORK = "in a turn"
+    LEAVING = "leaves"
+    GONE = "has left"
+
+
+@dataclass
+class Seat:
+    """One vehicle of the host."""
+
+    name: str
+    vehicle: Drives
+    leave: Callable[[Exception], None]
+    """Told once why the vehicle has come to its end; closes what it has open, and may wait for that."""
+    at: _At = _At.DOOR
+    woken: bool = False
+    """Whether it is in the line of those to be looked at."""
+
+
+class Crew:
+    """Runs the vehicles of a host until the last has left."""
+
+    def __init__(
+        self, seats: Sequence[Seat], clock: Clock, *, connect_timeout_s: float, look_every_s: float
+    ) -> None:
+        """`look_every_s`: how long a vehicle that nothing arrives for goes unseen, at the least."""
+        self._seats = seats
+        self._clock = clock
+        self._connect_by = clock.now() + connect_timeout_s
+        self._look_every_s = max(look_every_s, _LOOK_S * len(seats))
+        self._woken: queue.Queue[Seat] = queue.Queue()
+        self._door: deque[Callable[[], None]] = deque()
+        self._at_the_door = 0
+        self._lock = threading.Lock()
+        """Around the door."""
+        self._workers = _Workers(min(_MOST_WORKERS, len(seats)), clock)
+
+    def wake(self, seat: Seat) -> None:
+        """Something has arrived for a vehicle; from any thread."""
+        # Two threads may both find it asleep: it is looked at twice then.
+        if not seat.woken:
+            seat.woken = True
+            self._woken.put(seat)
+
+    def run(self) -> None:
+        """Connect all vehicles, let them work, and return when the last has left."""
+        thread = threading.current_thread()
+        own_name = thread.name
+        for seat in self._seats:
+            self._to_the_door(partial(self._open, seat))
+        look_at = self._clock.now()
+        try:
+            while any(seat.at is not _At.GONE for seat in self._seats):
+                now = self._clock.now()
+                if now >= look_at:
+                    for seat in self._seats:
+                        self._look(seat)
+                    look_at = self._clock.now() + self._look_every_s
+                self._heed_woken(look_at)
+        finally:
+            thread.name = own_name
+            self._workers.close()
+
+    def _heed_woken(self, until: float) -> None:
+        """Look at those for whom something has arrived, until it is time to look at all."""
+        while (left_s := until - self._clock.now()) > 0:
+            try:
+                seat = self._clock.take(self._woken, left_s)
+            except queue.Empty:
+                return
+            seat.woken = False
+            self._look(seat)
+            if seat.at is _At.GONE:
+                return
+
+    def _look(self, seat: Seat) -> None:
+        if seat.at is _At.LINE:
+            seat.vehicle.stamp()
+        if seat.at is not _At.REST:
+            return
+        threading.current_thread().name = seat.name
+        try:
+            turn = seat.vehicle.attend()
+        except Exception as error:  # any failure of one vehicle ends it, not its neighbours
+            self._end(seat, error)
+            return
+        if turn is not None:
+            seat.at = _At.LINE
+            self._workers.do(partial(self._work, seat, turn))
+
+    # In workers -------------------------------------------------------------------------------------------
+
+    def _open(self, seat: Seat) -> None:
+        threading.current_thread().name = seat.name
+        try:
+            seat.vehicle.open(max(_LEAST_CONNECT_S, self._connect_by - self._clock.now()))
+        except Exception as error:  # as above
+            self._end(seat, error)
+            return
+        self._rest(seat)
+
+    def _work(self, seat: Seat, turn: Turn) -> None:
+        threading.current_thread().name = seat.name
+        seat.at = _At.WORK
+        try:
+            seat.vehicle.work(turn)
+        except Exception as error:  # as above
+            self._end(seat, error)
+            return
+        self._rest(seat)
+
+    def _rest(self, seat: Seat) -> None:
+        """Back to those that wait; what has come meanwhile is looked at once."""
+        seat.at = _At.REST
+        seat.woken = True
+        self._woken.put(seat)
+
+    def _end(self, seat: Seat, error: Exception) -> None:
+        seat.at = _At.LEAVING
+        self._to_the_door(partial(self._leave, seat, error))
+
+    def _leave(self, seat: Seat, error: Exception) -> None:
+        threading.current_thread().name = seat.name
+        try:
+            seat.leave(error)
+        finally:
+            seat.at = _At.GONE
+            self._woken.put(seat)
+
+    def _to_the_door(self, passage: Callable[[], None]) -> None:
+        with self._lock:
+            self._door.append(passage)
+            if self._at_the_door >= _AT_THE_DOOR:
+                return
+            self._at_the_door += 1
+        self._workers.do(self._serve_door)
+
+    def _serve_door(self) -> None:
+        while True:
+            with self._lock:
+                if not self._door:
+                    self._at_the_door -= 1
+                    return
+                passage = self._door.popleft()
+            passage()
+
+
+class _Workers:
+    """Threads that are started when there is something to do and nobody idle, up to a number."""
+
+    def __init__(self, most: int, clock: Clock) -> None:
+        self._most = max(most, _AT_THE_DOOR)
+        self._clock = clock
+        self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue()
+        self._threads: list[threading.Thread] = []
+        self._idle = 0
+        """Workers that wait, less jobs that wait."""
+        self._lock = threading.Lock()
+
+    def do(self, job: Callable[[], None]) -> None:
+        """Have a job done by whoever is idle first; from any thread."""
+        with self._lock:
+            self._idle -= 1
+            if self._idle < 0 and len(self._threads) < self._most:
+                self._idle += 1
+                self._threads.append(threading.Thread(target=self._run, name="worker"))
+                self._threads[-1].start()
+        self._jobs.put(job)
+
+    def close(self) -> None:
+        """Wait until all jobs are done, and end the threads."""
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                job = self._clock.take(self._jobs, _IDLE_S)
+            except queue.Empty:
+                continue
+            if job is None:
+                return
+            try:
+                job()
+            finally:
+                with self._lock:
+                    self._idle += 1
