@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from datasets.class_weights import balanced_weights, count_classes, table_weights
 from datasets.conditions import Condition, apply_condition
 from datasets.frame import FrameRef, FrameSource, resize_frame
+from datasets.label_files import count_origins, origin
 from datasets.labels import LabelSpace
 from edge_client.errors import VehicleError
 from protocol.messages import SPLITS
@@ -56,6 +57,7 @@ class FrameCache:
         self._frames: OrderedDict[tuple[str, Sight | None], tuple[NDArray[np.uint8], NDArray[np.uint8]]] = (
             OrderedDict()
         )
+        self._origins: dict[str, str] = {}
         self._lock = threading.Lock()
 
     def ref(self, key: str) -> FrameRef:
@@ -90,6 +92,14 @@ class FrameCache:
                 _, (image_HWC, label_HW) = self._frames.popitem(last=False)
                 self._held_bytes -= image_HWC.nbytes + label_HW.nbytes
         return pair
+
+    def label_origin(self, key: str) -> str:
+        """Who has made a frame's label, as its file says when it is first asked for."""
+        path = self.ref(key).label_path
+        with self._lock:
+            if key not in self._origins:
+                self._origins[key] = origin(path)
+            return self._origins[key]
 
     def full_label(self, key: str) -> NDArray[np.uint8]:
         """label_HW as it is on disk: what predictions are compared with."""
@@ -165,6 +175,13 @@ class VehicleFrames:
     def counts(self) -> dict[str, int]:
         """Frames per split; those of `source` and `fleet` only where there are some."""
         return {split: len(part) for split, part in self.splits.items() if part or split not in _RARE_SPLITS}
+
+    def label_origins(self) -> dict[str, dict[str, int]]:
+        """By split of `counts`: how many frames have a label of whom (`datasets.label_files`)."""
+        return {
+            split: count_origins(self._cache.label_origin(self.keys[index]) for index in self.splits[split])
+            for split in self.counts()
+        }
 
     def digest(self, label_space: str) -> str:
         """Identifies these frames, by their keys in their splits, under the classes of `label_space`."""

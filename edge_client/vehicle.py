@@ -123,6 +123,7 @@ class Vehicle:
             ),
             subspace=bundle.spec.subspace,
             provider=encoder.provider,
+            labels=frames.label_origins(),
         )
         self._introduced_at = 0.0
         self._has_complained = False

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, TypedDict
 import msgspec
 from msgspec import Meta
 
-PROTOCOL_VERSION = 7
+PROTOCOL_VERSION = 8
 EPOCHS_LIMIT = 10_000
 """Of one turn."""
 

@@ -23,6 +23,8 @@ class Declaration(msgspec.Struct, frozen=True, kw_only=True):
     """Of the frames' keys by split, and of the classes of their labels."""
     subspace: SubspaceName = "all"
     """What of its encoder learns where the run's settings don't say."""
+    labels: dict[str, dict[str, int]] = {}
+    """By split: number of frames by who has made their labels; empty where it has not said."""
 
     @classmethod
     def of(cls, hello: Hello) -> Declaration:
@@ -35,6 +37,7 @@ class Declaration(msgspec.Struct, frozen=True, kw_only=True):
             frames=dict(hello.frames),
             frames_digest=hello.frames_digest,
             subspace=hello.subspace,
+            labels={split: dict(counts) for split, counts in hello.labels.items()},
         )
 
     def difference(self, now: Declaration) -> str:

@@ -266,6 +266,12 @@ class Registry:
         difference = record.declared.difference(Declaration.of(hello)) if record.declared else ""
         if difference:
             raise RequestError(difference)
+        for split, makers in hello.labels.items():
+            if sum(makers.values()) != hello.frames.get(split, 0):
+                raise RequestError(
+                    f"labels of {sum(makers.values())} {split} frames are told, it has "
+                    f"{hello.frames.get(split, 0)}"
+                )
 
     def admit(self, hello: Hello) -> bool:
         """Take a vehicle in; True if this is a process that was not known before.

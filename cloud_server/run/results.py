@@ -11,8 +11,10 @@ import numpy as np
 
 from cloud_server.algorithms.base import Scores, TrainingProgress
 from cloud_server.config import CloudConfig
+from cloud_server.desk.declaration import Declaration
 from cloud_server.desk.registry import Registry
 from cloud_server.run.combinations import settled_adaptation
+from datasets.label_files import NONE, PSEUDO
 from datasets.labels import LabelSpace
 from evaluation.scores import ConfusionMatrix
 
@@ -50,6 +52,7 @@ def assemble(
         vehicles[vehicle] = {
             "subspace": (settled_adaptation(config, record.declared).subspace if record.declared else None),
             "provider": record.hello.provider or None if record.hello else None,
+            "labels": _labels_used(record.declared, config.adaptation.objective) if record.declared else {},
             "local_miou": _miou(scores.local.get(vehicle)),
             "ood_miou": _miou(scores.ood.get(vehicle)),
             "initial_local_miou": _miou(scores.initial.get(vehicle)),
@@ -90,6 +93,7 @@ def assemble(
         "dataset": config.dataset,
         "seed": config.seed,
         "rounds": config.rounds,
+        "objective": config.adaptation.objective,
         "vehicles": vehicles,
         "failed": failed,
         "strangers": registry.strangers,
@@ -110,6 +114,14 @@ def assemble(
         "fleet_downlink_bytes": sum(entry["fleet_downlink_bytes"] for entry in vehicles.values()),
         "wall_s": round(wall_s, 3),
     }
+
+
+def _labels_used(declared: Declaration, objective: str) -> dict[str, dict[str, int]]:
+    """By split: number of frames by whose labels were used, of training those that the objective takes."""
+    used = dict(declared.labels)
+    if objective != "labels":
+        used["train"] = {PSEUDO if objective == "pseudo-labels" else NONE: declared.frames.get("train", 0)}
+    return used
 
 
 def total_work(registry: Registry) -> float | None:

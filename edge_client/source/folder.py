@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from datasets.frame import DatasetError
+from datasets.label_files import LABEL_SUFFIX, label_beside
 from datasets.labels import LabelSpace
 from datasets.natural import natural_key
 from datasets.readers.image_files import decode_ids, decode_rgb
-from edge_client.source.ring import LABEL_SUFFIX, Ring
+from edge_client.source.ring import Ring
 from protocol.atomic import write_json_atomic
 
 log = logging.getLogger(__name__)
@@ -105,7 +106,7 @@ class GrowingFolder:
             if known is None:
                 return
             self._known[name] = known
-        label_path = path.with_name(path.stem + LABEL_SUFFIX)
+        label_path = label_beside(path)
         label_stamp = _stamp(label_path)
         if known.key is not None and label_stamp is not None and label_stamp != known.label_stamp:
             known.label_stamp = label_stamp

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+from datasets.label_files import label_beside
 from edge_client.errors import VehicleError
 from protocol.atomic import write_bytes_atomic
 
-LABEL_SUFFIX = "_labelIds.png"
 DIGEST_DIGITS = 16
 _NAME = re.compile(r"(drive-(\d{4,}))_((\d{6,})_[0-9T.]+Z_([0-9a-f]{16}))\.(?:jpg|jpeg|png)")
 
@@ -48,7 +48,7 @@ class RingFrame:
     @property
     def label_path(self) -> Path:
         """Where its label lies, if it has one."""
-        return self.path.with_name(self.key + LABEL_SUFFIX)
+        return label_beside(self.path)
 
     @property
     def has_label(self) -> bool:

@@ -13,10 +13,11 @@ from pathlib import Path
 import msgspec
 
 from datasets.frame import FrameRef
+from datasets.label_files import label_beside
 from datasets.labels import LabelSpace
 from datasets.readers.folder import FrameFolder
 from edge_client.errors import VehicleError
-from edge_client.source.ring import LABEL_SUFFIX, Ring, RingFrame, digest, place_of
+from edge_client.source.ring import Ring, RingFrame, digest, place_of
 from edge_client.source.settings import FEWEST_FRAMES
 from protocol.atomic import sync_folder, write_bytes_atomic
 
@@ -120,7 +121,7 @@ class SnapshotFrames(FrameFolder):
             path = folder / frame.file
             place = place_of(frame.file)
             assert place is not None, "read_manifest has looked"
-            label_path = path.with_name(path.stem + LABEL_SUFFIX) if frame.label_digest else None
+            label_path = label_beside(path) if frame.label_digest else None
             if _digest_of(path) != frame.file.rpartition("_")[2].partition(".")[0] or (
                 label_path is not None and _label_digest(label_path) != frame.label_digest
             ):

@@ -10,6 +10,7 @@ from rich.box import SIMPLE_HEAD
 
 from fleet.compare import equal, milestones
 from fleet.compare.failures import failures
+from fleet.compare.label_makers import label_makers
 from fleet.compare.spread import sample_deviation
 from fleet.show.progress import format_bytes
 from fleet.show.screen import Column, FittedTable
@@ -116,7 +117,15 @@ def _equal_lines(content: Mapping[str, Any]) -> list[str]:
 
 
 def _failures(content: Mapping[str, Any]) -> list[str]:
-    return failures((run["algorithm"], run["seed"], run["result"]) for run in content["runs"])
+    runs = content["runs"]
+    return [
+        *failures((run["algorithm"], run["seed"], run["result"]) for run in runs),
+        *(
+            f"{run['algorithm']} (seed {run['seed']}): {told}"
+            for run in runs
+            for told in label_makers(run["result"])
+        ),
+    ]
 
 
 def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> FittedTable:

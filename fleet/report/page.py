@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from fleet.compare.failures import failures
+from fleet.compare.label_makers import label_makers
 from fleet.report import charts, tables, text
 from fleet.report.data import ReportData, Summary, collect, dataset_entry
 from fleet.report.gallery import FramePictures, Gallery, gather_pictures
@@ -165,7 +166,13 @@ def _problems(data: ReportData, rows: Sequence[Summary]) -> list[str]:
     without = [f"{run.algorithm} (seed {run.seed})" for run in data.runs if run.result and not run.points]
     if without:
         problems.append(f"No curve in the log of {', '.join(without)}.")
-    return problems + failures((run.algorithm, run.seed, run.result) for run in data.runs if run.result)
+    problems += failures((run.algorithm, run.seed, run.result) for run in data.runs if run.result)
+    told = [
+        f"{run.algorithm} (seed {run.seed}): {text}."
+        for run in data.runs
+        for text in label_makers(run.result)
+    ]
+    return problems + told
 
 
 def _hero(rows: Sequence[Summary], gallery: Gallery) -> tuple[str, str, FramePictures] | None:

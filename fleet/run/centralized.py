@@ -30,6 +30,7 @@ from cloud_server.storage.recorders import Board, RunLog
 from cloud_server.training.trainer import DivergedError
 from datasets.augment import draw_view, view_seed
 from datasets.class_weights import balanced_weights, count_classes, table_weights
+from datasets.label_files import count_origins, origin
 from edge_client.frames import FrameCache, Sight
 from evaluation.latest import FRAMES_A_VEHICLE, LatestFrames, evenly
 from evaluation.predictions import write_prediction
@@ -286,6 +287,7 @@ def _registry(job: Job) -> Registry:
     """The fleet's records: each vehicle's frames are known, nothing was sent."""
     scenario = job.scenario
     config = scenario.cloud_config()
+    refs = {ref.key: ref for ref in job.source.refs}
     registry = Registry(config.vehicles, label_space=job.source.label_space.name, feature_shapes=None)
     for vehicle, share in job.shares.items():
         registry.vehicles[vehicle].declared = Declaration(
@@ -296,5 +298,9 @@ def _registry(job: Job) -> Registry:
             frames={split: len(keys) for split, keys in share.splits().items()},
             frames_digest="",
             subspace=scenario.architecture(scenario.encoder.name).subspace,
+            labels={
+                split: count_origins(origin(refs[key].label_path) for key in keys)
+                for split, keys in share.splits().items()
+            },
         )
     return registry

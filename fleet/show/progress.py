@@ -16,6 +16,7 @@ from rich.progress import Progress as Bar
 from rich.text import Text
 
 from cloud_server.events import Recorder
+from fleet.compare.label_makers import label_makers
 from fleet.scenario import Scenario
 from fleet.show.screen import Column, FittedTable
 from fleet.show.summaries import Summaries
@@ -247,6 +248,8 @@ def result_table(result: Mapping[str, Any]) -> FittedTable:
         reasons = "\n".join(f"{vehicle}: {reason}" for vehicle, reason in failed.items())
         failures = f"without what has failed (the means are of the others):\n{reasons}"
         table.caption = "\n".join(str(text) for text in (table.caption, failures) if text)
+    if makers := label_makers(result):
+        table.caption = "\n".join(str(text) for text in (table.caption, *makers) if text)
     for vehicle, entry in list(vehicles.items())[:40]:
         table.add_row(
             vehicle,

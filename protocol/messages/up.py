@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from msgspec import Meta
+from msgspec import Meta, field
 
 from protocol.base import Draw, Id, Index, Message, Request, Split, Step, Text, Token, Turned
 from protocol.codec.tensor import EncodedTensor
@@ -12,6 +12,10 @@ from protocol.plans.adaptation import SubspaceName
 
 LOCAL_HEAD = "local-head"
 WHOLE_NETWORK = "whole-network"
+
+LabelMaker = Annotated[str, Meta(pattern=r"^(files|none|others|teacher [0-9a-f]{16})$")]
+LabelCounts = Annotated[dict[LabelMaker, Index], Meta(max_length=16)]
+"""Number of frames by who has made their label."""
 
 
 class Hello(Message, frozen=True, array_like=True, kw_only=True, tag="hello"):
@@ -40,6 +44,8 @@ class Hello(Message, frozen=True, array_like=True, kw_only=True, tag="hello"):
     """What of its encoder learns where the run's settings don't say."""
     provider: Annotated[str, Meta(max_length=64)] = ""
     """ONNX Runtime's name of what its encoder runs on."""
+    labels: dict[Split, LabelCounts] = field(default_factory=dict)
+    """Who has made the labels of each split's frames (`datasets.label_files`); none = it does not say."""
 
 
 class OfferedLabel(Message, frozen=True, array_like=True, kw_only=True):

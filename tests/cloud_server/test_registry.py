@@ -69,6 +69,7 @@ def test_repeated_hello_is_not_new_and_that_of_a_new_process_is() -> None:
         ({"feature_shape": (8, 6, 8)}, "the cloud's network takes 4x6x8; export the bundle for this run"),
         ({"frames": {"train": 0, "val": 2, "test": 3}}, "no train frames"),
         ({"frames": {"train": 5, "val": 2}}, "no test frames"),
+        ({"labels": {"train": {"files": 4}}}, "labels of 4 train frames are told, it has 5"),
         ({"vehicle": "car-9"}, r"'car-9' is not in this fleet \(2 vehicles: car-1, car-2\); add it"),
     ],
 )

@@ -113,7 +113,12 @@ def test_vehicles_without_labels_learn_from_entropy(tiny_world: World, tmp_path:
         assert recorder.labelled[car].isdisjoint(fleet_train(fleet, car))
     result = fleet.result()
     assert result["mean_local_miou"] is None
-    assert all(entry["local_miou"] is None for entry in result["vehicles"].values())
+    for car, entry in result["vehicles"].items():
+        assert entry["local_miou"] is None
+        frames = {split: len(keys) for split, keys in fleet.frames[car].items() if keys}
+        assert entry["labels"] == {split: {"none": count} for split, count in frames.items()}
+        used = labelled.result()["vehicles"][car]["labels"]
+        assert used == {split: {"none" if split == "train" else "files": n} for split, n in frames.items()}
     assert sorted(path.name for path in (fleet.run_folder / "predictions" / CARS[0]).iterdir())
 
 
