@@ -10,8 +10,8 @@ from rich.box import SIMPLE_HEAD
 
 from fleet.compare import equal, milestones
 from fleet.compare.failures import failures
-from fleet.compare.label_makers import label_makers
 from fleet.compare.spread import sample_deviation
+from fleet.show.label_makers import label_makers
 from fleet.show.progress import format_bytes
 from fleet.show.screen import Column, FittedTable
 

@@ -14,11 +14,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from fleet.compare.failures import failures
-from fleet.compare.label_makers import label_makers
 from fleet.report import charts, tables, text
 from fleet.report.data import ReportData, Summary, collect, dataset_entry
 from fleet.report.gallery import FramePictures, Gallery, gather_pictures
 from fleet.scenario import Scenario
+from fleet.show.label_makers import label_makers
 from fleet.watch.replay import write_replay
 from protocol.atomic import write_bytes_atomic
 

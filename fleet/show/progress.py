@@ -16,8 +16,8 @@ from rich.progress import Progress as Bar
 from rich.text import Text
 
 from cloud_server.events import Recorder
-from fleet.compare.label_makers import label_makers
 from fleet.scenario import Scenario
+from fleet.show.label_makers import label_makers
 from fleet.show.screen import Column, FittedTable
 from fleet.show.summaries import Summaries
 from protocol.showing import plain

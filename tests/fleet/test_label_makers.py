@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fleet.compare.label_makers import label_makers
+from fleet.show.label_makers import label_makers
 
 TEACHER = "teacher 0123456789abcdef"
 
