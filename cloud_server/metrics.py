@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cloud_server.events import Recorder
-from protocol.metrics import PREFIX, Durations, Family, bytes_of, single
+from protocol.metrics import PREFIX, Durations, Family, bytes_of, seconds_of, single
 
 MOST_VEHICLES = 500
 """That have series of their own: some ten each."""
@@ -346,6 +346,30 @@ _OF_A_VEHICLE: tuple[tuple[str, str, _Kind, Callable[[_Vehicle], float | None]],
         "1 while a vehicle's car does not allow it to work.",
         "gauge",
         lambda v: v.health.get("is_paused"),
+    ),
+    (
+        "camera_rate_hertz",
+        "Frames that a vehicle's camera gives, as it says.",
+        "gauge",
+        lambda v: v.health.get("camera_hz"),
+    ),
+    (
+        "camera_dropped_total",
+        "Frames of a vehicle's camera that nobody has looked at, because newer ones were there.",
+        "counter",
+        lambda v: v.health.get("camera_dropped"),
+    ),
+    (
+        "served_rate_hertz",
+        "Class maps of what a vehicle's camera sees, as it says.",
+        "gauge",
+        lambda v: v.health.get("served_hz"),
+    ),
+    (
+        "served_age_seconds",
+        "How old a vehicle's frame is when its class map is there, of 95 in 100 at most.",
+        "gauge",
+        lambda v: seconds_of(v.health.get("served_ms")),
     ),
     (
         "certificate_days",

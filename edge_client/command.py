@@ -21,6 +21,7 @@ from edge_client.host import Host, HostConfig, VehicleConfig, read_host_config
 from edge_client.metrics import host_families, machine_families
 from edge_client.predict.model import Model
 from edge_client.predict.on_board import OnBoard
+from edge_client.recent import Seeing
 from edge_client.source.options import add_source_options, source_config
 from edge_client.source.recording import Recording, recorded_frames
 from protocol.doors import FOREIGN_CHOICE
@@ -60,7 +61,14 @@ def main(arguments: list[str] | None = None) -> int:
             _recorded(config, stop, serving) as recording,
         ):
             frames = None if recording is None else recording.frames
-            host = Host(config, connector(options.broker, loop), stop, frames, watchdog=watchdog)
+            host = Host(
+                config,
+                connector(options.broker, loop),
+                stop,
+                frames,
+                watchdog=watchdog,
+                seeing=partial(_seeing, recording, serving),
+            )
             with _metrics(host, options.metrics_port):
                 host.run()
             if recording is not None:
@@ -123,6 +131,13 @@ def _recorded(
             with contextlib.suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.nice(0) + _LEARNING_NICE)
         yield recording
+
+
+def _seeing(recording: Recording | None, serving: OnBoard | None) -> Seeing:
+    """How the camera and its class maps come on."""
+    camera = Seeing() if recording is None else recording.camera()
+    served = Seeing() if serving is None else serving.seeing()
+    return camera._replace(served_hz=served.served_hz, served_ms=served.served_ms)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from edge_client.recent import Seeing
 from protocol.messages import Health
 from protocol.metrics import read_memory
 
@@ -43,12 +44,15 @@ class MachineHealth:
         state: Path,
         is_paused: Callable[[], bool],
         *,
+        seeing: Callable[[], Seeing] = Seeing,
         root: Path = Path("/"),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`state`: a folder on the disk that may fill up; `is_paused`: whether the vehicle may not work."""
+        """`state`: a folder on the disk that may fill up; `is_paused`: whether the vehicle may not work;
+        `seeing`: how its camera comes on."""
         self._state = state
         self._is_paused = is_paused
+        self._seeing = seeing
         self._root = root
         self._clock = clock
         self._lock = threading.Lock()
@@ -67,8 +71,20 @@ class MachineHealth:
                 self._warn(self._latest)
                 if self._logged_at is None or now - self._logged_at >= _LOGGED_EVERY_S:
                     self._logged_at = now
-                    log.info("health: %s", describe(self._latest))
-            return msgspec.structs.replace(self._latest, is_paused=self._is_paused())
+                    log.info("health: %s", describe(self._with_what_changes(self._latest)))
+            return self._with_what_changes(self._latest)
+
+    def _with_what_changes(self, health: Health) -> Health:
+        """What is known without reading a file."""
+        seen = self._seeing()
+        return msgspec.structs.replace(
+            health,
+            is_paused=self._is_paused(),
+            camera_hz=None if seen.camera_hz is None else round(seen.camera_hz, 1),
+            camera_dropped=seen.camera_dropped,
+            served_hz=None if seen.served_hz is None else round(seen.served_hz, 1),
+            served_ms=seen.served_ms,
+        )
 
     def _read(self) -> Health:
         return Health(
@@ -77,7 +93,6 @@ class MachineHealth:
             power_mode=self._power_mode(),
             free_memory_mb=self._free_memory_mb(),
             free_disk_mb=self._free_disk_mb(),
-            is_paused=self._is_paused(),
         )
 
     def _warn(self, health: Health) -> None:
@@ -163,6 +178,8 @@ def describe(health: Health) -> str:
         None if health.power_mode is None else f"power mode {health.power_mode}",
         None if health.free_memory_mb is None else f"{health.free_memory_mb:,} MB of memory free",
         None if health.free_disk_mb is None else f"{health.free_disk_mb:,} MB of disk free",
+        None if health.camera_hz is None else f"the camera gives {health.camera_hz:g} frames a second",
+        None if health.served_hz is None else f"{health.served_hz:g} class maps a second",
         "work pauses" if health.is_paused else None,
     ]
     return ", ".join(part for part in said if part) or "this machine tells nothing of it"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from edge_client.learners.own import find_learner
 from edge_client.metrics import VehicleNow
 from edge_client.own_frames import check_own_frames
 from edge_client.permission import Permission
+from edge_client.recent import Seeing
 from edge_client.shared_models import SharedModels
 from edge_client.source.settings import SourceConfig
 from edge_client.vehicle import Vehicle, VehicleSettings, new_session
@@ -193,9 +194,10 @@ class Host:
         recorded: FrameSource | None = None,
         *,
         watchdog: Watchdog | None = None,
+        seeing: Callable[[], Seeing] = Seeing,
     ) -> None:
         """Open data set and bundles; `connect` makes each vehicle's transport, `recorded` are the frames of
-        the config's source, `watchdog` hears of each vehicle's loop.
+        the config's source, `watchdog` hears of each vehicle's loop, `seeing` tells how its camera comes on.
 
         Raises:
             VehicleError, BundleError, DatasetError, OSError: something is missing or does not fit.
@@ -233,7 +235,9 @@ class Host:
         self.health: MachineHealth | None = None
         """How the machine is; None: nobody wants to know."""
         if config.health:
-            self.health = MachineHealth(Path(config.vehicles[0].state), lambda: self._permission.is_refused)
+            self.health = MachineHealth(
+                Path(config.vehicles[0].state), lambda: self._permission.is_refused, seeing=seeing
+            )
         self._presences: list[Presence] = []
         self._vehicles = [self._build(vehicle) for vehicle in config.vehicles]
 

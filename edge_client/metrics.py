@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from protocol.messages import Health
-from protocol.metrics import PREFIX, Family, bytes_of, single
+from protocol.metrics import PREFIX, Family, bytes_of, seconds_of, single
 
 
 class VehicleNow(NamedTuple):
@@ -53,7 +53,7 @@ def host_families(states: Callable[[], Sequence[VehicleNow]]) -> Iterator[Family
 
 
 def machine_families(health: Callable[[], Health]) -> Iterator[Family]:
-    """How the machine of the host is; what it does not tell has no series."""
+    """How the machine of the host is, and its camera; what it does not tell has no series."""
     now = health()
     for name, text, value in (
         ("temperature_celsius", "Of the hottest part of the host's machine.", now.temperature_c),
@@ -61,5 +61,18 @@ def machine_families(health: Callable[[], Health]) -> Iterator[Family]:
         ("free_memory_bytes", "Memory that the host's machine can still give.", bytes_of(now.free_memory_mb)),
         ("free_disk_bytes", "Room for what its vehicles learn.", bytes_of(now.free_disk_mb)),
         ("paused", "1 while the car does not allow the host's vehicles to work.", now.is_paused),
+        ("camera_rate_hertz", "Frames that the host's camera gives.", now.camera_hz),
+        ("served_rate_hertz", "Class maps of what its camera sees.", now.served_hz),
+        (
+            "served_age_seconds",
+            "How old a frame is when its class map is there, of 95 in 100 at most.",
+            seconds_of(now.served_ms),
+        ),
     ):
         yield single(f"{PREFIX}host_{name}", text, None if value is None else float(value))
+    yield single(
+        f"{PREFIX}host_camera_dropped_total",
+        "Frames of the host's camera that nobody has looked at, because newer ones were there.",
+        now.camera_dropped,
+        kind="counter",
+    )

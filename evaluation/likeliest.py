@@ -1,9 +1,11 @@
-"""From a network's logits to a label map of any size, as the cloud does it.
+"""From a network's logits to a label map of any size, as the cloud does it, and how sure it is.
 
 Shapes: K classes, h w logit rows and columns, H W those of the label map.
 """
 
 from __future__ import annotations
+
+import math
 
 import cv2
 import numpy as np
@@ -30,3 +32,18 @@ def likeliest(logits_Khw: NDArray[np.float32], size_HW: tuple[int, int]) -> NDAr
         label_HW[higher_HW] = train_id
         np.maximum(best_HW, logits_HW, out=best_HW)
     return label_HW
+
+
+def uncertainty(logits_Khw: NDArray[np.float32]) -> float:
+    """The mean over all pixels of the entropy of the predicted classes, as a share of the greatest there is.
+
+    0: every pixel is sure; 1: all classes are alike everywhere.
+    """
+    classes = len(logits_Khw)
+    if classes < 2:
+        return 0.0
+    shifted_Khw = logits_Khw - logits_Khw.max(axis=0)
+    likely_Khw = np.exp(shifted_Khw)
+    total_hw = likely_Khw.sum(axis=0)
+    entropy_hw = np.log(total_hw) - (likely_Khw * shifted_Khw).sum(axis=0) / total_hw
+    return min(1.0, max(0.0, float(entropy_hw.mean()) / math.log(classes)))

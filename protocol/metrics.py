@@ -58,6 +58,11 @@ def bytes_of(megabytes: int | None) -> int | None:
     return None if megabytes is None else megabytes * 1_000_000
 
 
+def seconds_of(milliseconds: int | None) -> float | None:
+    """The same in the unit that Prometheus has for times."""
+    return None if milliseconds is None else milliseconds / 1000
+
+
 def parse_address(text: str) -> tuple[str, int]:
     """(host, port) of `PORT` or `HOST:PORT`; the host is the loopback interface where none is named.
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from edge_client.recent import RecentRate, Seeing
+
 _LATEST = 10_000
 """Latencies that percentiles are of."""
 PERCENTILES = (50, 95, 99)
@@ -23,12 +25,14 @@ class Pace:
         self.served = 0
         self._latencies_ms: deque[float] = deque(maxlen=_LATEST)
         self._first_s = self._last_s = 0.0
+        self._recent = RecentRate()
 
     def note(self, taken_s: float, served_s: float) -> None:
         """A frame that came at `taken_s` was served at `served_s`, both of one clock."""
         if self.served == 0:
             self._first_s = taken_s
         self.served += 1
+        self._recent.note()
         self._last_s = served_s
         self._latencies_ms.append(1000 * (served_s - taken_s))
 
@@ -44,6 +48,11 @@ class Pace:
             return {}
         values = np.percentile(np.array(self._latencies_ms), PERCENTILES)
         return {f"p{percent}": round(float(ms), 2) for percent, ms in zip(PERCENTILES, values, strict=True)}
+
+    def seeing(self) -> Seeing:
+        """How often of late, and how old frames are by then."""
+        p95_ms = self.latency_ms().get("p95")
+        return Seeing(served_hz=self._recent.hz, served_ms=None if p95_ms is None else round(p95_ms))
 
     def as_json(self) -> dict[str, Any]:
         """The same for programs."""

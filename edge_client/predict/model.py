@@ -18,7 +18,7 @@ from datasets.frame import resize_image
 from edge_client.encoder.onnx_runtime import ort
 from edge_client.encoder.sessions import CPU, DEFAULT_PROVIDERS, open_session
 from edge_client.predict.card import IDS, IMAGE, LOGITS, ModelCard, ModelError
-from evaluation.likeliest import likeliest
+from evaluation.likeliest import likeliest, uncertainty
 
 log = logging.getLogger(__name__)
 
@@ -56,14 +56,20 @@ class Model:
 
     def predict(self, image_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return the likeliest trainId of each pixel, uint8 [H, W], of a picture, uint8 RGB [H, W, 3]."""
+        return self.predict_with_uncertainty(image_HWC)[0]
+
+    def predict_with_uncertainty(
+        self, image_HWC: NDArray[np.uint8]
+    ) -> tuple[NDArray[np.uint8], float | None]:
+        """The same with the model's `uncertainty`, None where it gives no logits."""
         height, width = image_HWC.shape[:2]
         image_1HWC = np.ascontiguousarray(resize_image(image_HWC, *self.card.image_size))[None]
         if self.gives_logits:
             [logits_1Khw] = self._session.run([LOGITS], {IMAGE: image_1HWC})
-            return likeliest(logits_1Khw[0], (height, width))
+            return likeliest(logits_1Khw[0], (height, width)), uncertainty(logits_1Khw[0])
         [ids_1hw] = self._session.run([IDS], {IMAGE: image_1HWC})
         label_HW = cv2.resize(ids_1hw[0], (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
-        return np.asarray(label_HW, np.uint8)
+        return np.asarray(label_HW, np.uint8), None
 
 
 def _open(path: Path, model: bytes, threads: int, providers: Sequence[str]) -> Any:

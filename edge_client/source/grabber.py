@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_client.recent import RecentRate
 from edge_client.source.capture import Capture, CaptureError
 from protocol.errors import Mistake
 
@@ -21,8 +22,12 @@ _POLL_S = 0.2
 class Grabber:
     """One opening of a camera, with a thread of its own, which holds one picture at a time."""
 
-    def __init__(self, open_capture: Callable[[], Capture], timeout_s: float) -> None:
-        """Opening may take three times `timeout_s`, a picture after that no longer than that."""
+    def __init__(
+        self, open_capture: Callable[[], Capture], timeout_s: float, rate: RecentRate | None = None
+    ) -> None:
+        """Opening may take three times `timeout_s`, a picture after that no longer than that; `rate` is
+        told of each."""
+        self._rate = RecentRate() if rate is None else rate
         self._open = open_capture
         self._timeout_s = timeout_s
         self._condition = threading.Condition()
@@ -77,6 +82,7 @@ class Grabber:
                     image_HWC = capture.read()
                     if image_HWC is None:
                         raise CaptureError("it gives no more frames")
+                    self._rate.note()
                     with self._condition:
                         self.dropped += self._newest_HWC is not None
                         self._newest_HWC = image_HWC

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_client.recent import RecentRate
 from edge_client.source.capture import Capture, CaptureError
 from edge_client.source.grabber import Grabber
 
@@ -27,6 +28,7 @@ class LiveFrames:
     Attributes:
         reconnects: how often the camera was opened after the first time.
         failures: how often that, or going on with it, has failed.
+        rate: of the pictures that it gives, also of those that nobody takes.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class LiveFrames:
         self._dropped_before = 0
         self.reconnects = -1
         self.failures = 0
+        self.rate = RecentRate()
 
     @property
     def dropped(self) -> int:
@@ -79,7 +82,7 @@ class LiveFrames:
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     def _one_opening(self) -> Iterator[NDArray[np.uint8]]:
-        grabber = self._grabber = Grabber(self._open, self._timeout_s)
+        grabber = self._grabber = Grabber(self._open, self._timeout_s, self.rate)
         try:
             while (image_HWC := grabber.newest(self._stop)) is not None:
                 yield image_HWC

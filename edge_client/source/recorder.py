@@ -87,10 +87,17 @@ class Recorder:
         """Frames of a camera that were never looked at, because newer ones were there."""
         return 0 if self._live is None else self._live.dropped
 
+    @property
+    def rate_hz(self) -> float | None:
+        """Frames a second that a camera gives now; None: it is none."""
+        return None if self._live is None else self._live.rate.hz
+
     def summary(self) -> str:
         """One line of what has happened so far."""
         frames = self._ring.frames
         text = f"{self.seen} frames seen, {self.kept} kept, {self.dropped} dropped"
+        if self.rate_hz is not None:
+            text += f", {self.rate_hz:.1f} a second now"
         if self.unwritten:
             text += f", {self.unwritten} without room on the disk"
         if self._live is not None and self._live.failures:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from datasets.labels import LabelSpace
 from edge_client.conversation import Stopped
+from edge_client.recent import Seeing
 from edge_client.source.recorder import Recorder
 from edge_client.source.ring import Ring
 from edge_client.source.settings import SourceConfig
@@ -44,6 +45,8 @@ class Recording:
     run_is_over: Callable[[], None]
     """To be called when the cloud has ended the run: the next one has other frames. Raises OSError where the
     disk is full or gone."""
+    camera: Callable[[], Seeing]
+    """How its camera comes on, where it has one."""
 
 
 @contextlib.contextmanager
@@ -88,9 +91,14 @@ def recorded_frames(
             frames = SnapshotFrames(ring.folder, label_space, manifest)
             log.info("this run works on %d frames, %d with labels", len(frames.refs), frames.labelled)
             ended = msgspec.structs.replace(manifest, is_over=True)
-            yield Recording(frames, partial(write_manifest, manifest_path, ended))
+            yield Recording(frames, partial(write_manifest, manifest_path, ended), partial(_camera, recorder))
     finally:
         ring.close()
+
+
+def _camera(recorder: Recorder) -> Seeing:
+    rate_hz = recorder.rate_hz
+    return Seeing() if rate_hz is None else Seeing(camera_hz=rate_hz, camera_dropped=recorder.dropped)
 
 
 def _is_for(manifest: Manifest, config: SourceConfig, fleet: str) -> bool:

@@ -8,6 +8,9 @@ from msgspec import Meta
 
 from protocol.base import DEFAULT_LIMIT_BYTES, Id, Index, Message, Token
 
+Rate = Annotated[float, Meta(ge=0, le=10_000)]
+"""Times a second."""
+
 
 class Health(Message, frozen=True, array_like=True, kw_only=True):
     """How a sender's machine is, for people to see: nothing is decided by it. None: it does not tell."""
@@ -22,6 +25,14 @@ class Health(Message, frozen=True, array_like=True, kw_only=True):
     """In the folder of what it learns."""
     is_paused: bool = False
     """Whether the car does not allow it to work now."""
+    camera_hz: Rate | None = None
+    """Frames that its camera gives."""
+    camera_dropped: Index | None = None
+    """Those that nobody has looked at, because newer ones were there."""
+    served_hz: Rate | None = None
+    """Class maps of what the camera sees."""
+    served_ms: Index | None = None
+    """How old a frame is when its class map is there: of 95 in 100 at most so much."""
 
 
 class Status(Message, frozen=True, array_like=True, kw_only=True, tag="status"):

@@ -50,12 +50,19 @@ class _Run:
 def test_health_is_what_the_vehicle_said_last_in_the_units_of_prometheus() -> None:
     run = _Run()
     for temperature_c in (50, None):
-        said = {"temperature_c": temperature_c, "is_throttled": True, "free_disk_mb": 7, "is_paused": False}
+        said = {
+            "temperature_c": temperature_c,
+            "is_throttled": True,
+            "free_disk_mb": 7,
+            "is_paused": False,
+            "served_ms": 31,
+        }
         run.tell("health", vehicle="car-01", power_mode="15W", free_memory_mb=None, **said)
         heat = {} if temperature_c is None else {("car-01",): 50.0}
         assert run.series("vehicle_temperature_celsius") == heat
     assert run.series("vehicle_free_disk_bytes") == {("car-01",): 7e6}
     assert run.series("vehicle_throttled") == {("car-01",): 1.0}
+    assert run.series("vehicle_served_age_seconds") == {("car-01",): 0.031}
     assert run.series("vehicle_paused") == {("car-01",): 0.0}
     assert run.series("vehicle_free_memory_bytes") == {}
 

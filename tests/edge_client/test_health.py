@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_client.health import MachineHealth
+from edge_client.health import MachineHealth, describe
 from edge_client.metrics import machine_families
+from edge_client.recent import RecentRate, Seeing
 from protocol.messages import Health, Status
 
 FILES = {
@@ -76,6 +77,26 @@ def test_what_a_machine_does_not_tell_is_left_out(tmp_path: Path) -> None:
     assert msgspec.structs.replace(said, free_disk_mb=None) == Health()
     there = {family.name for family in machine_families(lambda: said) if family.samples}
     assert there == {"blackfleet_host_free_disk_bytes", "blackfleet_host_paused"}
+
+
+def test_camera_and_class_maps_are_told_as_they_are_now(tmp_path: Path) -> None:
+    now, sees = [100.0], [Seeing()]
+    rate = RecentRate(clock=lambda: now[0])
+    health = MachineHealth(tmp_path, lambda: False, seeing=lambda: sees[0])
+    assert health.now().camera_hz is None
+    for number in range(150):
+        now[0] = 100 + 0.1 * number
+        rate.note()
+    sees[0] = Seeing(rate.hz, 7, 2.04, 31)
+    said = health.now()
+    assert (said.camera_hz, said.camera_dropped, said.served_hz, said.served_ms) == (10.0, 7, 2.0, 31)
+    assert "the camera gives 10 frames a second, 2 class maps a second" in describe(said)
+    numbers = {family.name: family.samples for family in machine_families(lambda: said)}
+    assert numbers["blackfleet_host_camera_rate_hertz"] == [((), 10.0)]
+    assert numbers["blackfleet_host_camera_dropped_total"] == [((), 7)]
+    assert numbers["blackfleet_host_served_age_seconds"] == [((), 0.031)]
+    now[0] += 10
+    assert rate.hz == 0, "a camera that gives nothing any more"
 
 
 def test_this_machine_can_be_read(tmp_path: Path) -> None:

@@ -22,10 +22,11 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from rich.console import Console
 
+from cloud_server.training.losses import entropy
 from datasets.labels import CAMVID
 from edge_client.encoder.sessions import CPU, open_session
 from edge_client.predict.card import FEATURES, IMAGE, LOGITS, ModelCard, ModelError
-from evaluation.likeliest import likeliest
+from evaluation.likeliest import likeliest, uncertainty
 from fleet.cli.evaluate import evaluate_predictions
 from fleet.errors import OperatorError
 from fleet.export.errors import ExportError
@@ -343,3 +344,13 @@ def test_likeliest_enlarges_as_torch_does() -> None:
         assert label_HW.dtype == np.uint8
         assert (label_HW != expected.numpy()).mean() <= 1e-3
     assert math.prod(label_HW.shape) == 90
+
+
+def test_uncertainty_is_the_entropy_that_the_cloud_knows_as_a_share_of_the_greatest() -> None:
+    logits_Khw = np.random.default_rng(0).normal(0, 3, (11, 6, 8)).astype(np.float32)
+    expected = entropy(torch.from_numpy(logits_Khw)[None]).item() / math.log(11)
+    assert uncertainty(logits_Khw) == pytest.approx(expected, rel=1e-5)
+    assert uncertainty(np.zeros((11, 6, 8), np.float32)) == pytest.approx(1.0)
+    sure_Khw = np.zeros((11, 6, 8), np.float32)
+    sure_Khw[3] = 1e4
+    assert uncertainty(sure_Khw) == 0
