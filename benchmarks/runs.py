@@ -21,9 +21,8 @@ from cloud_server.networks.stems import build_shared_network
 from cloud_server.run.results import RESULT_NAME
 from cloud_server.storage.recorders import LOG_NAME as EVENTS_NAME
 from datasets.catalog import label_space
-from edge_client.encoder.bundle import EncoderBundle
+from edge_client.encoder.bundle import EncoderBundle, bundle_digest
 from edge_client.state import StateStore
-from edge_client.vehicle import bundle_digest
 from fleet.export.encoders import build_encoder
 from fleet.report.data import read_curve
 from fleet.run.folder import SCENARIO_NAME

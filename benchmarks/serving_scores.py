@@ -26,12 +26,11 @@ from cloud_server.storage.vehicle_store import VehicleStore
 from cloud_server.training.trainer import Trainer, TrainerConfig
 from datasets.catalog import label_space, open_dataset
 from datasets.labels import LabelSpace
-from edge_client.encoder.bundle import EncoderBundle
+from edge_client.encoder.bundle import EncoderBundle, bundle_digest
 from edge_client.encoder.runtime import Encoder
 from edge_client.frames import FrameCache, VehicleFrames
 from edge_client.host import HostConfig, VehicleConfig
 from edge_client.state import StateStore
-from edge_client.vehicle import bundle_digest
 from evaluation.scores import ConfusionMatrix
 from protocol.codec.tensor import decode, encode
 from protocol.noise import derive_seed

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import msgspec
+
 from datasets.catalog import DATASETS, LABEL_SPACES, label_space
 from edge_client.conversation import Stopped
 from edge_client.encoder.providers import candidates
@@ -27,12 +29,13 @@ from edge_client.source.recording import Recording, recorded_frames
 from protocol.doors import FOREIGN_CHOICE
 from protocol.errors import MENDABLE, MISTAKE_CODE
 from protocol.metrics import MetricsServer, process_families
-from protocol.mqtt.broker_url import BROKER_VARIABLE
+from protocol.mqtt.broker_url import BROKER_VARIABLE, parse_broker_url
 from protocol.mqtt.connect import connector
 from protocol.mqtt.transport import NetworkLoop
 from protocol.output import outlive_readers
 from protocol.showing import log_to_stderr, plain, show_anything
 from protocol.stopping import STOPPED_CODE, on_stop_signal
+from protocol.updates.signature import PUBLIC_NAME, check_public_key
 from protocol.watchdog import Watchdog
 
 log = logging.getLogger("edge_client")
@@ -53,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.broker is None:
             raise VehicleError("--broker missing; give the broker's URL, for instance mqtt://127.0.0.1:1883")
-        config = _config(options)
+        config = _with_update_key(_config(options), options)
         watchdog = Watchdog(os.environ)
         with (
             NetworkLoop() as loop,
@@ -194,6 +197,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         help="work only when the car allows it: a file that says yes or no, or a command that ends with 0 "
         "for yes; default: always",
     )
+    parser.add_argument(
+        "--update-key",
+        metavar="FILE",
+        help="the operator's public key, with which updates must be signed; default: update.pub in the "
+        "folder that ?identity= of the broker's URL names; without either no update is taken",
+    )
     parser.add_argument("--predictions", help="folder for its own test frames' predictions (fedavg)")
     parser.add_argument("--threads", type=int, default=1, help="ONNX Runtime threads (default 1)")
     parser.add_argument(
@@ -216,6 +225,21 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add_source_options(parser)
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     return parser.parse_args(arguments)
+
+
+def _with_update_key(config: HostConfig, options: argparse.Namespace) -> HostConfig:
+    """The host's settings with the key that the options name, or the broker's URL.
+
+    Raises:
+        KeyFault: a key that was named is none, or can't be used here.
+    """
+    key = options.update_key or config.update_key
+    if key is not None:
+        check_public_key(Path(key))
+    elif (identity := parse_broker_url(options.broker).identity) is not None:
+        found = identity / PUBLIC_NAME
+        key = str(found) if found.exists() else None
+    return msgspec.structs.replace(config, update_key=key)
 
 
 def _config(options: argparse.Namespace) -> HostConfig:

@@ -15,7 +15,19 @@ from dataclasses import dataclass
 
 from edge_client.errors import CloudSilent, TurnRefused, VehicleError
 from edge_client.pending import Pending
-from protocol.messages import Answer, Down, Finish, Reject, Request, Resend, Status, Turn, Welcome
+from protocol.messages import (
+    Answer,
+    Down,
+    Finish,
+    Reject,
+    Request,
+    Resend,
+    Status,
+    Turn,
+    UpdateOffer,
+    UpdatePart,
+    Welcome,
+)
 from protocol.seldom import is_logged
 from protocol.session.link import Malformed, MessageTooLarge, Received, Sending, VehicleLink
 from protocol.session.transport import BrokerUnreachable
@@ -70,12 +82,14 @@ class Conversation:
         on_new_cloud: Callable[[], None],
         alive: Callable[[], None],
         may_work: Callable[[], bool] = lambda: True,
+        on_update: Callable[[UpdateOffer | UpdatePart], None] = lambda _: None,
     ) -> None:
         """`alive` is called whenever the vehicle's loop comes by here, in its work as in its waits;
-        `may_work` says whether anything is to be computed now."""
+        `may_work` says whether anything is to be computed now; `on_update` hears what is about updates."""
         self._link = link
         self._alive = alive
         self._may_work = may_work
+        self._on_update = on_update
         self._patience = patience
         self._session = session
         self._stop = stop
@@ -147,6 +161,9 @@ class Conversation:
             if message.online and message.session != self._cloud_session:
                 self._cloud_session = message.session
                 self._on_new_cloud()
+            return None
+        if isinstance(message, UpdateOffer | UpdatePart):
+            self._on_update(message)
             return None
         if isinstance(message, Finish):
             log.info("the cloud ended the run: %s", message.reason)

@@ -63,8 +63,9 @@ class Seat:
 
     name: str
     vehicle: Drives
-    leave: Callable[[Exception], None]
-    """Told once why the vehicle has come to its end; closes what it has open, and may wait for that."""
+    leave: Callable[[Exception], Drives | None]
+    """Told once why the vehicle has come to its end; closes what it has open, and may wait for that. Gives
+    the one that takes its place, if one does."""
     at: _At = _At.DOOR
     woken: bool = False
     """Whether it is in the line of those to be looked at."""
@@ -79,6 +80,7 @@ class Crew:
         """`look_every_s`: how long a vehicle that nothing arrives for goes unseen, at the least."""
         self._seats = seats
         self._clock = clock
+        self._connect_timeout_s = connect_timeout_s
         self._connect_by = clock.now() + connect_timeout_s
         self._look_every_s = max(look_every_s, _LOOK_S * len(seats))
         self._woken: queue.Queue[Seat] = queue.Queue()
@@ -100,7 +102,7 @@ class Crew:
         thread = threading.current_thread()
         own_name = thread.name
         for seat in self._seats:
-            self._to_the_door(partial(self._open, seat))
+            self._to_the_door(partial(self._open, seat, None))
         look_at = self._clock.now()
         try:
             while any(seat.at is not _At.GONE for seat in self._seats):
@@ -143,10 +145,13 @@ class Crew:
 
     # In workers -------------------------------------------------------------------------------------------
 
-    def _open(self, seat: Seat) -> None:
+    def _open(self, seat: Seat, timeout_s: float | None) -> None:
+        """Connect, in `timeout_s`; None: in what is left for all."""
         threading.current_thread().name = seat.name
+        if timeout_s is None:
+            timeout_s = max(_LEAST_CONNECT_S, self._connect_by - self._clock.now())
         try:
-            seat.vehicle.open(max(_LEAST_CONNECT_S, self._connect_by - self._clock.now()))
+            seat.vehicle.open(timeout_s)
         except Exception as error:  # as above
             self._end(seat, error)
             return
@@ -174,11 +179,16 @@ class Crew:
 
     def _leave(self, seat: Seat, error: Exception) -> None:
         threading.current_thread().name = seat.name
+        successor = None
         try:
-            seat.leave(error)
+            successor = seat.leave(error)
         finally:
-            seat.at = _At.GONE
-            self._woken.put(seat)
+            if successor is None:
+                seat.at = _At.GONE
+                self._woken.put(seat)
+        if successor is not None:
+            seat.vehicle, seat.at = successor, _At.DOOR
+            self._to_the_door(partial(self._open, seat, self._connect_timeout_s))
 
     def _to_the_door(self, passage: Callable[[], None]) -> None:
         with self._lock:

@@ -25,10 +25,10 @@ from edge_client.frames import FrameCache, Sight, VehicleFrames, limit_opencv_th
 from edge_client.health import MachineHealth
 from edge_client.learners.own import find_learner
 from edge_client.metrics import VehicleNow
+from edge_client.opening import Openings
 from edge_client.own_frames import check_own_frames
 from edge_client.permission import Permission
 from edge_client.recent import Seeing
-from edge_client.shared_models import SharedModels
 from edge_client.source.settings import SourceConfig
 from edge_client.vehicle import Vehicle, VehicleSettings, new_session
 from protocol.errors import MENDABLE, SettingError
@@ -138,6 +138,8 @@ class HostConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True)
     when: str | None = None
     """Whether its vehicles may work: a file with `yes` or `no`, or `command:` and a command line; None =
     always (`edge_client.permission`)."""
+    update_key: str | None = None
+    """File of the operator's public key, with which updates must be signed; None = no update is taken."""
     when_poll_s: float = 10.0
     """How often that is looked at."""
     health: bool = False
@@ -221,12 +223,7 @@ class Host:
             ]
             # What is remembered lies in the user's cache folder; a camera's frames leave nothing there.
             check_own_frames(self._source, keys, stop, threads=config.threads, remember=config.source is None)
-        self._models = SharedModels(
-            self._source.label_space,
-            provider=config.provider,
-            mode=config.encoder_mode,  # type: ignore[arg-type]  # HostConfig has checked it
-            threads=config.threads,
-        )
+        self._openings = Openings(config, self._source.label_space)
         self._caches: dict[tuple[int, int], FrameCache] = {}
         self._failures: list[Exception] = []
         self._connect = connect
@@ -238,8 +235,10 @@ class Host:
             self.health = MachineHealth(
                 Path(config.vehicles[0].state), lambda: self._permission.is_refused, seeing=seeing
             )
-        self._presences: list[Presence] = []
         self._vehicles = [self._build(vehicle) for vehicle in config.vehicles]
+        self._presences = [presence for *_, presence in self._vehicles]
+        self._wakes: list[Callable[[], None]] = []
+        """What tells that something has arrived for a vehicle; once they run."""
 
     def run(self) -> None:
         """Run all vehicles.
@@ -249,8 +248,8 @@ class Host:
             Stopped: the process was asked to stop.
         """
         seats = [
-            Seat(name, vehicle, partial(self._leave, name, link, presence))
-            for name, vehicle, link, presence in self._vehicles
+            Seat(name, vehicle, partial(self._leave, place))
+            for place, (name, vehicle, *_) in enumerate(self._vehicles)
         ]
         crew = Crew(
             seats,
@@ -258,8 +257,9 @@ class Host:
             connect_timeout_s=self._config.connect_timeout_s,
             look_every_s=min(self._config.retry_s, _LOOK_S),
         )
-        for seat, (_, _, link, _) in zip(seats, self._vehicles, strict=True):
-            link.on_arrival(partial(crew.wake, seat))
+        self._wakes = [partial(crew.wake, seat) for seat in seats]
+        for wake, (_, _, link, _) in zip(self._wakes, self._vehicles, strict=True):
+            link.on_arrival(wake)
         with Heartbeat(self._presences, self._config.heartbeat_s):
             crew.run()
         if self._failures:
@@ -276,7 +276,9 @@ class Host:
         ]
 
     def _build(self, config: VehicleConfig) -> tuple[str, Vehicle, VehicleLink, Presence]:
-        bundle = self._models.bundle(config.bundle)
+        opening = self._openings.of(config)
+        opened = opening.open()
+        bundle, host = opened.bundle, msgspec.structs.replace(self._config, **opened.settings)
         splits = self._splits(config)
         frames = VehicleFrames(self._cache(bundle.spec.image_size), splits, _sights(config, splits))
         session = new_session()
@@ -287,45 +289,45 @@ class Host:
             presence.announce()
 
         transport = self._connect(
-            client_id(self._config.fleet, config.id, session),
-            Will(topic(STATUS, self._config.fleet, config.id), gone),
+            client_id(host.fleet, config.id, session),
+            Will(topic(STATUS, host.fleet, config.id), gone),
             connected,
         )
         folder = None if config.local_model is None else Path(config.local_model)
         link = VehicleLink(
             transport,
-            self._config.fleet,
+            host.fleet,
             config.id,
-            payload_limit_bytes=self._config.payload_limit_bytes,
+            payload_limit_bytes=host.payload_limit_bytes,
             limit_bytes=largest_message_bytes(folder),
-            stall_s=self._config.retry_s,
+            stall_s=host.retry_s,
         )
         presence = Presence(
             link.announce,
             config.id,
             session,
-            step_s=self._config.step_s,
+            step_s=host.step_s,
             stamped=self._watchdog.watch(config.id),
             health=None if self.health is None else self.health.now,
         )
-        self._presences.append(presence)
         vehicle = Vehicle(
             VehicleSettings(
                 vehicle=config.id,
-                state_folder=Path(config.state),
-                allowed_learners=self._config.allowed_learners,
-                patience=Patience(retry_s=self._config.retry_s, give_up_s=self._config.give_up_s),
+                allowed_learners=host.allowed_learners,
+                patience=Patience(retry_s=host.retry_s, give_up_s=host.give_up_s),
             ),
             link=link,
             session=session,
             bundle=bundle,
-            encoder=self._models.encoder(bundle),
+            encoder=opened.encoder,
             frames=frames,
             label_space=self._source.label_space.name,
-            local_model=self._models.local_model(
+            states=opening.states(opened),
+            updates=opening.intake(link, frames, retry_s=host.retry_s),
+            local_model=opened.models.local_model(
                 config.local_model, bundle, config.predictions, config.latest
             ),
-            local_head=self._models.local_head(config.local_head, bundle),
+            local_head=opened.local_head,
             stop=self._stop,
             alive=presence.stamp,
             may_work=self._permission.holds,
@@ -344,23 +346,51 @@ class Host:
         frames = partition_frames(owned, [config.id], method="uniform", seed=0)[config.id]
         return {"train": frames.train, "val": frames.val, "test": frames.test}
 
-    def _leave(self, name: str, link: VehicleLink, presence: Presence, error: Exception) -> None:
-        """A vehicle has come to its end, and why."""
+    def _leave(self, place: int, error: Exception) -> Vehicle | None:
+        """A vehicle has come to its end, and why; gives the one that takes its place after an update."""
+        name, vehicle, link, presence = self._vehicles[place]
         try:
-            if isinstance(error, Finished):
-                log.info("finished")
-            elif isinstance(error, Stopped):
-                log.info("stopped")
-            else:
-                is_bug = not isinstance(error, MENDABLE)
-                trace = error if is_bug or log.isEnabledFor(logging.DEBUG) else None
-                log.error("%s", error, exc_info=trace)
-                self._failures.append(error)
-        finally:
+            is_renewed = vehicle.is_renewed(error)
+        except OSError as fault:
+            is_renewed, error = False, fault
+        if is_renewed:
+            log.info("the vehicle is opened anew: %s", error)
+        else:
+            self._note_end(error)
             self._watchdog.leave(name)
-            if link.transport.connected:
-                presence.announce(online=False)
-            link.close()
+        _say_goodbye(link, presence)
+        if is_renewed:
+            try:
+                return self._renew(place)
+            except Exception as fault:  # it ends this vehicle, not its neighbours
+                self._note_end(fault)
+                self._watchdog.leave(name)
+        return None
+
+    def _renew(self, place: int) -> Vehicle:
+        turns_done = self._vehicles[place][1].turns_done
+        self._vehicles[place] = self._build(self._config.vehicles[place])
+        _, vehicle, link, presence = self._vehicles[place]
+        self._presences[place], vehicle.turns_done = presence, turns_done
+        link.on_arrival(self._wakes[place])
+        return vehicle
+
+    def _note_end(self, error: Exception) -> None:
+        if isinstance(error, Finished):
+            log.info("finished")
+        elif isinstance(error, Stopped):
+            log.info("stopped")
+        else:
+            is_bug = not isinstance(error, MENDABLE)
+            trace = error if is_bug or log.isEnabledFor(logging.DEBUG) else None
+            log.error("%s", error, exc_info=trace)
+            self._failures.append(error)
+
+
+def _say_goodbye(link: VehicleLink, presence: Presence) -> None:
+    if link.transport.connected:
+        presence.announce(online=False)
+    link.close()
 
 
 def _sights(config: VehicleConfig, splits: Mapping[str, Sequence[str]]) -> dict[str, Sight]:

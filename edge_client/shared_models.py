@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from datasets.labels import LabelSpace
-from edge_client.encoder.bundle import EncoderBundle
+from edge_client.encoder.bundle import EncoderBundle, bundle_digest
 from edge_client.encoder.providers import AUTO, Outputs, choose_encoder, runs_as_on_cpu, short_name
 from edge_client.encoder.runtime import Encoder
 from edge_client.encoder.sessions import CPU
@@ -16,7 +16,6 @@ from edge_client.errors import VehicleError
 from edge_client.local.head import HeadFolder, LocalHead, head_outputs
 from edge_client.local.network import require_torch
 from edge_client.turn import LocalModelTools
-from edge_client.vehicle import bundle_digest
 from protocol.local_model import LocalModel
 
 log = logging.getLogger(__name__)

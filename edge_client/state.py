@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,19 +48,36 @@ class _Array(msgspec.Struct, frozen=True, array_like=True):
     data: bytes
 
 
-class _StateFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _StateFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     version: int
     vehicle: str
     bundle_digest: str
     turn_id: int
     arrays: dict[str, _Array]
+    head: str = ""
+    """Digest of the update that brought the local head; empty: none did."""
+
+
+TakeOver = Callable[[VehicleState, str, str], "VehicleState | None"]
+"""What to go on with after a state of the bundle and the head of these digests; None: they are unknown."""
 
 
 class StateStore:
     """The state folder of one vehicle."""
 
-    def __init__(self, folder: Path, *, vehicle: str, bundle_digest: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        vehicle: str,
+        bundle_digest: str,
+        head: str = "",
+        take_over: TakeOver = lambda state, bundle, head: None,
+    ) -> None:
         """Open `folder`, making it if it is missing.
+
+        `head` is the digest of the update that brought the local head; `take_over` is asked about states of
+        another bundle or head.
 
         Raises:
             OSError: it can't be made or read.
@@ -71,6 +88,8 @@ class StateStore:
         self._folder = folder
         self._vehicle = vehicle
         self._bundle_digest = bundle_digest
+        self._head = head
+        self._take_over = take_over
 
     def load(self, turn_id: int) -> VehicleState:
         """The state after turn `turn_id`.
@@ -100,12 +119,16 @@ class StateStore:
             raise StateError(f"unreadable state file {path}: {error}; start a new run") from error
         if (content.version, content.turn_id) != (_VERSION, turn_id):
             raise StateError(f"{path} is of format {content.version} and turn {content.turn_id}")
-        if (content.vehicle, content.bundle_digest) != (self._vehicle, self._bundle_digest):
+        state: VehicleState | None = VehicleState(theta=theta.astype(np.float32), optimizer=arrays)
+        if (content.bundle_digest, content.head) != (self._bundle_digest, self._head):
+            assert state is not None
+            state = self._take_over(state, content.bundle_digest, content.head)
+        if content.vehicle != self._vehicle or state is None:
             raise StateError(
                 f"{path} belongs to vehicle {content.vehicle!r} with bundle {content.bundle_digest[:12]}, "
                 f"not to {self._vehicle!r} with {self._bundle_digest[:12]}; use a state folder of its own"
             )
-        return VehicleState(theta=theta.astype(np.float32), optimizer=arrays)
+        return state
 
     def commit(self, turn_id: int, state: VehicleState, *, after_turn: int | None = None) -> None:
         """Save the state after `turn_id` durably, and forget older ones but the last two and all later ones.
@@ -126,6 +149,7 @@ class StateStore:
                     name: _Array(array.dtype.str, array.shape, np.ascontiguousarray(array).tobytes())
                     for name, array in sorted(arrays.items())
                 },
+                head=self._head,
             )
         )
         write_bytes_atomic(self._path(turn_id), hashlib.sha256(body).digest() + body)

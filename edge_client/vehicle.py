@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import secrets
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-
-import msgspec
 
 from edge_client.conversation import Conversation, Finished, Patience, Stopped, Superseded, Voided
-from edge_client.encoder.bundle import EncoderBundle
+from edge_client.encoder.bundle import EncoderBundle, bundle_digest
 from edge_client.encoder.runtime import Encoder
 from edge_client.errors import CloudSilent, TurnRefused
 from edge_client.frames import VehicleFrames
@@ -23,6 +19,7 @@ from edge_client.learners.sharing import begin_shared, end_shared
 from edge_client.local.head import LocalHead
 from edge_client.state import StateStore, VehicleState
 from edge_client.turn import LabelMemory, LocalModelTools, TurnTools
+from edge_client.updates.intake import Renewed, UpdateIntake
 from edge_client.work import metered
 from protocol.errors import MENDABLE
 from protocol.messages import PROTOCOL_VERSION, Hello, Turn, TurnDone, TurnFailed
@@ -46,7 +43,6 @@ class VehicleSettings:
     """What makes one vehicle."""
 
     vehicle: str
-    state_folder: Path
     patience: Patience = field(default_factory=Patience)
     allowed_learners: tuple[str, ...] = ()
     """Estimators and learners of others that the cloud may name, by `package.module:name`."""
@@ -57,12 +53,7 @@ def new_session() -> str:
     return secrets.token_hex(8)
 
 
-def bundle_digest(bundle: EncoderBundle) -> str:
-    """Identifies a bundle by everything its description says, file digests included."""
-    return hashlib.sha256(msgspec.json.encode(bundle.spec)).hexdigest()[:32]
-
-
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """What the cloud's operator reads: a mistake in its own words, a bug with its kind."""
     text = " ".join(str(error).split())
     return (text if isinstance(error, MENDABLE) and text else f"{type(error).__name__}: {text}")[:1000]
@@ -81,6 +72,8 @@ class Vehicle:
         encoder: Encoder,
         frames: VehicleFrames,
         label_space: str,
+        states: StateStore,
+        updates: UpdateIntake,
         local_model: LocalModelTools | None = None,
         local_head: LocalHead | None = None,
         stop: threading.Event,
@@ -89,9 +82,6 @@ class Vehicle:
     ) -> None:
         """Nothing is sent before `open`; `alive` is called as long as the vehicle's loop comes on, and
         `may_work` says whether it is to compute now.
-
-        Raises:
-            OSError: the state folder can't be made.
         """
         self._settings = settings
         self._link = link
@@ -102,9 +92,8 @@ class Vehicle:
         self._local_head = local_head
         self._labels = LabelMemory()
         self._fetched = FetchedEncoder()
-        self._states = StateStore(
-            settings.state_folder, vehicle=settings.vehicle, bundle_digest=bundle_digest(bundle)
-        )
+        self._states = states
+        self._updates = updates
         self._hello = Hello(
             vehicle=settings.vehicle,
             session=session,
@@ -142,6 +131,7 @@ class Vehicle:
             on_new_cloud=self._introduce,
             alive=alive,
             may_work=may_work,
+            on_update=updates.heed,
         )
 
     def open(self, timeout_s: float) -> None:
@@ -171,7 +161,9 @@ class Vehicle:
             BrokerUnreachable: the broker has been away for `give_up_s`.
             Finished: the run is over.
             Stopped: the process was asked to stop.
+            Renewed: an update has changed what the vehicle runs.
         """
+        self._updates.at_rest(is_welcome=self._conversation.is_welcome)
         for message in self._conversation.arrived(0.0):
             if isinstance(message, Turn):
                 return message
@@ -199,6 +191,18 @@ class Vehicle:
         finally:
             self.in_turn = False
 
+    def is_renewed(self, error: Exception) -> bool:
+        """Whether a vehicle that has come to its end with `error` is to be opened anew, because an update is
+        in use from now on, or was taken back.
+
+        Raises:
+            OSError: what is in use can't be written down.
+        """
+        is_fault = not isinstance(error, (*_NOT_THE_TURN, Renewed))
+        renewed = isinstance(error, Renewed) or (is_fault and self._updates.failed(reason_of(error)))
+        self._updates.close()
+        return renewed
+
     def stamp(self) -> None:
         """The vehicle is alive, though it does nothing now."""
         self._alive()
@@ -208,6 +212,7 @@ class Vehicle:
         self._introduced_at = self._link.clock.now()
         self._labels.forget()
         self._link.forget()
+        self._updates.met_cloud()
         self._introduction = self._link.send(self._hello)
 
     def _nobody_answers(self) -> bool:
@@ -241,6 +246,7 @@ class Vehicle:
             allowed_learners=self._settings.allowed_learners,
         )
         log.info("turn %d begins", turn.turn_id)
+        self._updates.turn_begins()
         try:
             try:
                 self._conversation.rest(turn)
@@ -249,7 +255,9 @@ class Vehicle:
             except _NOT_THE_TURN:
                 raise
             except Exception as error:  # whatever it is, the cloud must hear why before this vehicle gives up
-                failed = TurnFailed(**tools.header(), reason=_reason(error))
+                if self._updates.on_trial:
+                    raise  # the vehicle goes on, with what it ran before
+                failed = TurnFailed(**tools.header(), reason=reason_of(error))
                 self._conversation.ask(turn, [failed])
                 raise
             work = meter.work(self._bundle.spec.graphs["forward"].multiply_adds)
@@ -263,6 +271,7 @@ class Vehicle:
             return None
         self.turns_done += 1
         log.info("turn %d done", turn.turn_id)
+        self._updates.turn_done()
         return None
 
     def _learn_and_upload(self, tools: TurnTools) -> float | None:

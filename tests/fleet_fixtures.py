@@ -24,11 +24,10 @@ from cloud_server.storage.checkpoint import load_checkpoint, read_tensors
 from datasets.catalog import open_dataset
 from datasets.labels import CAMVID
 from datasets.partition import partition_frames
-from edge_client.encoder.bundle import EncoderBundle
+from edge_client.encoder.bundle import EncoderBundle, bundle_digest
 from edge_client.frames import FrameCache, VehicleFrames
 from edge_client.host import HostConfig, VehicleConfig
 from edge_client.state import StateStore
-from edge_client.vehicle import bundle_digest
 from fleet.export.bundle import export_bundle
 from fleet.export.head_export import export_head, head_for, write_head
 from protocol.messages import Turn

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 import msgspec
 
 from protocol.messages import Hello
@@ -40,9 +42,20 @@ class Declaration(msgspec.Struct, frozen=True, kw_only=True):
             labels={split: dict(counts) for split, counts in hello.labels.items()},
         )
 
-    def difference(self, now: Declaration) -> str:
-        """What a vehicle that declared this has changed, with what to do; empty where it is the same."""
-        if now.bundle_digest != self.bundle_digest:
+    def difference(self, now: Declaration, announced: Container[str] = ()) -> str:
+        """What a vehicle that declared this has changed, with what to do; empty where it is the same.
+
+        Bundles of `announced` digests may take the place of the first one, if they are like it from outside.
+        """
+        if now.bundle_digest != self.bundle_digest and now.bundle_digest in announced:
+            for what in ("feature_shape", "image_size", "subspace"):
+                found, expected = getattr(now, what), getattr(self, what)
+                if found != expected:
+                    return (
+                        f"came back with an update's bundle whose {what} is {found}, and joined this run "
+                        f"with {expected}; export it like the first one"
+                    )
+        elif now.bundle_digest != self.bundle_digest:
             return (
                 f"came back with the bundle {now.encoder} {now.bundle_digest[:12]}, it joined this run with "
                 f"{self.encoder} {self.bundle_digest[:12]}; give it that bundle, or start a new run"

@@ -8,6 +8,7 @@ Exactly once: a request that comes again gets the answer it got before; one of a
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import msgspec
 
@@ -25,6 +26,7 @@ from protocol.codec.tensor import CodecError
 from protocol.messages import (
     Answer,
     Down,
+    FetchUpdate,
     Hello,
     Recall,
     Reject,
@@ -33,6 +35,7 @@ from protocol.messages import (
     Status,
     Turn,
     TurnFailed,
+    UpdateNews,
     Welcome,
 )
 from protocol.seldom import is_logged
@@ -69,6 +72,8 @@ class Desk:
         self._handlers: Handlers = {}
         self.active: dict[str, ActiveTurn] = {}
         """By vehicle: its turn under way, or its last one, whose answers may be asked for again."""
+        self.on_update: Callable[[FetchUpdate | UpdateNews], None] = lambda message: None
+        """Hears what vehicles say about updates."""
         self.failure: CloudError | None = None
         """What has come of a request that ends the run."""
         self.status_bytes = 0
@@ -102,6 +107,10 @@ class Desk:
         if isinstance(message, Hello):
             record.count_up(message.session, kind, received.packet_bytes)
             self._hello(message)
+            return
+        if isinstance(message, FetchUpdate | UpdateNews):
+            record.uplink[kind] += received.packet_bytes
+            self.on_update(message)
             return
         active = self.active.get(vehicle)
         if active is not None and active.has_answered(message):

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from cloud_server.desk.declaration import Declaration
 from cloud_server.desk.ledger import UploadCounts
+from cloud_server.desk.versions import UsedVersion, with_turn
 from cloud_server.desk.work import WorkCounts
 from cloud_server.errors import CloudError, RequestError
 from protocol.codec.bits import check_frame_bytes
@@ -26,6 +27,7 @@ from protocol.messages import (
     SplitScores,
     Status,
     Upload,
+    Version,
 )
 from protocol.messages.up import LOCAL_HEAD, WHOLE_NETWORK
 from protocol.seldom import is_logged
@@ -97,6 +99,12 @@ class VehicleRecord:
     fleet_bytes: Counter[str] = field(default_factory=Counter)
     """PUBLISH bytes, `up` and `down`, about frames of the fleet's test split; not part of `uplink` and
     `downlink`, which are what a run costs that is not scored on one."""
+    using: dict[str, Version] = field(default_factory=dict)
+    """Updates that the vehicle runs, by kind, as it says."""
+    update_notes: dict[str, str] = field(default_factory=dict)
+    """What has become of updates on the vehicle, as it says, by digest."""
+    versions: tuple[UsedVersion, ...] = ()
+    """What it has finished turns with."""
     uploads: UploadCounts = field(default_factory=UploadCounts)
     work: WorkCounts = field(default_factory=WorkCounts)
 
@@ -127,6 +135,18 @@ class VehicleRecord:
             self.health_told_at = now
             return True
         return False
+
+    def note_turn(self, turn: int) -> None:
+        """A turn was finished, with what the vehicle runs now."""
+        declared = self.declared
+        assert declared is not None, "a vehicle with a turn has joined"
+        self.versions = with_turn(
+            self.versions,
+            turn,
+            self.using,
+            encoder=declared.encoder,
+            bundle_digest=declared.bundle_digest,
+        )
 
     def count_up(self, session: str, kind: str, packet_bytes: int) -> None:
         """Count what a process says in this vehicle's name: as its uplink, once it has been taken in."""
@@ -194,6 +214,10 @@ class Registry:
         self._equipment = tuple(equipment)
         self._clock = clock
         self.image_size = image_size
+        self.announced: dict[str, Version] = {}
+        """Updates of bundles, by what the bundle is known by: vehicles may come back with them."""
+        self.shares_encoder: bool | None = None
+        """Whether vehicles begin their turns at an encoder that they have in common; None: not known yet."""
         self.strangers = 0
         """Rejected messages of ids that are not in the fleet, or of none."""
 
@@ -263,7 +287,8 @@ class Registry:
         for split in ("train", "val", "test"):
             if hello.frames.get(split, 0) < 1:
                 raise RequestError(f"no {split} frames; every vehicle needs train, val and test frames")
-        difference = record.declared.difference(Declaration.of(hello)) if record.declared else ""
+        declared, announced = record.declared, {} if self.shares_encoder else self.announced
+        difference = declared.difference(Declaration.of(hello), announced) if declared else ""
         if difference:
             raise RequestError(difference)
         for split, makers in hello.labels.items():

@@ -15,6 +15,7 @@ import torch
 from cloud_server.config import CloudConfig
 from cloud_server.desk.ledger import UploadCounts
 from cloud_server.desk.registry import Registry
+from cloud_server.desk.versions import UsedVersion
 from cloud_server.desk.work import WorkCounts
 from cloud_server.errors import CloudError
 from cloud_server.storage.checkpoint import CheckpointError, has_checkpoint, load_checkpoint, save_checkpoint
@@ -88,6 +89,8 @@ class Committed:
             record.rejects += counters["rejects"]
             record.fleet_bytes.update(counters.get("fleet_bytes", {}))
             record.uploads = msgspec.convert(counters["uploads"], UploadCounts)
+            record.versions = msgspec.convert(counters.get("versions", []), tuple[UsedVersion, ...])
+            record.update_notes.update(counters.get("update_notes", {}))
             record.work = msgspec.convert(counters.get("work", {"forward_equivalents": None}), WorkCounts)
 
 
@@ -178,6 +181,8 @@ class RunState:
                     "fleet_bytes": _plain(record.fleet_bytes),
                     "uploads": msgspec.to_builtins(record.uploads),
                     "work": msgspec.to_builtins(record.work),
+                    "versions": msgspec.to_builtins(record.versions),
+                    "update_notes": dict(record.update_notes),
                 }
                 for vehicle, record in registry.vehicles.items()
             },

@@ -82,6 +82,7 @@ def assemble(
             "left_out": progress.left_out.get(vehicle, 0),
             "taken_back": progress.taken_back.get(vehicle, 0),
             "uploads": msgspec.to_builtins(record.uploads),
+            "versions": msgspec.to_builtins(record.versions),
         }
     everything = ConfusionMatrix(label_space)
     for vehicle, matrix in scores.local.items():

@@ -34,6 +34,8 @@ from cloud_server.run.persistence import RunState
 from cloud_server.run.shared_trainer import build_trainer
 from cloud_server.run.stage_turns import StageTurns
 from cloud_server.run.stages import StageLoop
+from cloud_server.run.updates import FOLDER_NAME as UPDATES_NAME
+from cloud_server.run.updates import Updates
 from cloud_server.storage.class_counts import ClassCounts, class_weights_of
 from cloud_server.storage.label_store import LabelStore
 from datasets.catalog import label_space
@@ -48,6 +50,8 @@ log = logging.getLogger(__name__)
 
 _POLL_S = 0.25
 _FAREWELL_S = 10.0
+_OFFER_BEATS = 3
+"""Heartbeats between two offers of an update that a vehicle has said nothing of."""
 _MOST_MESSAGES = 64
 """Handled before turns and deadlines are looked at again."""
 
@@ -108,6 +112,16 @@ class Server:
             heartbeat_s=config.patience.heartbeat_s,
             retry_s=config.patience.retry_s,
         )
+        self._updates = Updates(
+            run_folder / UPDATES_NAME,
+            fleet=config.fleet,
+            desk=self._desk,
+            registry=self._registry,
+            events=events,
+            clock=link.clock,
+            offer_every_s=_OFFER_BEATS * config.patience.heartbeat_s,
+        )
+        self._desk.on_update = self._updates.heed
         self._ledger = UploadLedger()
         self._train_label_sizes: dict[str, tuple[int, int]] = {}
         """By vehicle; empty where train labels cross as they are."""
@@ -131,6 +145,7 @@ class Server:
         said = self._claim.take(self._config.patience.join_s, self._check_stop)
         self._presence.announce()
         self._desk.status_bytes = self._statuses_counted = self._presence.bytes_sent
+        self._updates.look_after()
         for received in said:
             self._desk.handle(received)
         absent = self._gather()
@@ -283,6 +298,7 @@ class Server:
 
         Not all of it: where messages come in faster than they are handled, turns and deadlines would wait.
         """
+        self._updates.look_after()
         timeout_s = _POLL_S
         for _ in range(_MOST_MESSAGES):
             self._check_stop()

@@ -178,6 +178,7 @@ class StageTurns:
     def _grant(self, stage: Stage, vehicle: str) -> None:
         """Start a vehicle's turn, or start it over: a new grant makes the old attempt stale."""
         plan = self._algorithm.plan(stage, vehicle)
+        self._registry.shares_encoder = plan.sharing is not None or bool(self._registry.shares_encoder)
         turn = Turn(
             vehicle=vehicle,
             grant=new_grant(),
@@ -208,6 +209,7 @@ class StageTurns:
         vehicle = active.turn.vehicle
         record = self._registry.vehicles[vehicle]
         record.queries += active.queries
+        record.note_turn(stage.number)
         self._ledger.acknowledge(vehicle, active.uploaded["train"])
         if stage.kind in (Kind.LEARN, Kind.TRAIN):
             record.work.add(active.work)

@@ -163,6 +163,16 @@ class EncoderBundle:
         return cls(spec=spec, theta0=theta0, graphs=graphs)
 
 
+def spec_digest(spec: EncoderSpec) -> str:
+    """Identifies a bundle by everything its description says, file digests included."""
+    return hashlib.sha256(msgspec.json.encode(spec)).hexdigest()[:32]
+
+
+def bundle_digest(bundle: EncoderBundle) -> str:
+    """What a bundle is known by."""
+    return spec_digest(bundle.spec)
+
+
 def read_theta(spec: EncoderSpec, name: str, model: bytes) -> NDArray[np.float32]:
     """θ float32 (n,) from the initializers of `model`, the serialised graph `name`.
 

@@ -23,6 +23,7 @@ from fleet.cli.observers import OBSERVING, observed
 from fleet.cli.options import PRETRAIN_KEYS, SCENARIO_KEYS
 from fleet.cli.provision import provision
 from fleet.cli.scenario_options import with_scenario_options
+from fleet.cli.update import update_app
 from fleet.cli.vehicle_only import DOCTOR, PREDICT
 from fleet.cli.watch import watch
 from fleet.errors import OperatorError
@@ -41,6 +42,7 @@ app = typer.Typer(
 )
 app.add_typer(dataset_app, name="dataset")
 app.add_typer(encoder_app, name="encoder")
+app.add_typer(update_app, name="update")
 app.command()(provision)
 
 

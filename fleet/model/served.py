@@ -20,13 +20,12 @@ from cloud_server.config import CloudConfig, network_seed, read_config
 from cloud_server.networks.build import build_network
 from cloud_server.run.ended import EndedRun
 from datasets.catalog import label_space
-from edge_client.encoder.bundle import EncoderBundle, write_theta
+from edge_client.encoder.bundle import EncoderBundle, bundle_digest, write_theta
 from edge_client.encoder.subspaces import subspace_of
 from edge_client.learners.federated import own_statistics
 from edge_client.learners.shared_steps import theta_after
 from edge_client.learners.subspaces import displaced
 from edge_client.state import StateStore, VehicleState
-from edge_client.vehicle import bundle_digest
 from fleet.export.convolutions import ConvolutionEncoder
 from fleet.export.encoders import folder_name
 from fleet.export.local_model import build_whole_network

@@ -1,9 +1,11 @@
 """A private authority in a folder, and what it hands out.
 
     authority.json, ca.key      the record and the key that signs: they stay here
+    update.key                  what signs updates (`blackfleet update sign`): it stays here, too
     ca.crt                      whom everybody trusts
     broker/                     what the broker reads: configuration, access list, certificate, revoked ones
-    FLEET/                      of each client NAME.crt and NAME.key, and ca.crt: what `?identity=` names
+    FLEET/                      what `?identity=` names: of each client NAME.crt and NAME.key, ca.crt, and
+                                update.pub, by which a vehicle knows its operator's updates
 
 All files are their owner's alone. A certificate stands in the record before its file appears, so that none is
 ever valid that can't be revoked; the same command again makes what a crash has left unmade.
@@ -28,6 +30,7 @@ from fleet.provision.names import BROKERS, Identity, parse_common_name
 from fleet.provision.record import RECORD_NAME, Record, read_record, write_record
 from protocol.atomic import write_bytes_atomic
 from protocol.mqtt.certificates import CertificateFault, certificates_in, validity
+from protocol.updates.signature import PRIVATE_NAME, PUBLIC_NAME, make_key, public_key
 
 AUTHORITY_DAYS = 3650
 DAYS = 365
@@ -106,12 +109,14 @@ class Authority:
 
     def write_out(self) -> None:
         """What the broker reads, and the authority's certificate for every fleet."""
-        trusted = (self.folder / "ca.crt").read_bytes()
+        trusted, update_key = (self.folder / "ca.crt").read_bytes(), self._public_update_key()
         clients = [each for fleet in self.record.fleets for each in self.record.known(fleet)]
         broker = self.folder / BROKER_FOLDER
         for folder in (broker, *map(self.fleet_folder, self.record.fleets)):
             _make_folder(folder)
             _write(folder / "ca.crt", trusted)
+            if folder != broker:
+                _write(folder / PUBLIC_NAME, update_key)
         elsewhere = self.record.broker_folder
         configuration = access.mosquitto_configuration(
             elsewhere or str(broker.absolute()), self.record.port, None if elsewhere else getpass.getuser()
@@ -145,6 +150,14 @@ class Authority:
             openssl.sign(self.folder, request, out, serial=serial, days=days, hosts=hosts)
             self._keep(self.record.with_issued(whose, serial, _end(out), by_request=by_request))
             return out.read_bytes()
+
+    def _public_update_key(self) -> bytes:
+        """Of the key that signs updates, which is made where there is none."""
+        if not (self.folder / PRIVATE_NAME).exists():
+            with tempfile.TemporaryDirectory(dir=self.folder, prefix=".new-") as made:
+                make_key(Path(made))
+                _write(self.folder / PRIVATE_NAME, (Path(made) / PRIVATE_NAME).read_bytes())
+        return public_key(self.folder / PRIVATE_NAME)
 
     def _files_of(self, whose: Identity) -> Path:
         """Without a suffix, which it takes by `with_suffix`: a name has no full stop in it."""

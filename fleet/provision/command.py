@@ -17,6 +17,7 @@ from fleet.provision.authority import AUTHORITY_DAYS, BROKER_FOLDER, DAYS, Autho
 from fleet.provision.names import BROKER, BROKERS, MORE_OBSERVERS, RESERVED, Identity, identity
 from fleet.provision.record import RECORD_NAME, Record, read_record
 from protocol.session.topics import check_id, check_vehicle_id
+from protocol.updates.signature import PUBLIC_NAME
 
 DEFAULT_HOSTS = ("localhost", "127.0.0.1")
 DEFAULT_PORT = 8883
@@ -102,8 +103,8 @@ def provision(folder: Path, wishes: Wishes, say: Callable[[str], None]) -> None:
                 _issue(authority, each, wishes.days, say)
         for path, whose in requests:
             out = authority.sign(path, whose, wishes.days)
-            trusted = out.with_name("ca.crt")
-            say(f"{whose} until {_day(authority, whose)}: take {out} and {trusted} to where its key is")
+            others = f"{out.with_name('ca.crt')} and {out.with_name(PUBLIC_NAME)}"
+            say(f"{whose} until {_day(authority, whose)}: take {out}, {others} to where its key is")
         authority.write_out()
         _say_next(authority, fleet, say)
 
@@ -254,4 +255,7 @@ def _say_next(authority: Authority, fleet: str, say: Callable[[str], None]) -> N
         say(f"broker: copy {broker} to {record.broker_folder} of its machine, readable by mosquitto's user")
     else:
         say(f"broker: mosquitto -c {configuration}; one that runs reads its files again at kill -HUP")
-    say(f"clients: --broker {shlex.quote(url)}; a car needs its own .crt and .key and ca.crt in a folder")
+    say(
+        f"clients: --broker {shlex.quote(url)}; a car needs its own .crt and .key, ca.crt and {PUBLIC_NAME} "
+        "in a folder"
+    )

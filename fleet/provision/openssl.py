@@ -6,17 +6,15 @@ Keys are of the curve P-256: made in milliseconds, on a Jetson, too, and known t
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 import tempfile
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
 from fleet.errors import OperatorError
+from protocol.openssl import OpensslError, run_openssl
 
 NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
-_TIMEOUT_S = 60.0
 _CLIENT = (
     "basicConstraints=critical,CA:FALSE",
     "keyUsage=critical,digitalSignature",
@@ -130,29 +128,15 @@ def _hex(number: int) -> str:
 
 
 def _run(*arguments: str, folder: Path, text: str = "") -> str:
-    """Both outputs of the program, run in `folder`; what it writes is its owner's alone, from the start.
+    """Both outputs of the program, run in `folder`.
 
     Raises:
         OperatorError: it is not installed, or says no.
     """
-    program = shutil.which("openssl")
-    if program is None:
-        raise OperatorError(
-            "the program openssl is not installed, which makes keys: sudo apt install openssl"
-        )
-    done = subprocess.run(
-        [program, *arguments],
-        cwd=folder,
-        input=text,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        timeout=_TIMEOUT_S,
-        umask=0o077,
-    )
-    if done.returncode:
-        raise OperatorError(f"openssl {arguments[0]} failed: {' '.join(done.stderr.split())[:300]}")
-    return done.stdout + done.stderr
+    try:
+        return run_openssl(*arguments, folder=folder, text=text)
+    except OpensslError as error:
+        raise OperatorError(str(error)) from error
 
 
 def _reason(error: OperatorError) -> str:

@@ -41,6 +41,7 @@ from protocol.messages.up import (
     Upload,
     Work,
 )
+from protocol.messages.updates import FetchUpdate, UpdateNews, UpdateNote, UpdateOffer, UpdatePart, Version
 from protocol.plans import Learner
 from protocol.plans.activation import ActivationPlan, LossMaps, SeededQuery
 from protocol.plans.adaptation import Adaptation
@@ -70,11 +71,11 @@ def _kinds(base: type[_Kind]) -> tuple[type[_Kind], ...]:
 
 
 if TYPE_CHECKING:
-    Up = Hello | Recall | Request
-    Down = Welcome | Turn | Answer | Resend | Reject | Finish
+    Up = Hello | Recall | Request | FetchUpdate | UpdateNews
+    Down = Welcome | Turn | Answer | Resend | Reject | Finish | UpdateOffer | UpdatePart
 else:
-    Up = Union[(Hello, Recall, *_kinds(Request))]
-    Down = Union[(Welcome, Turn, *_kinds(Answer), Resend, Reject, Finish)]
+    Up = Union[(Hello, Recall, *_kinds(Request), FetchUpdate, UpdateNews)]
+    Down = Union[(Welcome, Turn, *_kinds(Answer), Resend, Reject, Finish, UpdateOffer, UpdatePart)]
 Events = Happened | Past
 
 __all__ = [
@@ -100,6 +101,7 @@ __all__ = [
     "FetchEncoder",
     "FetchLossMaps",
     "FetchSteps",
+    "FetchUpdate",
     "FetchWeights",
     "Finish",
     "FirstOrder",
@@ -144,7 +146,12 @@ __all__ = [
     "TurnFailed",
     "Up",
     "Update",
+    "UpdateNews",
+    "UpdateNote",
+    "UpdateOffer",
+    "UpdatePart",
     "Upload",
+    "Version",
     "WeightTensor",
     "Weights",
     "Welcome",

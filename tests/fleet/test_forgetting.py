@@ -19,11 +19,10 @@ from cloud_server.training.source_features import (
     write_source_features,
 )
 from cloud_server.training.trainer import Trainer, TrainerConfig
-from edge_client.encoder.bundle import EncoderBundle
+from edge_client.encoder.bundle import EncoderBundle, bundle_digest
 from edge_client.learners.subspaces import Anchor
 from edge_client.optimizers import Adam, Nesterov
 from edge_client.state import StateStore
-from edge_client.vehicle import bundle_digest
 from fleet.scenario import Scenario
 from fleet.start import Start
 from protocol.plans.activation import ActivationPlan

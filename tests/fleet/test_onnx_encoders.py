@@ -17,10 +17,9 @@ from onnx import TensorProto, helper, numpy_helper
 from start_fixtures import changed, run, source_scenario_of
 
 from cloud_server.config import ZerothOrderConfig
-from edge_client.encoder.bundle import EncoderBundle
+from edge_client.encoder.bundle import EncoderBundle, bundle_digest
 from edge_client.encoder.runtime import Encoder
 from edge_client.state import StateStore
-from edge_client.vehicle import bundle_digest
 from fleet.errors import OperatorError
 from fleet.export.bundle import export_bundle
 from fleet.export.encoders import architecture, folder_name
