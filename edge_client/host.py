@@ -376,15 +376,12 @@ class Host:
         return vehicle
 
     def _note_end(self, error: Exception) -> None:
-        if isinstance(error, Finished):
-            log.info("finished")
-        elif isinstance(error, Stopped):
-            log.info("stopped")
-        else:
-            is_bug = not isinstance(error, MENDABLE)
-            trace = error if is_bug or log.isEnabledFor(logging.DEBUG) else None
-            log.error("%s", error, exc_info=trace)
-            self._failures.append(error)
+        if isinstance(error, Finished | Stopped):
+            log.info("finished" if isinstance(error, Finished) else "stopped")
+            return
+        is_bug = not isinstance(error, MENDABLE)
+        log.error("%s", error, exc_info=error if is_bug or log.isEnabledFor(logging.DEBUG) else None)
+        self._failures.append(error)
 
 
 def _say_goodbye(link: VehicleLink, presence: Presence) -> None:

@@ -165,7 +165,7 @@ def commands_of(line: str) -> Iterator[tuple[str, list[str]]]:
                 if mark in words and (words[words.index(mark) - 1] == "-m" or words[:2] == ["docker", "run"]):
                     yield program, words[words.index(mark) + 1 :]
         if words and words[0] == "blackfleet":
-            nested = len(words) > 1 and words[1] in ("dataset", "encoder")
+            nested = len(words) > 1 and words[1] in ("dataset", "encoder", "update")
             yield " ".join(words[1 : 3 if nested else 2]), words[3 if nested else 2 :]
 
 
