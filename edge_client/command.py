@@ -35,7 +35,7 @@ from protocol.mqtt.transport import NetworkLoop
 from protocol.output import outlive_readers
 from protocol.showing import log_to_stderr, plain, show_anything
 from protocol.stopping import STOPPED_CODE, on_stop_signal
-from protocol.updates.signature import PUBLIC_NAME, check_public_key
+from protocol.update_signature import PUBLIC_NAME, check_public_key
 from protocol.watchdog import Watchdog
 
 log = logging.getLogger("edge_client")

@@ -27,7 +27,7 @@ from edge_client.updates.store import UpdateStore
 from edge_client.updates.trial import RunningTrial, TrialJob, frames_of
 from edge_client.vehicle import reason_of
 from protocol.session.link import VehicleLink
-from protocol.updates.container import Kind, UpdateError
+from protocol.update_file import Kind, UpdateError
 
 Mode = Literal["auto", "bind", "rebuild"]
 Settings = dict[str, Any]

@@ -16,8 +16,8 @@ BlackfleetError                 the root
 │   │   ├── StateError          the state folder is damaged, or belongs to something else
 │   │   ├── CloudSilent         nothing was heard of the cloud for too long
 │   │   └── TurnRefused         this turn can't be done
-│   ├── UpdateError             protocol.updates.container: an update that is none, or that nobody signed
-│   ├── KeyFault                protocol.updates.signature: no key that updates can be signed or checked with
+│   ├── UpdateError             protocol.update_file: an update that is none, or that nobody signed
+│   ├── KeyFault                protocol.update_signature: no key that updates can be signed or checked with
 │   ├── OpensslError            protocol.openssl: the program openssl is missing, or says no
 │   ├── ModelError              edge_client.predict.card: a file that is no exported model
 │   ├── SourceError             edge_client.predict.sources: nothing there that can be predicted

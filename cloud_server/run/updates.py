@@ -18,7 +18,7 @@ from cloud_server.events import Events
 from protocol.messages import FetchUpdate, UpdateNews, UpdateOffer, UpdatePart, Version
 from protocol.messages.updates import PART_BYTES
 from protocol.session.clock import Clock
-from protocol.updates.container import SUFFIX, Manifest, UpdateError, digest_of, read_update
+from protocol.update_file import SUFFIX, Manifest, UpdateError, digest_of, read_update
 
 log = logging.getLogger(__name__)
 

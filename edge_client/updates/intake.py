@@ -17,8 +17,8 @@ from edge_client.updates.trial import RunningTrial
 from protocol.errors import MENDABLE
 from protocol.messages import FetchUpdate, UpdateNews, UpdateNote, UpdateOffer, UpdatePart, Version
 from protocol.session.link import Sending, VehicleLink
-from protocol.updates.container import MOST_BYTES, UpdateError, digest_of
-from protocol.updates.signature import KeyFault
+from protocol.update_file import MOST_BYTES, UpdateError, digest_of
+from protocol.update_signature import KeyFault
 
 log = logging.getLogger(__name__)
 

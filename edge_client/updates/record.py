@@ -9,7 +9,7 @@ import msgspec
 from edge_client.errors import StateError
 from protocol.atomic import write_bytes_atomic
 from protocol.messages import UpdateNote, Version
-from protocol.updates.container import Kind
+from protocol.update_file import Kind
 
 RECORD_NAME = "record.json"
 _MOST_NOTES = 32

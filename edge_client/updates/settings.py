@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from protocol.updates.container import UpdateError
+from protocol.update_file import UpdateError
 
 SETTINGS_NAME = "settings.json"
 

@@ -22,8 +22,8 @@ from edge_client.updates.record import Installed, Record, Staged, Trial, read_re
 from protocol.atomic import new_folder_beside, sync_folder
 from protocol.messages import UpdateNote, Version
 from protocol.messages.updates import State
-from protocol.updates.container import Kind, Manifest, Update, UpdateError, digest_of, read_update, unpack
-from protocol.updates.signature import is_signed
+from protocol.update_file import Kind, Manifest, Update, UpdateError, digest_of, read_update, unpack
+from protocol.update_signature import is_signed
 
 log = logging.getLogger(__name__)
 

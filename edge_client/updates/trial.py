@@ -24,7 +24,7 @@ from edge_client.encoder.providers import Outputs, choose_encoder, encoder_outpu
 from edge_client.encoder.sessions import CPU
 from edge_client.local.head import HeadFolder, HeadSpec, LocalHead, head_outputs
 from protocol.errors import MENDABLE
-from protocol.updates.container import UpdateError
+from protocol.update_file import UpdateError
 
 _LONGEST_S = 1800.0
 """An engine of TensorRT takes minutes."""

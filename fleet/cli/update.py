@@ -44,7 +44,7 @@ def sign(
     blackfleet update sign bundles/better --key ids/update.key --fleet demo
     --version 2
     """
-    from fleet.update.sign import Wishes, sign_folder
+    from fleet.provision.update import Wishes, sign_folder
 
     if weights not in ("learnt", "own"):
         raise OperatorError(f"--weights must be learnt or own, got {weights!r}")
@@ -66,7 +66,7 @@ def send(
 ) -> None:
     """Let the cloud of a run offer an update to its vehicles, now or when it runs again."""
     from cloud_server.run.updates import FOLDER_NAME
-    from fleet.update.sign import put_into_run
+    from fleet.provision.update import put_into_run
 
     put_into_run(file, run_folder, FOLDER_NAME, print)
 
@@ -76,7 +76,7 @@ def status(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="The cloud's run folder.")],
 ) -> None:
     """Say what has become of a run's updates, vehicle by vehicle."""
-    from fleet.update.status import lines
+    from fleet.cli.update_status import lines
 
     for line in lines(run_folder):
         print(line)

@@ -1,1 +1,1 @@
-"""Who is who on a broker: a private authority, a certificate for each client, and what each may say."""
+"""Who is who on a broker: a private authority, a certificate for each client, what each may say; updates."""

@@ -30,7 +30,7 @@ from fleet.provision.names import BROKERS, Identity, parse_common_name
 from fleet.provision.record import RECORD_NAME, Record, read_record, write_record
 from protocol.atomic import write_bytes_atomic
 from protocol.mqtt.certificates import CertificateFault, certificates_in, validity
-from protocol.updates.signature import PRIVATE_NAME, PUBLIC_NAME, make_key, public_key
+from protocol.update_signature import PRIVATE_NAME, PUBLIC_NAME, make_key, public_key
 
 AUTHORITY_DAYS = 3650
 DAYS = 365

@@ -17,7 +17,7 @@ from fleet.provision.authority import AUTHORITY_DAYS, BROKER_FOLDER, DAYS, Autho
 from fleet.provision.names import BROKER, BROKERS, MORE_OBSERVERS, RESERVED, Identity, identity
 from fleet.provision.record import RECORD_NAME, Record, read_record
 from protocol.session.topics import check_id, check_vehicle_id
-from protocol.updates.signature import PUBLIC_NAME
+from protocol.update_signature import PUBLIC_NAME
 
 DEFAULT_HOSTS = ("localhost", "127.0.0.1")
 DEFAULT_PORT = 8883

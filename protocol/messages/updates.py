@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from protocol.base import Id, Message, Step, Text
-from protocol.updates.container import Kind, Sha256
+from protocol.update_file import Kind, Sha256
 
 PART_BYTES = 96 * 1024
 """Of an update in one message: it goes in one publish."""

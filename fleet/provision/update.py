@@ -13,7 +13,7 @@ from edge_client.updates.settings import SETTINGS_NAME, read_settings
 from fleet.errors import OperatorError
 from protocol.atomic import write_bytes_atomic
 from protocol.session.topics import check_id, check_vehicle_id
-from protocol.updates.container import (
+from protocol.update_file import (
     MOST_BYTES,
     Kind,
     Manifest,
@@ -23,7 +23,7 @@ from protocol.updates.container import (
     packed_file,
     read_update,
 )
-from protocol.updates.signature import sign
+from protocol.update_signature import sign
 
 _BUNDLE_SPEC = "encoder.json"
 

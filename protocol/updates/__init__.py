@@ -1,1 +1,0 @@
-"""Updates of what a vehicle runs: files in one container that the operator signs."""
