@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import os
 import sys
 import time
 import traceback
@@ -26,39 +24,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.options import some_of
-from benchmarks.storm_faults import PRELOADED
+from benchmarks.small_fleets import forked, undisturbed
 from benchmarks.storm_run import KILLS, OTHERS, Outcome, Storm, Weather, clear, record
-from fleet.broker import MEMORY_BUS
-from fleet.scenario import load_scenario
+from protocol.doors import file_name
 
 _RESULTS = "storm.jsonl"
-_SMALL: dict[str, Any] = {
-    "vehicles": 2,
-    "vehicles_per_host": 1,
-    "rounds": 2,
-    "image_size": "64x48",
-    "cores": 1,
-    "broker": MEMORY_BUS,
-    "encoder.name": "stride8-c4",
-    "encoder.mode": "rebuild",
-    "dataset.frames_per_sequence": 7,
-    "evaluation.overlays": 0,
-    "public_events": False,
-    "first_order.epochs": 2,
-    "first_order.batch_size": 4,
-    "zeroth_order.batches": 2,
-    "zeroth_order.batch_size": 3,
-    "spsa.queries": 1,
-    "local_loss.warm_up_epochs": 2,
-    "local_loss.epochs": 2,
-    "local_head.width": 8,
-    "local_head.depth": 1,
-    "patience.join_s": 90.0,
-    "patience.retry_s": 0.3,
-    "patience.give_up_s": 90.0,
-    "patience.heartbeat_s": 0.5,
-    "patience.on_failure": "stop",
-}
 CASES: dict[str, dict[str, Any]] = {
     "blackfed-v2": {"algorithm": "blackfed-v2"},
     "blackfleet": {"algorithm": "blackfleet", "vehicles": 3, "vehicles_per_host": 2},
@@ -102,7 +72,7 @@ def main() -> None:
     results = options.out / _RESULTS
     done = {line["seed"] for line in read_results(results)}
     weather = Weather(faults=options.faults, within_share=0.4)
-    context = _context()
+    context = forked()
     deadline = time.monotonic() + 60 * options.minutes
     console = Console(stderr=True, width=150)
     for seed in range(options.first_seed, options.first_seed + options.seeds):
@@ -125,7 +95,7 @@ def main() -> None:
 
 
 def _run(seed: int, case: str, out: Path, weather: Weather, context: Any) -> Outcome:
-    template = _template(case, out, context)
+    template = undisturbed(out / "undisturbed" / file_name(case), CASES[case], context)
     folder = out / "runs" / f"{seed:06d}"
     clear(folder)
     storm = Storm(template, folder, seed, case, weather, context)
@@ -138,38 +108,6 @@ def _run(seed: int, case: str, out: Path, weather: Weather, context: Any) -> Out
     if outcome.same_bits and not outcome.surprises:
         clear(folder)
     return outcome
-
-
-def _template(case: str, out: Path, context: Any) -> Path:
-    """The folder of the undisturbed run of a case, made now if need be."""
-    folder = out / "undisturbed" / case.replace(", ", "-").replace(" ", "-")
-    if not (folder / "result.json").exists():
-        process = context.Process(target=launch_undisturbed, args=(folder, {**_SMALL, **CASES[case]}))
-        process.start()
-        process.join()
-        if process.exitcode:
-            raise SystemExit(f"the undisturbed run of {case} failed: see {folder.with_suffix('.log')}")
-    return folder
-
-
-def launch_undisturbed(folder: Path, settings: dict[str, Any]) -> None:
-    """Run a fleet on the bus in memory, in this process."""
-    from fleet.run.launch import launch
-
-    os.environ["OMP_NUM_THREADS"] = "1"
-    folder.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".log").open("a") as log:
-        resume = (folder / "scenario.yaml").exists()
-        launch(load_scenario(None, settings), folder, resume=resume, console=Console(file=log, width=120))
-
-
-def _context() -> Any:
-    """Processes forked from one that has loaded what they need."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "benchmarks.storm_run", *PRELOADED])
-    return context
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:

@@ -1,14 +1,10 @@
-"""What befalls the processes of a storm: faults within a process, a line that is cut or falls silent.
-
-A process of a storm is forked from one that has loaded everything, so that it starts in a tenth of a second.
-"""
+"""What befalls the processes of a storm: faults within a process, a line that is cut or falls silent."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import errno
-import importlib
 import mmap
 import os
 import resource
@@ -17,16 +13,13 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from fleet.run.processes import die_with_parent
-
 Result = TypeVar("Result")
 Within = Literal["killed in a write", "torn write", "no room", "file too large"]
-PRELOADED = ("cloud_server.command", "cloud_server.run.service", "edge_client.command", "edge_client.host")
 _CHANGES = frozenset({"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink"})
 
 
@@ -39,38 +32,10 @@ class FaultWithin:
     """Before which change of a file it strikes; or beyond which size in bytes no file may grow."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Life:
-    """One process from its start to its end."""
-
-    module: str
-    arguments: Sequence[str]
-    environment: Mapping[str, str]
-    log: Path
-    folder: Path
-    """Of the run: changes of files elsewhere are not counted."""
-    clock: Path
-    """How many seconds wall clocks are wrong by, as `CLOCK`."""
-    fault: FaultWithin | None
-
-
 CLOCK = struct.Struct("<d")
 
 
-def live(life: Life) -> None:
-    """Be a process of the fleet; called in a forked process."""
-    die_with_parent()
-    os.environ.update(life.environment)
-    output = os.open(life.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    _heed_clock(life.clock)
-    if life.fault is not None:
-        arm(life.fault, life.folder)
-    sys.exit(importlib.import_module(life.module).main([*life.arguments]))
-
-
-def _heed_clock(path: Path) -> None:
+def heed_clock(path: Path) -> None:
     """Let the wall clock be wrong by what the file says at any moment.
 
     As Python's `time.time` tells it: libfaketime 0.9.10 makes `time.sleep` fail. Deadlines are on the

@@ -20,7 +20,8 @@ from typing import Any
 
 import msgspec
 
-from benchmarks.storm_faults import CLOCK, BreakingLine, FaultWithin, Life, Within, live
+from benchmarks.small_fleets import Life, copy_settings, live
+from benchmarks.storm_faults import CLOCK, BreakingLine, FaultWithin, Within, arm, heed_clock
 from fleet import broker
 from fleet.run.processes import die_with_parent
 from protocol.atomic import write_json_atomic
@@ -33,7 +34,6 @@ _CLOCK_NAME = "clock"
 _LIMIT_S = 240.0
 _FAREWELL_S = 20.0
 _MOST_SURPRISES = 3
-_SHARED = ("bundles", "data", "local_heads", "local_model", "surrogate_heads", "classes.yaml", "start")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,8 @@ class Storm:
     def run(self) -> Outcome:
         """Run the fleet through the storm to its end."""
         began = time.monotonic()
-        _copy(self._template, self._folder)
+        copy_settings(self._template, self._folder)
+        (self._folder / _CLOCK_NAME).write_bytes(CLOCK.pack(0.0))
         hosts = sorted((self._folder / "hosts").glob("host-*.json"))
         cloud = [f"--config={self._folder / 'cloud.json'}", f"--run-dir={self._folder}"]
         self._roles = [_Role("cloud", "cloud_server.command", cloud)]
@@ -150,12 +151,9 @@ class Storm:
             arguments=[*role.arguments, *(["--resume"] if role.name == "cloud" and role.lives > 1 else [])],
             environment=environment,
             log=role.log,
-            folder=self._folder,
-            clock=self._folder / _CLOCK_NAME,
-            fault=role.fault,
         )
         role.over = False
-        role.process = self._context.Process(target=live, args=(life,), daemon=True)
+        role.process = self._context.Process(target=_live, args=(life, self._folder, role.fault), daemon=True)
         role.process.start()
 
     def _look_after(self) -> bool:
@@ -282,21 +280,15 @@ class Storm:
         self.outcome.faults["clock jump"] += 1
 
 
+def _live(life: Life, folder: Path, fault: FaultWithin | None) -> None:
+    heed_clock(folder / _CLOCK_NAME)
+    if fault is not None:
+        arm(fault, folder)
+    live(life)
+
+
 class StormError(Exception):
     """A run that did not come to its end."""
-
-
-def _copy(template: Path, folder: Path) -> None:
-    """What a launcher writes before it starts processes, for a run in `folder`."""
-    (folder / "hosts").mkdir(parents=True)
-    (folder / "processes").mkdir()
-    (folder / _CLOCK_NAME).write_bytes(CLOCK.pack(0.0))
-    for name in _SHARED:
-        if (template / name).exists():
-            (folder / name).symlink_to(template / name)
-    for path in (template / "cloud.json", *(template / "hosts").glob("*.json")):
-        text = path.read_text().replace(str(template), str(folder))
-        (folder / path.relative_to(template)).write_text(text)
 
 
 def _last_line(log: Path) -> str:

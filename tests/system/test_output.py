@@ -48,6 +48,12 @@ def test_a_mistake_keeps_its_code_without_a_reader() -> None:
         assert process.wait(WAIT_S) == 2, name
 
 
+def test_a_mistake_keeps_its_code_where_a_full_disk_has_no_room_for_words() -> None:
+    with open("/dev/full", "wb") as full:
+        process = subprocess.Popen(module("edge_client"), stdout=full, stderr=full, env=environment())
+        assert process.wait(WAIT_S) == 2
+
+
 def test_a_terminal_that_is_closed_ends_no_command(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     command = module("fleet.cli", "dataset", "generate", tmp_path / "d", "--cities", "1", "--frames", "4")
