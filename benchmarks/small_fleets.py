@@ -8,8 +8,9 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
+import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 from rich.console import Console
 
+from fleet import broker
 from fleet.broker import MEMORY_BUS
 from fleet.run.processes import die_with_parent
 from fleet.scenario import load_scenario
@@ -72,14 +74,29 @@ def forked() -> ForkServerContext:
     return context
 
 
-def live(life: Life) -> None:
-    """Be a process of the fleet; called in a forked process."""
+def live(life: Life, *prepare: Callable[[], None]) -> None:
+    """Be a process of the fleet, after what there is to `prepare`; called in a forked process."""
     die_with_parent()
     os.environ.update(life.environment)
     output = os.open(life.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(output, 1)
     os.dup2(output, 2)
+    for step in prepare:
+        step()
     sys.exit(importlib.import_module(life.module).main([*life.arguments]))
+
+
+def start_broker(folder: Path, port: int) -> subprocess.Popen[bytes]:
+    """A broker that answers; it keeps nothing when it ends."""
+    with (folder / "broker.log").open("ab") as output:
+        process = subprocess.Popen(
+            broker.broker_command(broker.choose_kind("auto"), port, folder / "broker"),
+            stdout=output,
+            stderr=output,
+            preexec_fn=die_with_parent,
+        )
+    broker.wait_ready(broker.HOST, port, 60)
+    return process
 
 
 def undisturbed(folder: Path, settings: Mapping[str, Any], context: ForkServerContext) -> Path:

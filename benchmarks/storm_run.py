@@ -14,16 +14,16 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from benchmarks.small_fleets import Life, copy_settings, live
+from benchmarks.small_fleets import Life, copy_settings, live, start_broker
 from benchmarks.storm_faults import CLOCK, BreakingLine, FaultWithin, Within, arm, heed_clock
 from fleet import broker
-from fleet.run.processes import die_with_parent
 from protocol.atomic import write_json_atomic
 from protocol.mqtt.broker_url import BROKER_VARIABLE
 
@@ -101,7 +101,7 @@ class Storm:
         self._roles = [_Role("cloud", "cloud_server.command", cloud)]
         self._roles += [_Role(path.stem, "edge_client.command", [f"--config={path}"]) for path in hosts]
         try:
-            self._start_broker()
+            self._broker = start_broker(self._folder, self._port)
             with BreakingLine(self._port) as self._line:
                 for role in self._roles:
                     self._start(role)
@@ -123,17 +123,6 @@ class Storm:
 
     # Processes --------------------------------------------------------------------------------------------
 
-    def _start_broker(self) -> None:
-        kind = broker.choose_kind("auto")
-        with (self._folder / "broker.log").open("ab") as output:
-            self._broker = subprocess.Popen(
-                broker.broker_command(kind, self._port, self._folder / "broker"),
-                stdout=output,
-                stderr=output,
-                preexec_fn=die_with_parent,
-            )
-        broker.wait_ready(broker.HOST, self._port, 60)
-
     def _start(self, role: _Role) -> None:
         draws = random.Random(f"{self._seed} {role.name} {role.lives}")
         role.fault = None
@@ -153,7 +142,10 @@ class Storm:
             log=role.log,
         )
         role.over = False
-        role.process = self._context.Process(target=_live, args=(life, self._folder, role.fault), daemon=True)
+        prepare = [partial(heed_clock, self._folder / _CLOCK_NAME)]
+        if role.fault is not None:
+            prepare.append(partial(arm, role.fault, self._folder))
+        role.process = self._context.Process(target=live, args=(life, *prepare), daemon=True)
         role.process.start()
 
     def _look_after(self) -> bool:
@@ -271,20 +263,13 @@ class Storm:
         self._broker.send_signal(number)
         self._broker.wait()
         self.outcome.faults["broker killed" if number is signal.SIGKILL else "broker anew"] += 1
-        self._start_broker()
+        self._broker = start_broker(self._folder, self._port)
 
     def _set_clock(self, seconds: float) -> None:
         """All processes' wall clocks jump by years; the monotonic one goes on."""
         with (self._folder / _CLOCK_NAME).open("r+b") as file:
             file.write(CLOCK.pack(seconds))
         self.outcome.faults["clock jump"] += 1
-
-
-def _live(life: Life, folder: Path, fault: FaultWithin | None) -> None:
-    heed_clock(folder / _CLOCK_NAME)
-    if fault is not None:
-        arm(fault, folder)
-    live(life)
 
 
 class StormError(Exception):

@@ -289,6 +289,7 @@ class Desk:
 
     def _note_reject(self, vehicle: str, reason: str) -> None:
         """Count it; log the first ones, then ever fewer, so that nobody can fill the disk."""
+        self._link.refused(vehicle)
         count = self._registry.count_reject(vehicle)
         if is_logged(count):
             log.warning("rejected a message of %r (%d so far): %s", vehicle, count, reason)

@@ -20,6 +20,7 @@ from protocol.errors import WireError
 from protocol.seldom import is_logged
 from protocol.session import parts, topics
 from protocol.session.clock import Clock
+from protocol.session.inbox import FairInbox, Mutes, Waiting
 from protocol.session.parts import Say, Word
 from protocol.session.reassembly import Collected, Reassembler
 from protocol.session.transport import Delivery, publish_packet_bytes
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 MAX_UNFINISHED = 8
 """Messages of one sender that may have arrived in part; a vehicle has at most four requests under way."""
 _INBOX_SIZE = 20_000
+_MOST_OF_ONE = 1_000
+"""Messages of one sender that wait to be read; a vehicle has four requests under way."""
 
 AnyMessage = messages.Up | messages.Down | messages.Status | messages.Events
 
@@ -82,7 +85,8 @@ class Intake:
         say: Callable[[str, Word], None],
         heed: Callable[[str, Word], None],
     ) -> None:
-        """`limit_bytes`: of one message, and of all unfinished ones of a sender.
+        """`limit_bytes`: of one message, and of all unfinished ones of a sender; of those that wait to be
+        read, twice as many.
 
         `say` sends a word on a topic; `heed` gets one that is about what this client sends on a topic.
         """
@@ -96,7 +100,10 @@ class Intake:
         self._may_send_parts = may_send_parts
         self._say = say
         self._heed = heed
-        self._inbox: queue.Queue[_Item | Malformed] = queue.Queue(_INBOX_SIZE)
+        self._inbox: FairInbox[_Item | Malformed] = FairInbox(
+            most=_INBOX_SIZE, most_of_one=_MOST_OF_ONE, most_bytes_of_one=2 * limit_bytes
+        )
+        self._mutes = Mutes(clock, _log_mute)
         self._lock = threading.Lock()
         """Around the reassembler, which deliveries and reconnections share."""
         self._reassembler = Reassembler(limit_bytes, MAX_UNFINISHED)
@@ -111,7 +118,9 @@ class Intake:
         try:
             address = topics.parse(delivery.topic)
         except WireError as error:
-            self._put(Malformed(vehicle="", reason=str(error), packet_bytes=0))
+            self._put(Malformed(vehicle="", reason=str(error), packet_bytes=0), len(payload))
+            return
+        if self._mutes.is_muted(self._sender(address.vehicle)):
             return
         word = parts.read_word(payload)
         if word is not None and address.channel is not topics.STATUS:
@@ -132,10 +141,18 @@ class Intake:
     def receive(self, timeout_s: float) -> Received | Malformed | None:
         """The next message, or None when `timeout_s` has passed without a whole one."""
         try:
-            item = self._clock.take(self._inbox, timeout_s)
+            item = self._clock.take(self._inbox, timeout_s).item
         except queue.Empty:
             return None
         return item if isinstance(item, Malformed) else _decode(item)
+
+    def refused(self, vehicle: str) -> None:
+        """A message of this sender was refused: if it goes on so, it is not heard for a while."""
+        self._mutes.refused(self._sender(vehicle))
+
+    def _sender(self, vehicle: str) -> str:
+        """Whose turn and room a message takes: those of no vehicle of the fleet share one."""
+        return vehicle if self._may_send_parts(vehicle) else ""
 
     def _take_word(self, address: topics.Address, word: Word) -> None:
         topic = topics.topic(address.channel, address.fleet, address.vehicle)
@@ -150,13 +167,13 @@ class Intake:
         """Keep a payload; returns what its sender is to be told."""
         if parts.is_part(delivery.payload) and not self._may_send_parts(address.vehicle):
             reason = f"a part of a message, and {address.vehicle!r} is not in this fleet"
-            self._put(_Item(address, reason, cost))
+            self._put(_Item(address, reason, cost), cost)
             return None
         try:
             with self._lock:
                 arrival = self._reassembler.take(delivery.topic, delivery.payload, cost)
         except parts.PartsError as error:
-            self._put(_Item(address, str(error), cost))
+            self._put(_Item(address, str(error), cost), cost)
             return None
         if arrival.repeated:
             self._repeated_bytes[delivery.topic] += cost
@@ -164,17 +181,22 @@ class Intake:
             self.moved_at = self._clock.now()
         else:
             message, repeated_bytes = arrival.message, self._repeated_bytes.pop(delivery.topic, 0)
-            self._put(_Item(address, message, message.packet_bytes, repeated_bytes))
+            self._put(_Item(address, message, message.packet_bytes, repeated_bytes), message.packet_bytes)
         return arrival.answer
 
-    def _put(self, item: _Item | Malformed) -> None:
-        try:
-            self._inbox.put_nowait(item)
-        except queue.Full:
+    def _put(self, item: _Item | Malformed, size: int) -> None:
+        vehicle = item.vehicle if isinstance(item, Malformed) else item.address.vehicle
+        if not self._inbox.offer(Waiting(self._sender(vehicle), item, size)):
             self.dropped += 1
             if is_logged(self.dropped, first=1):
-                log.warning("inbox full: %d messages dropped so far", self.dropped)
+                log.warning("no room for messages of %r: %d dropped so far", vehicle, self.dropped)
         self.on_arrival()
+
+
+def _log_mute(sender: str, count: int, seconds: float) -> None:
+    if is_logged(count, first=10):
+        whose = repr(sender) if sender else "whoever is not in this fleet"
+        log.warning("%s talks nonsense: not heard for %g s (mute %d so far)", whose, seconds, count)
 
 
 def _decode(item: _Item) -> Received | Malformed:

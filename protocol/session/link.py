@@ -315,6 +315,10 @@ class CloudLink(_Link):
         self._outgoing.send(sending)
         return True
 
+    def refused(self, vehicle: str) -> None:
+        """Note that a message of this vehicle was refused; if very many are, it is not heard for a while."""
+        self._intake.refused(vehicle)
+
     def forget(self, vehicle: str) -> None:
         """Send nothing more of what is on its way to a vehicle: it has lost its meaning."""
         self._outgoing.forget(topics.topic(topics.DOWN, self.fleet, vehicle))

@@ -23,6 +23,8 @@ _LONGEST_STALL_S = 30.0
 _TICK_S = 0.5
 _PARTS_A_WORD = 16
 _SMALL_BYTES = 1024
+_MOST_WORDS = 256
+"""On one topic; the oldest go, and whoever misses one asks again."""
 
 
 class Sending:
@@ -63,7 +65,7 @@ class _Lane:
 
     topic: str
     window: Window
-    words: deque[bytes] = field(default_factory=deque)
+    words: deque[bytes] = field(default_factory=lambda: deque(maxlen=_MOST_WORDS))
     """Words about messages in parts, which wait for nobody."""
     queue: deque[Sending] = field(default_factory=deque)
     """What has parts that are to be sent."""

@@ -1,0 +1,82 @@
+"""Senders take turns, none takes another's room, and who talks nonsense is not heard for a while."""
+
+from __future__ import annotations
+
+import queue
+
+import pytest
+
+from protocol.session.inbox import FairInbox, Mutes, Waiting
+from protocol.session.link import CloudLink, Malformed
+from protocol.session.memory import MemoryBus
+from protocol.session.topics import UP, topic
+
+
+def _inbox() -> FairInbox[int]:
+    return FairInbox(most=50, most_of_one=10, most_bytes_of_one=100)
+
+
+def test_senders_are_read_in_turn_each_in_its_order() -> None:
+    inbox = _inbox()
+    for number in range(4):
+        assert inbox.offer(Waiting("flooder", number, 1))
+    assert inbox.offer(Waiting("honest", 10, 1)) and inbox.offer(Waiting("honest", 11, 1))
+    read = [inbox.get(timeout=0).item for _ in range(6)]
+    assert read == [0, 10, 1, 11, 2, 3]
+    with pytest.raises(queue.Empty):
+        inbox.get(timeout=0)
+
+
+def test_room_of_each_sender_is_bounded_by_messages_and_by_bytes() -> None:
+    inbox = _inbox()
+    assert [inbox.offer(Waiting("many", number, 1)) for number in range(12)] == [True] * 10 + [False] * 2
+    assert inbox.offer(Waiting("large", 0, 1000)), "a single message has room whatever its size"
+    assert not inbox.offer(Waiting("large", 1, 1))
+    assert [inbox.offer(Waiting("some", number, 40)) for number in range(3)] == [True, True, False]
+    assert inbox.qsize() == 13
+    for _ in range(13):
+        inbox.get(timeout=0)
+    assert inbox.offer(Waiting("large", 2, 1000)), "what was read makes room"
+
+
+class _Clock:
+    time_s = 0.0
+
+    def now(self) -> float:
+        return self.time_s
+
+
+def test_mute_takes_many_refusals_in_short_time_and_ends() -> None:
+    clock, told = _Clock(), list[tuple[str, int, float]]()
+    mutes = Mutes(clock, lambda *words: told.append(words))  # type: ignore[arg-type]  # tells the time only
+    for _ in range(3000):  # as a bad link may bring: 40 a second
+        clock.time_s += 0.025
+        mutes.refused("unlucky")
+    assert not told
+    for _ in range(501):
+        mutes.refused("flooder")
+    assert told == [("flooder", 1, 10.0)]
+    assert mutes.is_muted("flooder") and not mutes.is_muted("unlucky")
+    assert mutes.unheard == 1
+    clock.time_s += 10.1
+    assert not mutes.is_muted("flooder")
+
+
+def test_refused_flood_is_cut_off_before_it_is_read(caplog: pytest.LogCaptureFixture) -> None:
+    bus = MemoryBus()
+    transport = bus.client("cloud", on_connect=lambda: None)
+    link = CloudLink(transport, "f", vehicles=["car-1", "car-2"])
+    link.open(1)
+    flooder = bus.client("flooder")
+    flooder.connect(1)
+    heard = 0
+    for _ in range(2000):
+        flooder.publish(topic(UP, "f", "car-1"), b"\x07")
+        received = link.receive(0)
+        heard += isinstance(received, Malformed)
+        if received is not None:
+            link.refused(received.vehicle)
+    assert 500 <= heard <= 600
+    assert sum("talks nonsense" in record.message for record in caplog.records) == 1
+    flooder.publish(topic(UP, "f", "car-2"), b"\x07")
+    assert isinstance(link.receive(0), Malformed), "others are heard as before"
