@@ -49,7 +49,7 @@ def test_a_mistake_keeps_its_code_without_a_reader() -> None:
 
 
 def test_a_mistake_keeps_its_code_where_a_full_disk_has_no_room_for_words() -> None:
-    with open("/dev/full", "wb") as full:
+    with Path("/dev/full").open("wb") as full:
         process = subprocess.Popen(module("edge_client"), stdout=full, stderr=full, env=environment())
         assert process.wait(WAIT_S) == 2
 
