@@ -100,7 +100,10 @@ def _predict(given: argparse.Namespace) -> None:
         if value is not None and value < 1:
             raise SettingError(f"{name} must be at least 1, got {value}")
     model = Model(given.model, threads=given.threads)
-    source = open_source(given.source, model.card, dataset=given.dataset, run=given.run)
+    card = model.card
+    source = open_source(
+        given.source, card.label_space, dataset=given.dataset, run=given.run, vehicle=card.vehicle
+    )
     output: Path = given.output or Path("predicted") / (given.source.resolve().stem or "source")
     space = model.card.label_space
     if not model.gives_logits:

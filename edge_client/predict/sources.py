@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from datasets.catalog import open_dataset
 from datasets.frame import FrameRef
+from datasets.label_files import LABEL_SUFFIX
 from datasets.labels import LabelSpace
 from datasets.natural import natural_key
 from datasets.readers.image_files import decode_rgb
-from edge_client.predict.card import ModelCard
 from protocol.errors import Mistake
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
@@ -40,6 +40,8 @@ class Shot:
     """RGB."""
     label_HW: NDArray[np.uint8] | None = None
     """trainIds, at the picture's size."""
+    path: Path | None = None
+    """Of the picture's file, where it is one."""
 
 
 class Source(Protocol):
@@ -59,15 +61,20 @@ class Source(Protocol):
 
 
 def open_source(
-    path: Path, card: ModelCard, *, dataset: str | None = None, run: Path | None = None
+    path: Path,
+    label_space: LabelSpace,
+    *,
+    dataset: str | None = None,
+    run: Path | None = None,
+    vehicle: str = "",
 ) -> Source:
     """Open what is to be predicted.
 
     Args:
         path: a PNG or JPEG file, a folder of them, a video, or with `dataset` the folder of a data set.
-        card: of the model that is to look at it.
+        label_space: classes of the model that is to look at it.
         dataset: a row of `datasets.catalog.DATASETS`, or `package.module:name`.
-        run: folder of the run that the model is of: only test frames of its vehicle.
+        run: folder of the run that the model is of: only test frames of `vehicle`, whose it is.
 
     Raises:
         SourceError: there is nothing at `path`, or nothing that can be read.
@@ -76,7 +83,7 @@ def open_source(
     if not path.exists():
         raise SourceError(f"there is nothing at {path}: give a picture, a folder of pictures, or a video")
     if dataset is not None:
-        return _DataSet(path, card, dataset, run)
+        return _DataSet(path, label_space, dataset, run, vehicle)
     if run is not None:
         raise SourceError("test frames of a run are those of its data set; name that, too (--dataset)")
     if path.is_dir():
@@ -96,7 +103,7 @@ class _Pictures:
 
     def __iter__(self) -> Iterator[Shot]:
         for path in self._paths:
-            yield Shot(str(path.relative_to(self._root).with_suffix("")), decode_rgb(path))
+            yield Shot(str(path.relative_to(self._root).with_suffix("")), decode_rgb(path), path=path)
 
 
 def _pictures_in(folder: Path) -> list[Path]:
@@ -105,7 +112,10 @@ def _pictures_in(folder: Path) -> list[Path]:
         (
             path
             for path in (*folder.glob("*"), *folder.glob("*/*"))
-            if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and not path.name.startswith(".")
+            if path.suffix.lower() in IMAGE_SUFFIXES
+            and path.is_file()
+            and not path.name.startswith(".")
+            and not path.name.endswith(LABEL_SUFFIX)
         ),
         key=lambda path: natural_key(str(path.relative_to(folder))),
     )
@@ -160,17 +170,19 @@ class _Video:
 class _DataSet:
     rate_hz: float | None = None
 
-    def __init__(self, root: Path, card: ModelCard, name: str, run: Path | None) -> None:
-        self._source = open_dataset(name, root, network_classes=card.label_space)
-        if self._source.label_space != card.label_space:
+    def __init__(
+        self, root: Path, label_space: LabelSpace, name: str, run: Path | None, vehicle: str
+    ) -> None:
+        self._source = open_dataset(name, root, network_classes=label_space)
+        if self._source.label_space != label_space:
             raise SourceError(
-                f"the model knows {_classes(card.label_space)}, data set {name} has "
+                f"the model knows {_classes(label_space)}, data set {name} has "
                 f"{_classes(self._source.label_space)}; give a data set with the model's classes, or its "
                 f"pictures without --dataset"
             )
         self._refs: tuple[FrameRef, ...] = self._source.refs
         if run is not None:
-            wanted = test_keys(run, card.vehicle)
+            wanted = test_keys(run, vehicle)
             refs = {ref.key: ref for ref in self._refs}
             gone = [key for key in wanted if key not in refs]
             if gone:
@@ -181,10 +193,10 @@ class _DataSet:
     def __iter__(self) -> Iterator[Shot]:
         for ref in self._refs:
             if ref.label_path is None:
-                yield Shot(ref.key, self._source.load_image(ref))
+                yield Shot(ref.key, self._source.load_image(ref), path=ref.image_path)
             else:
                 frame = self._source.load(ref)
-                yield Shot(ref.key, frame.image_HWC, frame.label_HW)
+                yield Shot(ref.key, frame.image_HWC, frame.label_HW, ref.image_path)
 
 
 def test_keys(run: Path, vehicle: str) -> list[str]:

@@ -22,6 +22,7 @@ from edge_client.source.recorder import Recorder
 from edge_client.source.ring import Ring
 from edge_client.source.settings import SourceConfig
 from edge_client.source.snapshot import (
+    MANIFEST_NAME,
     Manifest,
     SnapshotFrames,
     read_manifest,
@@ -70,7 +71,7 @@ def recorded_frames(
     """
     config.check_folder()
     folder = Path(config.recording)
-    manifest_path = folder / "snapshot.json"
+    manifest_path = folder / MANIFEST_NAME
     ring = Ring(folder / "frames", round(config.quota_mb * 1e6))
     try:
         manifest = read_manifest(manifest_path) if config.snapshot != "new" else None

@@ -21,6 +21,8 @@ from edge_client.source.ring import Ring, RingFrame, digest, place_of
 from edge_client.source.settings import FEWEST_FRAMES
 from protocol.atomic import sync_folder, write_bytes_atomic
 
+MANIFEST_NAME = "snapshot.json"
+"""In the folder of a recording, beside that of its frames."""
 _VERSION = 1
 
 

@@ -19,6 +19,7 @@ from datasets.catalog import LABELLED_CHOICES
 from evaluation.official_python import VARIABLE
 from fleet.cli.dataset_and_encoder import dataset_app, encoder_app
 from fleet.cli.interrupts import stopping_line
+from fleet.cli.label import label
 from fleet.cli.observers import OBSERVING, observed
 from fleet.cli.options import PRETRAIN_KEYS, SCENARIO_KEYS
 from fleet.cli.provision import provision
@@ -44,6 +45,7 @@ app.add_typer(dataset_app, name="dataset")
 app.add_typer(encoder_app, name="encoder")
 app.add_typer(update_app, name="update")
 app.command()(provision)
+app.command()(label)
 
 
 @app.callback()
