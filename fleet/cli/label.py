@@ -78,9 +78,9 @@ def label(
     Ctrl-C stops cleanly; the same command goes on.
     """
     from fleet.errors import OperatorError
-    from fleet.label.labelling import Labelling
-    from fleet.label.labelling import label as run_label
-    from fleet.label.teacher import TeacherOptions
+    from fleet.model.labelling import Labelling
+    from fleet.model.labelling import label as run_label
+    from fleet.model.teacher import TeacherOptions
     from fleet.scenario import parse_image_size
 
     if threads < 1:

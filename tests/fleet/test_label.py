@@ -20,9 +20,9 @@ from datasets.labels import CAMVID, VOID
 from edge_client.source.folder import GrowingFolder
 from edge_client.source.ring import Ring
 from edge_client.source.snapshot import SnapshotFrames, take_snapshot
-from fleet.label.labelling import Labelling, label
-from fleet.label.likely import as_logits, likely_classes
-from fleet.label.teacher import Teacher, TeacherOptions
+from fleet.model.labelling import Labelling, label
+from fleet.model.likely import as_logits, likely_classes
+from fleet.model.teacher import Teacher, TeacherOptions
 from protocol.errors import Mistake
 
 OPTIONS = TeacherOptions()

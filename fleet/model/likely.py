@@ -20,7 +20,7 @@ def as_logits(scores_Khw: NDArray[np.float32]) -> NDArray[np.float32]:
     sums_hw = scores_Khw.sum(axis=0)
     if scores_Khw.min() < 0 or np.abs(sums_hw - 1).max() > _CLOSE:
         return scores_Khw
-    return np.log(np.maximum(scores_Khw, np.float32(_SMALLEST)))
+    return np.asarray(np.log(np.maximum(scores_Khw, np.float32(_SMALLEST))), np.float32)
 
 
 def likely_classes(
@@ -41,7 +41,7 @@ def likely_classes(
 
     def enlarged(k: int) -> NDArray[np.float32]:
         if logits_Khw.shape[1:] == size_HW:
-            return logits_Khw[k]
+            return np.asarray(logits_Khw[k], np.float32)
         resized = cv2.resize(logits_Khw[k], (width, height), interpolation=cv2.INTER_LINEAR)
         return np.asarray(resized, np.float32)
 

@@ -22,8 +22,8 @@ from edge_client.encoder.providers import candidates
 from edge_client.encoder.sessions import CPU, open_session
 from edge_client.predict.card import ModelCard, ModelError
 from fleet.errors import OperatorError
-from fleet.label.class_map import read_class_map
-from fleet.label.likely import as_logits, likely_classes
+from fleet.model.class_map import read_class_map
+from fleet.model.likely import as_logits, likely_classes
 
 _DTYPES: dict[str, Any] = {
     "tensor(uint8)": np.uint8,
@@ -46,7 +46,7 @@ class TeacherOptions:
     classes: str | None = None
     """Those of the labels: a label space or a table's path."""
     class_map: Path | None = None
-    """Table of the teacher's ids (`fleet.label.class_map`)."""
+    """Table of the teacher's ids (`fleet.model.class_map`)."""
     image_size: tuple[int, int] | None = None
     """Width, height in pixels that the model sees."""
     pixels: str | None = None

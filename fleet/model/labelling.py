@@ -22,8 +22,8 @@ from edge_client.predict.sources import Source, open_source
 from edge_client.source.snapshot import MANIFEST_NAME as SNAPSHOT_NAME
 from evaluation.scores import ConfusionMatrix
 from fleet.errors import OperatorError
-from fleet.label.teacher import Teacher, TeacherOptions
-from fleet.label.written import TEACHER_DIGITS, Counts, LabelledFolder
+from fleet.model.labelled_folder import TEACHER_DIGITS, Counts, LabelledFolder
+from fleet.model.teacher import Teacher, TeacherOptions
 from protocol.atomic import write_json_atomic
 
 MANIFEST_NAME = "labels.json"
