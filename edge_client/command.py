@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from datasets.catalog import DATASETS, LABEL_SPACES, label_space
-from edge_client.conversation import Stopped
+from edge_client.conversation import DEFAULT_OFFLINE_S, Stopped
 from edge_client.encoder.providers import candidates
 from edge_client.errors import VehicleError
 from edge_client.frames import limit_opencv_threads
@@ -26,6 +26,7 @@ from edge_client.predict.on_board import OnBoard
 from edge_client.recent import Seeing
 from edge_client.source.options import add_source_options, source_config
 from edge_client.source.recording import Recording, recorded_frames
+from edge_client.spool import DEFAULT_SPOOL_MB
 from protocol.doors import FOREIGN_CHOICE
 from protocol.errors import MENDABLE, MISTAKE_CODE
 from protocol.metrics import MetricsServer, process_families
@@ -203,6 +204,21 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         help="the operator's public key, with which updates must be signed; default: update.pub in the "
         "folder that ?identity= of the broker's URL names; without either no update is taken",
     )
+    parser.add_argument(
+        "--offline-s",
+        type=float,
+        default=DEFAULT_OFFLINE_S,
+        metavar="SECONDS",
+        help="how long to wait for a network that is gone; what a turn can do without it goes on "
+        "(default: a day)",
+    )
+    parser.add_argument(
+        "--spool-mb",
+        type=int,
+        default=DEFAULT_SPOOL_MB,
+        metavar="MB",
+        help=f"how much of a turn may wait on disk while there is no network (default {DEFAULT_SPOOL_MB})",
+    )
     parser.add_argument("--predictions", help="folder for its own test frames' predictions (fedavg)")
     parser.add_argument("--threads", type=int, default=1, help="ONNX Runtime threads (default 1)")
     parser.add_argument(
@@ -261,6 +277,8 @@ def _config(options: argparse.Namespace) -> HostConfig:
         encoder_mode=options.encoder_mode,
         allowed_learners=tuple(options.allow_learner),
         when=options.when,
+        offline_s=options.offline_s,
+        spool_mb=options.spool_mb,
         health=True,
         vehicles=(
             VehicleConfig(

@@ -35,6 +35,8 @@ from protocol.session.transport import BrokerUnreachable
 log = logging.getLogger(__name__)
 
 _POLL_S = 0.5
+DEFAULT_OFFLINE_S = 86400.0
+"""A day: how long a car waits for a network that is gone."""
 
 
 class Superseded(Exception):
@@ -64,7 +66,10 @@ class Patience:
     retry_s: float = 5.0
     """An unanswered request is recalled after this, then after twice this, up to 30 s."""
     give_up_s: float = 600.0
-    """A lost broker or a silent cloud ends the vehicle after this; far above the cloud's heartbeat."""
+    """A silent cloud ends the vehicle after this; far above the cloud's heartbeat."""
+    offline_s: float | None = None
+    """A lost broker, though, is waited for as long as this; None: as `give_up_s` says. Who learns by itself
+    does not wait for it at all."""
     window: int = 4
     """Requests that may be under way at once: the encoder works while the cloud does."""
 
@@ -114,7 +119,16 @@ class Conversation:
         self.is_welcome = False
         self._grants.clear()
 
-    def arrived(self, timeout_s: float) -> Iterator[Down]:
+    @property
+    def is_away(self) -> bool:
+        """Whether there is no broker now."""
+        return self._link.transport.seconds_disconnected() > 0
+
+    def now(self) -> float:
+        """By the clock of the link."""
+        return self._link.clock.now()
+
+    def arrived(self, timeout_s: float, *, waits: bool = True) -> Iterator[Down]:
         """All messages of the cloud to this vehicle that are here, the first of them waited for.
 
         A turn is among them once, however often its grant arrives.
@@ -123,9 +137,12 @@ class Conversation:
             VehicleError: the cloud refuses this vehicle, or nothing was heard of it for `give_up_s`.
             Stopped: the process was asked to stop.
             Finished: the cloud ended the run.
-            BrokerUnreachable: the broker has been away for `give_up_s`.
+            BrokerUnreachable: the broker has been away for `offline_s`, and the vehicle `waits`: it has
+                nothing to do without.
         """
         away_s = self._check_life()
+        if waits:
+            self._check_broker(away_s)
         received = self._link.receive(min(timeout_s, _POLL_S))
         if received is None:
             self._check_silence(away_s)
@@ -140,13 +157,15 @@ class Conversation:
         self._alive()
         if self._stop.is_set():
             raise Stopped
-        away_s = self._link.transport.seconds_disconnected()
-        if away_s > self._patience.give_up_s:
+        return self._link.transport.seconds_disconnected()
+
+    def _check_broker(self, away_s: float) -> None:
+        limit_s = self._patience.give_up_s if self._patience.offline_s is None else self._patience.offline_s
+        if away_s > limit_s:
             raise BrokerUnreachable(
-                f"the broker has been unreachable for {away_s:.0f} s (limit {self._patience.give_up_s:g} s); "
+                f"the broker has been unreachable for {away_s:.0f} s (limit {limit_s:g} s); "
                 f"start it and this vehicle again, nothing is lost"
             )
-        return away_s
 
     def _interpret(self, received: Received | Malformed) -> Down | None:
         """What is for the vehicle's turn, or for none yet; the rest is heeded here."""
@@ -190,11 +209,14 @@ class Conversation:
                 f"(limit {self._patience.give_up_s:g} s); is the cloud server running for this fleet?"
             )
 
-    def ask(self, turn: Turn, requests: Iterable[Request]) -> list[Answer]:
+    def ask(
+        self, turn: Turn, requests: Iterable[Request], meanwhile: Callable[[], bool] = lambda: False
+    ) -> list[Answer]:
         """Send requests of one turn, several at a time, and return their answers in the same order.
 
         `requests` is consumed lazily: a request is made while earlier ones are being answered, and none while
-        the vehicle may not work.
+        the vehicle may not work. While answers are waited for and there is no broker, `meanwhile` does a
+        piece of work that can be done without; it returns False when none is left.
 
         Raises:
             Superseded: the turn started over under a new grant.
@@ -215,9 +237,9 @@ class Conversation:
                 pending[request.step] = Pending(request, self._send(request), self._patience.retry_s)
                 self._collect(turn, pending, answers, timeout_s=0.0)
                 while len(pending) >= self._patience.window or not self._link.has_room:
-                    self._collect(turn, pending, answers, timeout_s=_POLL_S)
+                    self._wait(turn, pending, answers, meanwhile)
             while pending:
-                self._collect(turn, pending, answers, timeout_s=_POLL_S)
+                self._wait(turn, pending, answers, meanwhile)
         except Superseded:
             self._link.forget()
             raise
@@ -225,8 +247,8 @@ class Conversation:
 
     def attend(self, turn: Turn) -> None:
         """Heed what has arrived in the midst of long work, and wait until it may go on; raises what `ask`
-        raises."""
-        self._collect(turn, {}, {}, timeout_s=0.0)
+        raises. Work that needs no broker goes on without."""
+        self._collect(turn, {}, {}, timeout_s=0.0, waits=False)
         self._rest(turn, {}, {})
 
     def rest(self, turn: Turn) -> None:
@@ -237,6 +259,16 @@ class Conversation:
         while not self._may_work():
             self._collect(turn, pending, answers, timeout_s=_POLL_S)
 
+    def _wait(
+        self,
+        turn: Turn,
+        pending: dict[int, Pending],
+        answers: dict[int, Answer],
+        meanwhile: Callable[[], bool],
+    ) -> None:
+        works = self.is_away and self._may_work() and meanwhile()
+        self._collect(turn, pending, answers, timeout_s=0.0 if works else _POLL_S, waits=not works)
+
     def _send(self, request: Request) -> Sending:
         try:
             return self._link.send(request)
@@ -244,7 +276,13 @@ class Conversation:
             raise TurnRefused(str(error)) from error
 
     def _collect(
-        self, turn: Turn, pending: dict[int, Pending], answers: dict[int, Answer], timeout_s: float
+        self,
+        turn: Turn,
+        pending: dict[int, Pending],
+        answers: dict[int, Answer],
+        timeout_s: float,
+        *,
+        waits: bool = True,
     ) -> None:
         """Take in all that has arrived; only then are requests recalled that have no answer."""
         now = self._link.clock.now()
@@ -253,7 +291,7 @@ class Conversation:
         )
         if soonest is not None:
             timeout_s = max(0.0, min(timeout_s, soonest - now))
-        for message in self.arrived(timeout_s):
+        for message in self.arrived(timeout_s, waits=waits):
             if isinstance(message, Turn):
                 raise Superseded(message)
             if isinstance(message, Reject):

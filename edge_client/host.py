@@ -18,7 +18,7 @@ from datasets.conditions import Condition
 from datasets.divided import open_frames, owned_frames
 from datasets.frame import FrameSource
 from datasets.partition import partition_frames
-from edge_client.conversation import Finished, Patience, Stopped
+from edge_client.conversation import DEFAULT_OFFLINE_S, Finished, Patience, Stopped
 from edge_client.crew import Crew, Seat
 from edge_client.errors import VehicleError
 from edge_client.frames import FrameCache, Sight, VehicleFrames, limit_opencv_threads
@@ -30,6 +30,7 @@ from edge_client.own_frames import check_own_frames
 from edge_client.permission import Permission
 from edge_client.recent import Seeing
 from edge_client.source.settings import SourceConfig
+from edge_client.spool import DEFAULT_SPOOL_MB
 from edge_client.vehicle import Vehicle, VehicleSettings, new_session
 from protocol.errors import MENDABLE, SettingError
 from protocol.json_files import decode_json
@@ -52,6 +53,15 @@ log = logging.getLogger(__name__)
 _OWN_SPLITS = ("train", "val", "test")
 _LOOK_S = 0.5
 """How often a vehicle is looked at for which nothing arrives."""
+_DURATIONS = (
+    "heartbeat_s",
+    "connect_timeout_s",
+    "retry_s",
+    "give_up_s",
+    "offline_s",
+    "step_s",
+    "when_poll_s",
+)
 
 
 class _Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -133,6 +143,10 @@ class HostConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True)
     connect_timeout_s: float = 60.0
     retry_s: float = 5.0
     give_up_s: float = 600.0
+    offline_s: float = DEFAULT_OFFLINE_S
+    """How long its vehicles wait for a network that is gone; `give_up_s` is for a cloud that is silent."""
+    spool_mb: int = DEFAULT_SPOOL_MB
+    """How much of a turn may wait on a vehicle's disk while there is no network."""
     frames_checked: bool = False
     """Whether somebody has read every frame already, as the launcher has; else this process does, first."""
     when: str | None = None
@@ -166,9 +180,11 @@ class HostConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True)
             raise SettingError(f"threads must be at least 1, got {self.threads}")
         if self.encoder_mode not in ("auto", "bind", "rebuild"):
             raise SettingError(f"encoder_mode must be auto, bind or rebuild, got {self.encoder_mode!r}")
-        for name in ("heartbeat_s", "connect_timeout_s", "retry_s", "give_up_s", "step_s", "when_poll_s"):
+        for name in _DURATIONS:
             if not getattr(self, name) > 0:
                 raise SettingError(f"{name} must be above 0, got {getattr(self, name)}")
+        if self.spool_mb < 0:
+            raise SettingError(f"spool_mb must be at least 0, got {self.spool_mb}")
 
 
 def read_host_config(path: Path) -> HostConfig:
@@ -314,7 +330,10 @@ class Host:
             VehicleSettings(
                 vehicle=config.id,
                 allowed_learners=host.allowed_learners,
-                patience=Patience(retry_s=host.retry_s, give_up_s=host.give_up_s),
+                spool_bytes=host.spool_mb * 1_000_000,
+                patience=Patience(
+                    retry_s=host.retry_s, give_up_s=host.give_up_s, offline_s=host.offline_s
+                ),
             ),
             link=link,
             session=session,

@@ -42,10 +42,37 @@ def part_of(arrays: Mapping[str, NDArray[np.generic]], prefix: str) -> dict[str,
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
-class _Array(msgspec.Struct, frozen=True, array_like=True):
+class PackedArray(msgspec.Struct, frozen=True, array_like=True):
+    """An array in a file."""
+
     dtype: str
     shape: tuple[int, ...]
     data: bytes
+
+
+def pack_arrays(arrays: Mapping[str, NDArray[np.generic]]) -> dict[str, PackedArray]:
+    """Arrays by name, as files hold them; the same for the same arrays."""
+    return {
+        name: PackedArray(array.dtype.str, array.shape, np.ascontiguousarray(array).tobytes())
+        for name, array in sorted(arrays.items())
+    }
+
+
+def unpack_arrays(packed: Mapping[str, PackedArray]) -> dict[str, NDArray[np.generic]]:
+    """What `pack_arrays` was given.
+
+    Raises:
+        ValueError, TypeError: they are none.
+    """
+    return {
+        name: np.frombuffer(array.data, dtype=array.dtype).reshape(array.shape)
+        for name, array in packed.items()
+    }
+
+
+def state_bytes(state: VehicleState) -> bytes:
+    """Everything in a state, the same for the same state."""
+    return msgspec.msgpack.encode(pack_arrays({"theta": state.theta, **state.optimizer}))
 
 
 class _StateFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -53,7 +80,7 @@ class _StateFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     vehicle: str
     bundle_digest: str
     turn_id: int
-    arrays: dict[str, _Array]
+    arrays: dict[str, PackedArray]
     head: str = ""
     """Digest of the update that brought the local head; empty: none did."""
 
@@ -91,6 +118,16 @@ class StateStore:
         self._head = head
         self._take_over = take_over
 
+    @property
+    def folder(self) -> Path:
+        """Where it is."""
+        return self._folder
+
+    @property
+    def model(self) -> str:
+        """Names the bundle and the head that states are of now."""
+        return f"{self._bundle_digest} {self._head}"
+
     def load(self, turn_id: int) -> VehicleState:
         """The state after turn `turn_id`.
 
@@ -110,10 +147,7 @@ class StateStore:
             raise StateError(f"corrupt state file {path}: its checksum is wrong; start a new run")
         try:
             content = msgspec.msgpack.decode(body, type=_StateFile)
-            arrays = {
-                name: np.frombuffer(array.data, dtype=array.dtype).reshape(array.shape)
-                for name, array in content.arrays.items()
-            }
+            arrays = unpack_arrays(content.arrays)
             theta = arrays.pop("theta")
         except (msgspec.DecodeError, ValueError, TypeError, KeyError) as error:
             raise StateError(f"unreadable state file {path}: {error}; start a new run") from error
@@ -145,10 +179,7 @@ class StateStore:
                 vehicle=self._vehicle,
                 bundle_digest=self._bundle_digest,
                 turn_id=turn_id,
-                arrays={
-                    name: _Array(array.dtype.str, array.shape, np.ascontiguousarray(array).tobytes())
-                    for name, array in sorted(arrays.items())
-                },
+                arrays=pack_arrays(arrays),
                 head=self._head,
             )
         )

@@ -6,10 +6,12 @@ Legend: B frames of a batch, C channels, H W rows and columns; θ all encoder pa
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,11 +20,13 @@ from edge_client.conversation import Conversation
 from edge_client.encoder.bundle import BundleError
 from edge_client.encoder.runtime import Encoder, Linearisation
 from edge_client.encoder.subspaces import Subspace
-from edge_client.errors import TurnRefused
+from edge_client.errors import TurnRefused, VehicleError
 from edge_client.frames import VehicleFrames
 from edge_client.local.cross_entropy import downsample_label
 from edge_client.local.head import LocalHead
+from edge_client.spool import Spool, digest
 from edge_client.train_views import TrainViews
+from edge_client.work import metered
 from protocol.codec import labels as label_codec
 from protocol.codec.bits import encode_within
 from protocol.codec.quantiser import UncodableError
@@ -37,6 +41,7 @@ from protocol.messages import (
     OfferedLabel,
     Request,
     RequestIdentity,
+    Smashed,
     Turn,
     Upload,
 )
@@ -92,8 +97,10 @@ class TurnTools:
         local_model: LocalModelTools | None = None,
         local_head: LocalHead | None = None,
         allowed_learners: Collection[str] = (),
+        spool: Spool,
     ) -> None:
-        """`allowed_learners`: `package.module:name` of those of others that the vehicle's operator trusts."""
+        """`allowed_learners`: `package.module:name` of those of others that the vehicle's operator trusts;
+        `spool` keeps what is made for the turn while there is no network."""
         self.turn = turn
         self.allowed_learners = allowed_learners
         self.encoder = encoder
@@ -109,6 +116,11 @@ class TurnTools:
         self._labels = labels
         self._conversation = conversation
         self._steps = itertools.count()
+        self.spool = spool
+        self._ahead: deque[Iterator[None]] = deque()
+        """What can be made while there is no network, a piece at a time."""
+        self._deferred: list[bytes] = []
+        """In the spool: requests of this attempt that are still to go out."""
 
     def header(self) -> RequestIdentity:
         """What the turn's next request begins with."""
@@ -120,8 +132,54 @@ class TurnTools:
         }
 
     def ask(self, requests: Iterable[Request]) -> list[Answer]:
-        """Send requests, several at a time, and return their answers in the same order."""
-        return self._conversation.ask(self.turn, requests)
+        """Send requests, several at a time, and return their answers in the same order.
+
+        What was deferred goes first. While there is no network, what else the turn wants is made ahead.
+        """
+        earlier, self._deferred = self._deferred, []
+        answers = self._conversation.ask(
+            self.turn, itertools.chain(self._taken_from_spool(earlier), requests), self._make_ahead
+        )
+        return answers[len(earlier) :]
+
+    def send(self, request: Smashed) -> None:
+        """Send a request whose answer says nothing: while there is no network it waits in the spool."""
+        if self.is_away:
+            name = request.step.to_bytes(8, "big")
+            if self.spool.put(name, msgspec.msgpack.encode(request), of_attempt=True):
+                self._deferred.append(name)
+                return
+        self.ask([request])
+
+    def _taken_from_spool(self, names: Sequence[bytes]) -> Iterator[Request]:
+        for name in names:
+            content = self.spool.get(name, of_attempt=True)
+            if content is None:
+                raise VehicleError("what waited in the spool is gone or damaged; start this vehicle again")
+            yield msgspec.msgpack.decode(content, type=Smashed)
+
+    @property
+    def is_away(self) -> bool:
+        """Whether there is no network now."""
+        return self._conversation.is_away
+
+    def now(self) -> float:
+        """By the clock of the link."""
+        return self._conversation.now()
+
+    def make_ahead(self, pieces: Iterator[None]) -> None:
+        """What is to be made, a piece at a time, whenever the turn waits and there is no network."""
+        self._ahead.append(pieces)
+
+    def _make_ahead(self) -> bool:
+        while self._ahead:
+            try:
+                next(self._ahead[0])
+            except StopIteration:
+                self._ahead.popleft()
+            else:
+                return True
+        return False
 
     def attend(self) -> None:
         """Heed, in the midst of long work, that the turn is void or the process is to stop."""
@@ -201,18 +259,59 @@ class TurnTools:
         Raises:
             TurnRefused: see `own_frames` and `encode`.
         """
-        indices = self.own_frames(split, self.turn.upload_frames.get(split))
-        draw = self.views.draw(self.turn.epochs) if split == "train" else None
+        indices, draw = self._wanted(split)
 
         def uploads() -> Iterator[Request]:
-            for first in range(0, len(indices), self.turn.batch_size):
-                batch = indices[first : first + self.turn.batch_size]
-                features = self.encode(theta, self.views.images(batch, draw))
+            for batch in self._upload_batches(indices):
+                features = self._made_ahead(theta, split, batch)
+                if features is None:
+                    features = self.encode(theta, self.views.images(batch, draw))
                 yield Upload(**self.header(), split=split, frames=batch, features=features, draw=draw)
 
         if split != "train" or self.turn.follows_labels:
             self.send_labels(indices)
         self.ask(uploads())
+
+    def uploads_ahead(self, theta: NDArray[np.float32]) -> Iterator[None]:
+        """Put the features of everything that the turn wants uploaded into the spool, while there is room.
+
+        Raises:
+            TurnRefused: see `upload`.
+        """
+        for split in self.turn.uploads:
+            indices, draw = self._wanted(split)
+            for batch in self._upload_batches(indices):
+                name = self._name(theta, split, batch)
+                if self.spool.get(name) is None:
+                    with metered():  # counted when they are sent
+                        features = self.encode(theta, self.views.images(batch, draw))
+                    if not self.spool.put(name, msgspec.msgpack.encode(features)):
+                        return
+                yield
+
+    def _made_ahead(
+        self, theta: NDArray[np.float32], split: str, batch: tuple[int, ...]
+    ) -> EncodedTensor | None:
+        if not self.spool.pieces:
+            return None
+        content = self.spool.get(self._name(theta, split, batch))
+        if content is None:
+            return None
+        self.encoder.count_forward(len(batch))
+        return msgspec.msgpack.decode(content, type=EncodedTensor)
+
+    def _name(self, theta: NDArray[np.float32], split: str, batch: tuple[int, ...]) -> bytes:
+        """Of features in the spool: all else that they follow from is the turn's."""
+        return digest(b"features", theta.tobytes(), split.encode(), repr(batch).encode())
+
+    def _wanted(self, split: str) -> tuple[tuple[int, ...], int | None]:
+        """The frames of a split that are to go up, and by which draw they are seen."""
+        indices = self.own_frames(split, self.turn.upload_frames.get(split))
+        return indices, self.views.draw(self.turn.epochs) if split == "train" else None
+
+    def _upload_batches(self, indices: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+        size = self.turn.batch_size
+        return (indices[first : first + size] for first in range(0, len(indices), size))
 
     def own_frames(self, split: str, wanted: tuple[int, ...] | None) -> tuple[int, ...]:
         """The frames of a split that the turn names; all of them where it names none.

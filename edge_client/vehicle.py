@@ -17,6 +17,7 @@ from edge_client.learners import LEARNERS, takes_labels
 from edge_client.learners.shared_encoder import FetchedEncoder
 from edge_client.learners.sharing import begin_shared, end_shared
 from edge_client.local.head import LocalHead
+from edge_client.spool import DEFAULT_SPOOL_MB, Spool
 from edge_client.state import StateStore, VehicleState
 from edge_client.turn import LabelMemory, LocalModelTools, TurnTools
 from edge_client.updates.intake import Renewed, UpdateIntake
@@ -44,6 +45,8 @@ class VehicleSettings:
 
     vehicle: str
     patience: Patience = field(default_factory=Patience)
+    spool_bytes: int = DEFAULT_SPOOL_MB * 1_000_000
+    """How much may wait on disk while there is no network."""
     allowed_learners: tuple[str, ...] = ()
     """Estimators and learners of others that the cloud may name, by `package.module:name`."""
 
@@ -93,6 +96,7 @@ class Vehicle:
         self._labels = LabelMemory()
         self._fetched = FetchedEncoder()
         self._states = states
+        self._spool = Spool(states.folder / "spool", settings.spool_bytes)
         self._updates = updates
         self._hello = Hello(
             vehicle=settings.vehicle,
@@ -158,7 +162,7 @@ class Vehicle:
 
         Raises:
             VehicleError: the cloud refuses this vehicle, or nothing was heard of it for `give_up_s`.
-            BrokerUnreachable: the broker has been away for `give_up_s`.
+            BrokerUnreachable: the broker has been away for `offline_s`.
             Finished: the run is over.
             Stopped: the process was asked to stop.
             Renewed: an update has changed what the vehicle runs.
@@ -235,6 +239,7 @@ class Vehicle:
 
     def _do(self, turn: Turn) -> Turn | None:
         """Do a turn; returns the turn that has replaced it, if one has."""
+        self._spool.begin(turn, self._states.model)
         tools = TurnTools(
             turn,
             encoder=self._encoder,
@@ -244,6 +249,7 @@ class Vehicle:
             local_model=self._local_model,
             local_head=self._local_head,
             allowed_learners=self._settings.allowed_learners,
+            spool=self._spool,
         )
         log.info("turn %d begins", turn.turn_id)
         self._updates.turn_begins()
@@ -261,7 +267,7 @@ class Vehicle:
                 self._conversation.ask(turn, [failed])
                 raise
             work = meter.work(self._bundle.spec.graphs["forward"].multiply_adds)
-            self._conversation.ask(turn, [TurnDone(**tools.header(), loss=loss, work=work)])
+            tools.ask([TurnDone(**tools.header(), loss=loss, work=work)])
         except Superseded as superseded:
             log.info("turn %d starts over", superseded.turn.turn_id)
             return superseded.turn
@@ -270,7 +276,9 @@ class Vehicle:
             self._introduce()
             return None
         self.turns_done += 1
-        log.info("turn %d done", turn.turn_id)
+        waited = f"; {self._spool.pieces} pieces had waited on disk" if self._spool.pieces else ""
+        log.info("turn %d done%s", turn.turn_id, waited)
+        self._spool.clear()
         self._updates.turn_done()
         return None
 
@@ -292,6 +300,7 @@ class Vehicle:
             state, loss = LEARNERS[type(turn.learner)](tools, state)
             if turn.sharing is not None and turn.sharing.sends:
                 state = end_shared(tools, begun, state)
+        tools.make_ahead(tools.uploads_ahead(state.theta))
         for split in turn.uploads:
             tools.upload(split, state.theta)
         if turn.learner is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from protocol.messages import Work
 
@@ -30,6 +30,15 @@ class Meter:
             forwards=self.forwards,
             ways_back=self.ways_back,
             forward_equivalents=self.multiply_adds / forward_multiply_adds if known else None,
+        )
+
+    def minus(self, before: Meter) -> Meter:
+        """What has been computed since."""
+        return Meter(
+            forwards=self.forwards - before.forwards,
+            ways_back=self.ways_back - before.ways_back,
+            multiply_adds=self.multiply_adds - before.multiply_adds,
+            is_complete=self.is_complete,
         )
 
 
@@ -57,3 +66,18 @@ def count(frames: int, multiply_adds: int, *, forwards: bool = False, ways_back:
     meter.is_complete = meter.is_complete and multiply_adds > 0
     meter.forwards += frames * forwards
     meter.ways_back += frames * ways_back
+
+
+def so_far() -> Meter:
+    """A copy of what has been counted in this body until now."""
+    return replace(_METER.get() or Meter())
+
+
+def add(done: Meter) -> None:
+    """Count what was computed elsewhere: by an earlier attempt at the same work."""
+    meter = _METER.get()
+    if meter is not None:
+        meter.forwards += done.forwards
+        meter.ways_back += done.ways_back
+        meter.multiply_adds += done.multiply_adds
+        meter.is_complete = meter.is_complete and done.is_complete

@@ -164,6 +164,7 @@ class TinyFleet:
             connect_timeout_s=5,
             retry_s=0.2,
             give_up_s=give_up_s,
+            offline_s=give_up_s,
         )
 
     def state_folder(self, car: str) -> Path:

@@ -104,8 +104,12 @@ class Encoder:
         self._check_theta(theta)
         self._check_images(image_BHWC)
         pieces = self._forward.run_pieces(theta, self._forward.split({"image_BHWC": image_BHWC}))
-        count(len(image_BHWC), self._forward.multiply_adds, forwards=True)
+        self.count_forward(len(image_BHWC))
         return np.concatenate([piece["features_BCHW"] for piece in pieces])
+
+    def count_forward(self, frames: int) -> None:
+        """Count so many frames' way through the encoder as work, here or where they were kept."""
+        count(frames, self._forward.multiply_adds, forwards=True)
 
     def linearise(
         self,

@@ -40,7 +40,7 @@ def uploading(tools: TurnTools, every: int) -> AfterStep:
         nonlocal taken
         if taken in wanted:
             features = tools.code(features_BCHW)
-            tools.ask([Smashed(**tools.header(), frames=batch, features=features, draw=draw)])
+            tools.send(Smashed(**tools.header(), frames=batch, features=features, draw=draw))
         taken += 1
 
     return after_step

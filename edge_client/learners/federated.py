@@ -5,20 +5,24 @@ Legend: B frames, H W rows and columns, K classes.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_client.errors import TurnRefused
+from edge_client.learners.progress import Progress
 from edge_client.local.network import Batch, LocalNetwork, LocalTraining
-from edge_client.state import VehicleState
+from edge_client.state import VehicleState, state_bytes
 from edge_client.turn import LocalModelTools, TurnTools
 from evaluation.latest import FRAMES_A_VEHICLE, evenly, write_predictions
 from evaluation.predictions import write_prediction
 from protocol.batches import batch_bounds
 from protocol.codec.weights import WeightArrays, WeightsError, pack, unpack
-from protocol.messages import FederatedPlan, FetchWeights, SplitScores, Update, Weights
+from protocol.messages import FederatedPlan, FetchWeights, FirstOrder, SplitScores, Update, Weights
+
+log = logging.getLogger(__name__)
 
 _STATISTIC = "statistic/"
 """Prefix, in the vehicle's state, of the BatchNorm statistics that stay on the vehicle."""
@@ -55,11 +59,43 @@ def learn_with_weights(tools: TurnTools, state: VehicleState) -> tuple[VehicleSt
     except WeightsError as error:
         raise TurnRefused(f"the cloud's weights don't fit the local model: {error}") from error
     own = own_statistics(state) if plan.statistics == "local" else {}
-    network = LocalNetwork(local.model, {**local.model.weights, **own, **received}, threads=local.threads)
+    started = {**local.model.weights, **own, **received}
+    network = LocalNetwork(local.model, started, threads=local.threads)
     _send_scores(tools, local, network)
     if turn.epochs == 0:
         return state, None
-    losses = network.train(
+    progress = Progress(tools, b"federated", state_bytes(VehicleState(theta=state.theta, optimizer=started)))
+    taken_up = progress.take_up()
+    if taken_up is not None:
+        losses, trained = taken_up[0], taken_up[1].optimizer
+        log.info("turn %d: the training that it had done is there", turn.turn_id)
+        network = LocalNetwork(
+            local.model,
+            {name: array.astype(np.float32) for name, array in trained.items()},
+            threads=local.threads,
+        )
+    else:
+        losses = _train(tools, network, plan, first_order)
+        learnt = VehicleState(theta=state.theta, optimizer=network.weights)
+        progress.note(losses, lambda: learnt, is_end=True)
+    update = Update(
+        **tools.header(),
+        samples=len(tools.frames.splits["train"]),
+        loss=losses[-1],
+        tensors=pack({name: network.weights[name] for name in exchanged}),
+    )
+    tools.ask([update])
+    kept = spec.statistic_names if plan.statistics == "local" else ()
+    statistics = {_STATISTIC + name: network.weights[name] for name in kept}
+    return VehicleState(theta=state.theta, optimizer=statistics), losses[-1]
+
+
+def _train(
+    tools: TurnTools, network: LocalNetwork, plan: FederatedPlan, first_order: FirstOrder
+) -> list[float]:
+    """The turn's epochs; returns the mean loss of each."""
+    turn = tools.turn
+    return network.train(
         LocalTraining(
             optimizer=plan.optimizer,
             momentum=plan.momentum,
@@ -71,16 +107,6 @@ def learn_with_weights(tools: TurnTools, state: VehicleState) -> tuple[VehicleSt
         ),
         ((first_order.rate * share, _batches(tools, epoch)) for epoch, share in enumerate(turn.rate_shares)),
     )
-    update = Update(
-        **tools.header(),
-        samples=len(tools.frames.splits["train"]),
-        loss=losses[-1],
-        tensors=pack({name: network.weights[name] for name in exchanged}),
-    )
-    tools.ask([update])
-    kept = spec.statistic_names if plan.statistics == "local" else ()
-    statistics = {_STATISTIC + name: network.weights[name] for name in kept}
-    return VehicleState(theta=state.theta, optimizer=statistics), losses[-1]
 
 
 def confusion_counts(

@@ -7,6 +7,7 @@ encoder parameters and φ all head parameters, float32 vectors.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping
 from typing import Protocol
@@ -17,16 +18,20 @@ from numpy.typing import NDArray
 from datasets.class_weights import pixel_weights
 from edge_client.errors import StateError, TurnRefused
 from edge_client.learners.loss_maps import ask_for_loss_maps
+from edge_client.learners.progress import Progress
 from edge_client.learners.subspaces import begin_learning
 from edge_client.local.cross_entropy import cross_entropy, downsample_label
 from edge_client.local.head import LocalHead
 from edge_client.local.loss_weights import cell_weights, known_shares, spread
 from edge_client.optimizers import Adam
-from edge_client.state import VehicleState, part_of
+from edge_client.spool import digest
+from edge_client.state import VehicleState, part_of, state_bytes
 from edge_client.turn import TurnTools
 from protocol.batches import batch_bounds
 from protocol.errors import SettingError
 from protocol.messages import FetchLossMaps, LocalLossPlan
+
+log = logging.getLogger(__name__)
 
 HEAD_PARAMETERS = "head"
 """In the vehicle's state: all parameters of the local head."""
@@ -70,9 +75,23 @@ def learn_from_local_loss(tools: TurnTools, state: VehicleState) -> tuple[Vehicl
     if tools.turn.epochs != len(shares):
         raise TurnRefused(f"the turn has {tools.turn.epochs} epochs but {len(shares)} rates")
     weights = None if mapped is None else _fetch_weights(tools, plan, head, mapped)
-    training = Training(tools, plan, head, state, weights)
-    means = [training.epoch(epoch, share) for epoch, share in enumerate(shares)]
+    progress = Progress(tools, b"local-loss", state_bytes(state), _weights_bytes(weights))
+    means: list[float] = []
+    taken_up = progress.take_up()
+    if taken_up is not None:
+        means, state = taken_up
+        log.info("turn %d goes on after %d of %d epochs", tools.turn.turn_id, len(means), len(shares))
+    training = Training(tools, plan, head, state, weights, goes_on=taken_up is not None)
+    for epoch in range(len(means), len(shares)):
+        means.append(training.epoch(epoch, shares[epoch]))
+        progress.note(means, training.state, is_end=len(means) == len(shares))
     return training.state(), means[-1] if means else None
+
+
+def _weights_bytes(weights: _Weights | None) -> bytes:
+    if weights is None:
+        return b""
+    return digest(*(repr(index).encode() + weights[index].tobytes() for index in sorted(weights)))
 
 
 def head_of(tools: TurnTools) -> LocalHead:
@@ -127,9 +146,11 @@ class Training:
         weights: _Weights | None = None,
         *,
         head_learns: bool = True,
+        goes_on: bool = False,
         after_step: AfterStep = lambda batch, draw, features_BCHW: None,
     ) -> None:
-        """`head_learns`: from labels, with the encoder; `after_step` is told of each batch that was learnt
+        """`head_learns`: from labels, with the encoder; `goes_on`: `state` is of the middle of this turn;
+        `after_step` is told of each batch that was learnt
         from, and of its features before."""
         self._tools = tools
         self._plan = plan
@@ -146,7 +167,9 @@ class Training:
         except (SettingError, StateError) as error:
             raise TurnRefused(f"local learning can't start: {error}") from error
         encoder_state = VehicleState(theta=state.theta, optimizer=part_of(state.optimizer, _ENCODER))
-        self._encoder = begin_learning(tools, encoder_state, encoder_adam, rate_name="local-loss rate")
+        self._encoder = begin_learning(
+            tools, encoder_state, encoder_adam, rate_name="local-loss rate", goes_on=goes_on
+        )
 
     def _take_up(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
         parameters = arrays.get(HEAD_PARAMETERS)

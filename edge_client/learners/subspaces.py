@@ -124,9 +124,10 @@ def begin_learning(
     optimizer: Optimizer,
     *,
     rate_name: str = "zeroth-order rate",
+    goes_on: bool = False,
 ) -> Learning:
     """A turn's start: on its subspace from where the vehicle stands, or else the fleet does, held as the turn
-    says.
+    says. `goes_on`: the state is of the middle of the turn.
 
     Raises:
         TurnRefused: see `Learning.resume`.
@@ -134,11 +135,12 @@ def begin_learning(
     spec = tools.encoder.spec
     adaptation = tools.turn.adaptation.of_encoder(spec.subspace)
     assert adaptation.subspace is not None
-    if tools.displacement is not None:
+    moved = None if goes_on else tools.displacement
+    if moved is not None:
         state = VehicleState(theta=tools.encoder.theta0, optimizer=state.optimizer)
     learning = Learning.resume(state, adaptation.subspace, spec, optimizer, rate_name=rate_name)
-    if tools.displacement is not None:
-        learning.phi = learning.subspace.start() + tools.displacement
+    if moved is not None:
+        learning.phi = learning.subspace.start() + moved
     learning.hold(adaptation.anchor, tools.encoder.theta0)
     return learning
 

@@ -166,6 +166,7 @@ def _write_settings(job: Job) -> list[Path]:
             connect_timeout_s=scenario.patience.join_s,
             retry_s=scenario.patience.retry_s,
             give_up_s=scenario.patience.give_up_s,
+            offline_s=scenario.patience.give_up_s,
             frames_checked=True,
             step_s=scenario.patience.step_s,
         )
