@@ -126,13 +126,16 @@ class PatienceConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     takes longer no longer says that it is alive."""
     turn_s: float = 21600.0
     """For one vehicle's turn, from its grant to its end: who says that it lives and never gets there has
-    failed. Where a way of learning has a deadline of its own, that one counts."""
+    failed. While its car doesn't allow it to work this clock stands still. Where a way of learning has a
+    deadline of its own, that one counts."""
+    paused_s: float = 604800.0
+    """For what its car may take of a turn by not allowing it to work; a week."""
     on_failure: str = "continue"
     """What becomes of the run when a vehicle does not join in `join_s`, fails, or stays away for `give_up_s`:
     `continue` without it, `wait` until it is back, or `stop`."""
 
     def __post_init__(self) -> None:
-        self._above(0, "join_s", "retry_s", "give_up_s", "heartbeat_s", "step_s", "turn_s")
+        self._above(0, "join_s", "retry_s", "give_up_s", "heartbeat_s", "step_s", "turn_s", "paused_s")
         self._one_of(ON_FAILURE, "on_failure")
 
 

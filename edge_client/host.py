@@ -35,7 +35,7 @@ from edge_client.vehicle import Vehicle, VehicleSettings, new_session
 from protocol.errors import MENDABLE, SettingError
 from protocol.json_files import decode_json
 from protocol.local_model import largest_message_bytes
-from protocol.messages import Status
+from protocol.messages import Health, Status
 from protocol.session.link import (
     DEFAULT_PAYLOAD_LIMIT_BYTES,
     SMALLEST_PAYLOAD_LIMIT_BYTES,
@@ -157,8 +157,7 @@ class HostConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True)
     when_poll_s: float = 10.0
     """How often that is looked at."""
     health: bool = False
-    """Whether its vehicles tell how their machine is, in status, log and metrics; those of a simulated fleet
-    share one."""
+    """Whether it tells how its machine is, in status, log and metrics; one of its vehicles does for all."""
     step_s: float = DEFAULT_STEP_S
     """The longest that one step of a vehicle's work may take, a batch for instance; after that it no longer
     says that it is alive."""
@@ -242,6 +241,8 @@ class Host:
         self._openings = Openings(config, self._source.label_space)
         self._caches: dict[tuple[int, int], FrameCache] = {}
         self._failures: list[Exception] = []
+        self._left: set[str] = set()
+        """Vehicles that have come to their end."""
         self._connect = connect
         self._watchdog = watchdog or Watchdog()
         self._permission = Permission(config.when, poll_s=config.when_poll_s)
@@ -324,7 +325,7 @@ class Host:
             session,
             step_s=host.step_s,
             stamped=self._watchdog.watch(config.id),
-            health=None if self.health is None else self.health.now,
+            health=partial(self._told_by, config.id),
         )
         vehicle = Vehicle(
             VehicleSettings(
@@ -353,6 +354,14 @@ class Host:
         )
         return config.id, vehicle, link, presence
 
+    def _told_by(self, name: str) -> Health | None:
+        """What a vehicle tells of the machine: of those that share it, one tells all, the first that is there;
+        that the car allows no work, each does."""
+        there = (vehicle.id for vehicle in self._config.vehicles if vehicle.id not in self._left)
+        if self.health is not None and name == next(there, None):
+            return self.health.now()
+        return None if self._config.when is None else Health(is_paused=self._permission.is_refused)
+
     def _cache(self, image_size: tuple[int, int]) -> FrameCache:
         if image_size not in self._caches:
             self._caches[image_size] = FrameCache(self._source, image_size)
@@ -377,6 +386,7 @@ class Host:
         else:
             self._note_end(error)
             self._watchdog.leave(name)
+            self._left.add(name)
         _say_goodbye(link, presence)
         if is_renewed:
             try:
@@ -384,6 +394,7 @@ class Host:
             except Exception as fault:  # it ends this vehicle, not its neighbours
                 self._note_end(fault)
                 self._watchdog.leave(name)
+                self._left.add(name)
         return None
 
     def _renew(self, place: int) -> Vehicle:

@@ -114,6 +114,11 @@ class VehicleRecord:
         return any(self.sessions.values())
 
     @property
+    def is_paused(self) -> bool:
+        """Whether its car does not allow it to work now, as its latest status says."""
+        return self.health is not None and self.health.is_paused
+
+    @property
     def is_gone(self) -> bool:
         """Whether the process that was taken in has left, or the broker has published its will."""
         return self.sessions.get(self.session) is False
@@ -159,6 +164,7 @@ class VehicleRecord:
         """From now on the vehicle is the process that says this hello."""
         if self.session not in ("", hello.session):
             self.former = [*self.former, self.session][-_MOST_SESSIONS:]
+            self.health = None
         self.hello, self.session, self.last_seen = hello, hello.session, now
         self.declared = self.declared or Declaration.of(hello)
         self.refused = ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from cloud_server.algorithms.base import Algorithm, MayTakeBack
 from cloud_server.config import CloudConfig
@@ -27,6 +27,30 @@ log = logging.getLogger(__name__)
 
 _REPORT_S = 1.0
 _STAGE_ATTEMPTS = 3
+
+
+@dataclass
+class TurnTime:
+    """What a vehicle has had for its turn, by the clock, whatever attempts there were."""
+
+    granted_at: float
+    worked_s: float = 0.0
+    paused_s: float = 0.0
+    """In which its car did not allow it to work, as it says."""
+    _looked_at: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._looked_at = self.granted_at
+
+    def look(self, now: float, *, is_paused: bool) -> None:
+        """The time since the last look was of this kind."""
+        passed_s, self._looked_at = now - self._looked_at, now
+        if is_paused:
+            self.paused_s += passed_s
+        else:
+            self.worked_s += passed_s
+
+
 
 
 class StageTurns:
@@ -93,29 +117,29 @@ class StageTurns:
     def _run_turns(self, stage: Stage, vehicles: Sequence[str]) -> tuple[str, ...]:
         """These vehicles' turns, several at a time; returns whose were finished, in the same order."""
         waiting = list(vehicles)
-        running: dict[str, float] = {}
-        """By vehicle: when it was first granted."""
+        running: dict[str, TurnTime] = {}
         finished = set()
         while waiting or running:
             while waiting and len(running) < self._config.parallel_turns:
                 vehicle = waiting.pop(0)
-                running[vehicle] = self._clock.now()
+                running[vehicle] = TurnTime(self._clock.now())
                 self._grant(stage, vehicle)
             self._serve()
             for vehicle in sorted(running):
                 active = self._desk.active[vehicle]
+                running[vehicle].look(self._clock.now(), is_paused=self._registry.vehicles[vehicle].is_paused)
                 if active.done:
                     del running[vehicle]
                     self._finish(stage, active)
                     finished.add(vehicle)
-                elif failure := active.failed or self._given_up(stage, vehicle, since=running[vehicle]):
+                elif failure := active.failed or self._given_up(stage, vehicle, running[vehicle]):
                     if self._config.patience.on_failure == "wait":
-                        running[vehicle] = self._clock.now()
+                        running[vehicle] = TurnTime(self._clock.now())
                         self._await(stage, active, failure)
                         continue
                     del running[vehicle]
                     self._fail(stage, active, failure)
-                elif stage.deadline_s is not None and self._clock.now() - running[vehicle] > stage.deadline_s:
+                elif stage.deadline_s is not None and self._clock.now() - running[vehicle].granted_at > stage.deadline_s:
                     del running[vehicle]
                     self._drop(stage, active)
                 elif active.abandoned:
@@ -253,18 +277,23 @@ class StageTurns:
         if active.repeat_due(now, patience.retry_s):
             self._desk.send(vehicle, active.turn)
 
-    def _given_up(self, stage: Stage, vehicle: str, *, since: float) -> str:
-        """Why to give up on a vehicle that stays away, or never comes to an end of the turn that it was first
-        granted at `since`; empty while there is hope, or a deadline does it."""
+    def _given_up(self, stage: Stage, vehicle: str, time: TurnTime) -> str:
+        """Why to give up on a vehicle that stays away, or never comes to an end of its turn; empty while there
+        is hope, or a deadline does it."""
         record, now = self._registry.vehicles[vehicle], self._clock.now()
         limit_s = self._config.patience.give_up_s
         if self._seconds_disconnected() > 0:
             record.last_seen = now  # the silence is the broker's doing
         if stage.deadline_s is not None:
             return ""
-        busy_s, most_s = now - since, self._config.patience.turn_s
-        if busy_s > most_s:
-            return f"has not finished turn {stage.number} in {busy_s:.0f} s (limit {most_s:g} s)"
+        patience = self._config.patience
+        if time.worked_s > patience.turn_s:
+            return f"has not finished turn {stage.number} in {time.worked_s:.0f} s (limit {patience.turn_s:g} s)"
+        if time.paused_s > patience.paused_s:
+            return (
+                f"was not allowed to work for {time.paused_s:.0f} s of turn {stage.number} "
+                f"(limit {patience.paused_s:g} s)"
+            )
         if now - record.last_seen <= limit_s:
             return ""
         return (

@@ -13,7 +13,7 @@ Rate = Annotated[float, Meta(ge=0, le=10_000)]
 
 
 class Health(Message, frozen=True, array_like=True, kw_only=True):
-    """How a sender's machine is, for people to see: nothing is decided by it. None: it does not tell."""
+    """How a sender's machine is, for people to see. None: it does not tell."""
 
     temperature_c: Annotated[int, Meta(ge=-100, le=300)] | None = None
     """Of its hottest part."""
@@ -24,7 +24,8 @@ class Health(Message, frozen=True, array_like=True, kw_only=True):
     free_disk_mb: Index | None = None
     """In the folder of what it learns."""
     is_paused: bool = False
-    """Whether the car does not allow it to work now."""
+    """Whether the car does not allow it to work now. The time of a turn stands still meanwhile; nothing else
+    is decided by what is said here."""
     camera_hz: Rate | None = None
     """Frames that its camera gives."""
     camera_dropped: Index | None = None

@@ -30,7 +30,7 @@ class Presence:
         *,
         step_s: float = DEFAULT_STEP_S,
         stamped: Callable[[], None] | None = None,
-        health: Callable[[], messages.Health] | None = None,
+        health: Callable[[], messages.Health | None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`step_s`: the longest that its loop may work without a stamp and still counts as alive; `stamped`

@@ -12,6 +12,9 @@ import pytest
 from fleet_fixtures import CARS, TinyFleet
 from supervision import Supervisor
 
+from cloud_server.config import PatienceConfig
+from cloud_server.errors import CloudError
+from cloud_server.run.stage_turns import TurnTime
 from edge_client.errors import VehicleError
 from edge_client.host import HostConfig
 from edge_client.permission import Permission
@@ -57,7 +60,22 @@ def test_work_that_pauses_in_the_midst_of_turns_ends_with_the_bits_of_undisturbe
     log = [json.loads(line) for line in (fleet.run_folder / "log.jsonl").read_text().splitlines()]
     told = [event for event in log if event["event"] == "health"]
     assert any(event["is_paused"] for event in told), "the cloud's operator sees it"
-    assert all(event["vehicle"] in CARS and event["free_disk_mb"] > 0 for event in told)
+    assert {event["vehicle"] for event in told} == set(CARS)
+    assert {event["vehicle"] for event in told if event["free_disk_mb"]} == {CARS[0]}, "one tells for all"
+
+
+def test_pause_does_not_count_as_time_of_the_turn_and_has_a_bound_of_its_own(
+    undisturbed: TinyFleet, tmp_path: Path
+) -> None:
+    time = TurnTime(granted_at=100.0)
+    for now, is_paused in ((103.0, False), (1000.0, True), (1001.0, False)):
+        time.look(now, is_paused=is_paused)
+    assert (time.worked_s, time.paused_s) == (4.0, 897.0)
+
+    patience = PatienceConfig(retry_s=0.2, give_up_s=30, heartbeat_s=0.5, paused_s=0.5, on_failure="stop")
+    (tmp_path / "parked").write_text("no")
+    with pytest.raises(CloudError, match=r"was not allowed to work for \d+ s of turn 0 \(limit 0.5 s\)"):
+        Supervisor(Parked(undisturbed.world, tmp_path, patience=patience)).run()
 
 
 @pytest.mark.parametrize(
