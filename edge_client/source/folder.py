@@ -55,6 +55,7 @@ class GrowingFolder:
         self._memory = memory
         self._known = _load(memory)
         self._tries: dict[str, tuple[list[int], int]] = {}
+        self._is_gone = False
         self.taken = 0
         self.faulty = 0
 
@@ -75,6 +76,8 @@ class GrowingFolder:
         Raises:
             OSError: see `watch`.
         """
+        if not self._is_there():
+            return
         before = json.dumps(self._as_json())
         try:
             pictures = [
@@ -95,6 +98,15 @@ class GrowingFolder:
             content = self._as_json()
             if json.dumps(content) != before:
                 write_json_atomic(self._memory, content, sync=False)
+
+    def _is_there(self) -> bool:
+        """Whether there is such a folder; that it has gone, and that it is back, is said."""
+        was_gone, self._is_gone = self._is_gone, not self._folder.is_dir()
+        if self._is_gone and not was_gone:
+            log.warning("%s is gone; nothing is recorded until it is back", self._folder)
+        elif was_gone and not self._is_gone:
+            log.info("%s is there again", self._folder)
+        return not self._is_gone
 
     def _look_at(self, name: str, path: Path) -> None:
         stamp = _stamp(path)
