@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ class Fault:
     act: Callable[[Options, RoadFleet], tuple[str, str]]
     """Does it in a fleet that has been made and not started; returns what happened, and the line."""
     environment: Callable[[Path], Mapping[str, str]] = lambda folder: {}
-    patience: Mapping[str, Any] = {}  # noqa: RUF012  # is never changed
+    patience: Mapping[str, Any] = field(default_factory=dict)
     reference: str = "undisturbed"
 
 
