@@ -102,7 +102,7 @@ def test_broker_and_vehicles_that_die_in_a_turn_change_nothing(
         finally:
             process.kill()
             process.wait()
-    assert sum("goes on after 20 of 20 epochs" in line for line in said()) == len(CARS)
+    assert sum("goes on after 40 of 40 epochs" in line for line in said()) == len(CARS)
     assert sum("pieces had waited on disk" in line for line in said()) == len(CARS)
     assert fleet.fingerprint() == calm.fingerprint()
     assert fleet.scores() == calm.scores()
