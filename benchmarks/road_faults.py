@@ -1,6 +1,6 @@
 """What faults of the road do to a fleet, and what its operator reads: a table, each line from a real log.
 
-    python -m benchmarks.road_faults                        # half an hour without network, and ten minutes more
+    python -m benchmarks.road_faults                       # half an hour without network, and ten more
     python -m benchmarks.road_faults --network-minutes 1
 
 Each fault has a folder of its own below `--out`; what is done there is not done again.
@@ -9,6 +9,7 @@ Each fault has a folder of its own below `--out`; what is done there is not done
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -174,9 +175,11 @@ def _clock_back(options: Options, fleet: RoadFleet) -> tuple[str, str]:
     fleet.until(CAR, _LEARNS)
     control.write_text("-1h\n")
     fleet.finish()
-    stamps = re.findall(r"^\d{4}-\d\d-\d\d (\d\d):(\d\d):(\d\d)", fleet.log("cloud").read_text(), re.MULTILINE)
+    stamps = re.findall(
+        r"^\d{4}-\d\d-\d\d (\d\d):(\d\d):(\d\d)", fleet.log("cloud").read_text(), re.MULTILINE
+    )
     seconds = [int(h) * 3600 + int(m) * 60 + int(s) for h, m, s in stamps]
-    back = [b - a for a, b in zip(seconds, seconds[1:], strict=False) if b - a < -3000]
+    back = [b - a for a, b in itertools.pairwise(seconds) if b - a < -3000]
     if not back:
         raise ValueError("the clock was not set back; is libfaketime at work?")
     happened = f"the cloud's log goes back by {-back[0] / 60:.0f} minutes; nothing else does"
@@ -195,8 +198,8 @@ def _network(options: Options, fleet: RoadFleet) -> tuple[str, str]:
     line.mend()
     fleet.finish()
     happened = (
-        f"{options.network_minutes:g} minutes: it learns to the turn's end, {waited} pieces wait on its disk and "
-        f"then go up; meanwhile the cloud says: `{fleet.line('cloud', 'waiting for vehicle car-1')}`"
+        f"{options.network_minutes:g} minutes: it learns to the turn's end, {waited} pieces wait on its disk "
+        f"and then go up; meanwhile the cloud says: `{fleet.line('cloud', 'waiting for vehicle car-1')}`"
     )
     return happened, fleet.line(CAR, "pieces had waited on disk")
 

@@ -5,6 +5,7 @@ What systemd would do on a car is done here: a process that ends with an error i
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -96,17 +97,14 @@ class Line:
 
     def _carry(self, source: socket.socket, sink: socket.socket) -> None:
         try:
-            while data := source.recv(65536):
-                self._open.wait()
-                sink.sendall(data)
-        except OSError:
-            pass
+            with contextlib.suppress(OSError):
+                while data := source.recv(65536):
+                    self._open.wait()
+                    sink.sendall(data)
         finally:
             for end in (source, sink):
-                try:
+                with contextlib.suppress(OSError):
                     end.shutdown(socket.SHUT_RDWR)
-                except OSError:
-                    pass
                 end.close()
 
 

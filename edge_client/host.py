@@ -14,190 +14,41 @@ from pathlib import Path
 import msgspec
 
 from datasets.catalog import label_space
-from datasets.conditions import Condition
 from datasets.divided import open_frames, owned_frames
 from datasets.frame import FrameSource
 from datasets.partition import partition_frames
-from edge_client.conversation import DEFAULT_OFFLINE_S, Finished, Patience, Stopped
+from edge_client.conversation import Finished, Patience, Stopped
 from edge_client.crew import Crew, Seat
-from edge_client.errors import VehicleError
 from edge_client.frames import FrameCache, Sight, VehicleFrames, limit_opencv_threads
 from edge_client.health import MachineHealth
+from edge_client.host_config import HostConfig, SightConfig, VehicleConfig, read_host_config
 from edge_client.learners.own import find_learner
 from edge_client.metrics import VehicleNow
 from edge_client.opening import Openings
 from edge_client.own_frames import check_own_frames
 from edge_client.permission import Permission
 from edge_client.recent import Seeing
-from edge_client.source.settings import SourceConfig
-from edge_client.spool import DEFAULT_SPOOL_MB
 from edge_client.vehicle import Vehicle, VehicleSettings, new_session
-from protocol.errors import MENDABLE, SettingError
-from protocol.json_files import decode_json
+from protocol.errors import MENDABLE
 from protocol.local_model import largest_message_bytes
 from protocol.messages import Health, Status
 from protocol.session.link import (
-    DEFAULT_PAYLOAD_LIMIT_BYTES,
-    SMALLEST_PAYLOAD_LIMIT_BYTES,
     Connect,
     VehicleLink,
     encode_status,
 )
-from protocol.session.presence import DEFAULT_STEP_S, Heartbeat, Presence
-from protocol.session.topics import STATUS, check_id, check_vehicle_id, client_id, topic
+from protocol.session.presence import Heartbeat, Presence
+from protocol.session.topics import STATUS, client_id, topic
 from protocol.session.transport import Will
 from protocol.watchdog import Watchdog
+
+__all__ = ["Host", "HostConfig", "SightConfig", "VehicleConfig", "read_host_config"]
 
 log = logging.getLogger(__name__)
 
 _OWN_SPLITS = ("train", "val", "test")
 _LOOK_S = 0.5
 """How often a vehicle is looked at for which nothing arrives."""
-_DURATIONS = (
-    "heartbeat_s",
-    "connect_timeout_s",
-    "retry_s",
-    "give_up_s",
-    "offline_s",
-    "step_s",
-    "when_poll_s",
-)
-
-
-class _Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Read from and written to JSON; unknown keys are refused."""
-
-
-class SightConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What frames are seen through."""
-
-    condition: str
-    """`fog:3`: a row of `datasets.conditions.CONDITIONS` and its severity, 1 to 5."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        Condition.parse(self.condition)
-
-    def sight(self) -> Sight:
-        """The same, to apply."""
-        return Sight(Condition.parse(self.condition), self.seed)
-
-
-class VehicleConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One vehicle of a host."""
-
-    id: str
-    bundle: str
-    """Folder of its encoder bundle."""
-    state: str
-    """Folder for what it learns."""
-    local_model: str | None = None
-    """Folder of the whole network's programs, for federated averaging alone."""
-    local_head: str | None = None
-    """Folder of its local head, for learning from its own labels alone."""
-    predictions: dict[str, str] = {}
-    """Folders for what it predicts where nobody else can, in federated averaging: on its own test frames
-    (`test`), on the test split of the whole fleet (`fleet`)."""
-    latest: str | None = None
-    """Folder for the latest predictions of a few frames, where nobody else can make them; None = none."""
-    frames: dict[str, tuple[str, ...]] = {}
-    """Frame keys by split (train, val, test, ood, source, fleet); empty = the whole data set, split by
-    contiguous blocks."""
-    sight: SightConfig | None = None
-    """What it sees its own frames through; None = clear."""
-    ood_sights: dict[str, SightConfig] = {}
-    """What its ood frames were seen through by the vehicles that own them, by key; others are clear."""
-
-    def __post_init__(self) -> None:
-        check_vehicle_id(self.id)
-
-
-class HostConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One vehicle process."""
-
-    fleet: str
-    dataset: str = "cityscapes"
-    """A row of `datasets.catalog.DATASETS`."""
-    label_space: str = "cityscapes"
-    """Classes of the network that looks at frames without labels (`datasets.catalog.label_space`); others
-    bring their own."""
-    data_root: str | None = None
-    """Folder of the data set; None: frames come from `source`."""
-    source: SourceConfig | None = None
-    """The camera of the host's one vehicle; None: frames are a data set's."""
-    test_split: str | None = None
-    """The data set's test split, of which `fleet` frames are (`datasets.divided.open_frames`)."""
-    vehicles: tuple[VehicleConfig, ...]
-    threads: int = 1
-    """ONNX Runtime threads of one inference."""
-    provider: str = "auto"
-    """What encoders and heads run on: `cpu`, `cuda`, `tensorrt`, or another that this ONNX Runtime has;
-    `auto` = CUDA where it gives what the CPU gives, else the CPU."""
-    encoder_mode: str = "auto"
-    """How a changed θ runs: `bind`, `rebuild`, or `auto` = the faster here, measured at the start."""
-    allowed_learners: tuple[str, ...] = ()
-    """Estimators and learners that are not ours and that the cloud may name, by `package.module:name`."""
-    payload_limit_bytes: int = DEFAULT_PAYLOAD_LIMIT_BYTES
-    """Messages are sent in parts of at most this size; brokers have limits of their own."""
-    heartbeat_s: float = 10.0
-    connect_timeout_s: float = 60.0
-    retry_s: float = 5.0
-    give_up_s: float = 600.0
-    offline_s: float = DEFAULT_OFFLINE_S
-    """How long its vehicles wait for a network that is gone; `give_up_s` is for a cloud that is silent."""
-    spool_mb: int = DEFAULT_SPOOL_MB
-    """How much of a turn may wait on a vehicle's disk while there is no network."""
-    frames_checked: bool = False
-    """Whether somebody has read every frame already, as the launcher has; else this process does, first."""
-    when: str | None = None
-    """Whether its vehicles may work: a file with `yes` or `no`, or `command:` and a command line; None =
-    always (`edge_client.permission`)."""
-    update_key: str | None = None
-    """File of the operator's public key, with which updates must be signed; None = no update is taken."""
-    when_poll_s: float = 10.0
-    """How often that is looked at."""
-    health: bool = False
-    """Whether it tells how its machine is, in status, log and metrics; one of its vehicles does for all."""
-    step_s: float = DEFAULT_STEP_S
-    """The longest that one step of a vehicle's work may take, a batch for instance; after that it no longer
-    says that it is alive."""
-
-    def __post_init__(self) -> None:
-        check_id(self.fleet, "fleet id")
-        if not self.vehicles:
-            raise SettingError("a vehicle host needs at least one vehicle, got none")
-        if (self.data_root is None) == (self.source is None):
-            raise SettingError("a vehicle host needs a data_root or a source, not both and not neither")
-        if self.source is not None and (len(self.vehicles) > 1 or self.vehicles[0].frames or self.test_split):
-            raise SettingError("a source has one vehicle, which divides its frames by itself: no test_split")
-        if self.payload_limit_bytes < SMALLEST_PAYLOAD_LIMIT_BYTES:
-            raise SettingError(
-                f"payload_limit_bytes must be at least {SMALLEST_PAYLOAD_LIMIT_BYTES}, "
-                f"got {self.payload_limit_bytes}"
-            )
-        if self.threads < 1:
-            raise SettingError(f"threads must be at least 1, got {self.threads}")
-        if self.encoder_mode not in ("auto", "bind", "rebuild"):
-            raise SettingError(f"encoder_mode must be auto, bind or rebuild, got {self.encoder_mode!r}")
-        for name in _DURATIONS:
-            if not getattr(self, name) > 0:
-                raise SettingError(f"{name} must be above 0, got {getattr(self, name)}")
-        if self.spool_mb < 0:
-            raise SettingError(f"spool_mb must be at least 0, got {self.spool_mb}")
-
-
-def read_host_config(path: Path) -> HostConfig:
-    """Read a JSON file.
-
-    Raises:
-        VehicleError: it is missing or does not describe a host; the message names the key.
-    """
-    try:
-        return decode_json(path.read_bytes(), HostConfig)
-    except OSError as error:
-        raise VehicleError(f"can't read the vehicle host's settings {path}: {error.strerror}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise VehicleError(f"{path}: {error}") from error
 
 
 class Host:
@@ -332,9 +183,7 @@ class Host:
                 vehicle=config.id,
                 allowed_learners=host.allowed_learners,
                 spool_bytes=host.spool_mb * 1_000_000,
-                patience=Patience(
-                    retry_s=host.retry_s, give_up_s=host.give_up_s, offline_s=host.offline_s
-                ),
+                patience=Patience(retry_s=host.retry_s, give_up_s=host.give_up_s, offline_s=host.offline_s),
             ),
             link=link,
             session=session,
@@ -355,7 +204,7 @@ class Host:
         return config.id, vehicle, link, presence
 
     def _told_by(self, name: str) -> Health | None:
-        """What a vehicle tells of the machine: of those that share it, one tells all, the first that is there;
+        """What a vehicle tells of the machine: of those that share it, the first that is there tells all;
         that the car allows no work, each does."""
         there = (vehicle.id for vehicle in self._config.vehicles if vehicle.id not in self._left)
         if self.health is not None and name == next(there, None):

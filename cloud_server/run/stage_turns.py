@@ -51,8 +51,6 @@ class TurnTime:
             self.worked_s += passed_s
 
 
-
-
 class StageTurns:
     """How a fleet does a stage; `run` is what the server's stage loop calls."""
 
@@ -139,7 +137,10 @@ class StageTurns:
                         continue
                     del running[vehicle]
                     self._fail(stage, active, failure)
-                elif stage.deadline_s is not None and self._clock.now() - running[vehicle].granted_at > stage.deadline_s:
+                elif (
+                    stage.deadline_s is not None
+                    and self._clock.now() - running[vehicle].granted_at > stage.deadline_s
+                ):
                     del running[vehicle]
                     self._drop(stage, active)
                 elif active.abandoned:
@@ -278,8 +279,8 @@ class StageTurns:
             self._desk.send(vehicle, active.turn)
 
     def _given_up(self, stage: Stage, vehicle: str, time: TurnTime) -> str:
-        """Why to give up on a vehicle that stays away, or never comes to an end of its turn; empty while there
-        is hope, or a deadline does it."""
+        """Why to give up on a vehicle that stays away, or never comes to an end of its turn; empty while
+        there is hope, or a deadline does it."""
         record, now = self._registry.vehicles[vehicle], self._clock.now()
         limit_s = self._config.patience.give_up_s
         if self._seconds_disconnected() > 0:
@@ -288,7 +289,9 @@ class StageTurns:
             return ""
         patience = self._config.patience
         if time.worked_s > patience.turn_s:
-            return f"has not finished turn {stage.number} in {time.worked_s:.0f} s (limit {patience.turn_s:g} s)"
+            return (
+                f"has not finished turn {stage.number} in {time.worked_s:.0f} s (limit {patience.turn_s:g} s)"
+            )
         if time.paused_s > patience.paused_s:
             return (
                 f"was not allowed to work for {time.paused_s:.0f} s of turn {stage.number} "
