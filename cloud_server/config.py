@@ -26,6 +26,7 @@ from protocol.plans.class_weights import NONE, ClassWeights, check_class_weights
 from protocol.plans.coding import Coding
 from protocol.plans.first_order import FirstOrder
 from protocol.plans.own import OwnPlan, OwnSettings
+from protocol.plans.participation import ALL, Participation, drawn_of
 from protocol.session import topics
 from protocol.session.link import DEFAULT_PAYLOAD_LIMIT_BYTES, SMALLEST_PAYLOAD_LIMIT_BYTES
 from protocol.session.presence import DEFAULT_STEP_S
@@ -155,6 +156,9 @@ class RunSettings(Ways, frozen=True, kw_only=True, forbid_unknown_fields=True):
     `float16`. Weights, moments, statistics and losses are float32."""
     payload_limit_bytes: int = DEFAULT_PAYLOAD_LIMIT_BYTES
     """Messages are sent in parts of at most this size; brokers have limits of their own."""
+    participation: Participation = ALL
+    """Vehicles that take part in a round: `all`, or so many, or such a share of them (below 1), drawn from
+    the seed for each round."""
     public_events: bool = True
     """The cloud says on the bus what happens, scores and losses among it, for `blackfleet watch BROKER_URL`;
     false = only who is there can be seen."""
@@ -181,6 +185,7 @@ class RunSettings(Ways, frozen=True, kw_only=True, forbid_unknown_fields=True):
         if self.precision == "float16" and self.device == "cpu":
             raise SettingError("precision float16 is for device cuda; on a CPU take bfloat16 or float32")
         check_class_weights(self.class_weights)
+        drawn_of(self.participation, 1)
         zeroth, asked = self.zeroth_order, self.answers_per_frame
         if self.way(OwnSettings).estimator and not is_foreign(zeroth.estimator):
             raise SettingError(
@@ -229,6 +234,8 @@ class CloudConfig(RunSettings, frozen=True, kw_only=True, forbid_unknown_fields=
     """C, H, W that vehicles may declare, each gets an input stem; None = what the first one declares."""
     image_size: tuple[int, int] | None = None
     """Width, height of the frames that encoders see; None = what the first vehicle declares."""
+    evaluated: tuple[str, ...] | None = None
+    """The vehicles that are evaluated at the start and at the end, and stand for the others; None = all."""
     store_capacity: int = 16
     """Vehicles whose own networks stay in memory; the others' are read from the disk."""
     training_threads: int = 1
@@ -245,6 +252,9 @@ class CloudConfig(RunSettings, frozen=True, kw_only=True, forbid_unknown_fields=
             raise SettingError("a fleet needs at least one vehicle, got none")
         for vehicle in self.vehicles:
             topics.check_vehicle_id(vehicle)
+        strangers = sorted(set(self.evaluated or ()) - set(self.vehicles))
+        if strangers:
+            raise SettingError(f"evaluated names vehicle {strangers[0]!r}, which is not in this fleet")
         if len(set(self.vehicles)) != len(self.vehicles):
             raise SettingError(f"vehicle ids must differ, got {', '.join(self.vehicles)}")
         if self.coding.frame_bytes is not None:

@@ -116,6 +116,9 @@ class DatasetEntry:
     """Opens a folder's labels to score predictions against; None: those of the frames that `open` finds."""
     splits: Splits | None = None
     """The published splits; None: its frames come undivided."""
+    render_when_read: Callable[[Path, GeneratorSettings], None] | None = None
+    """Sees to it that `open` finds all frames of these settings, and draws each when it is first read; None:
+    only `render` draws, all of them."""
     render: Renderer | None = None
     """Draws the frames where there are none yet; None: they are recorded, and somebody has to bring them."""
 

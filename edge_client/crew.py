@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -84,10 +83,7 @@ class Crew:
         self._connect_by = clock.now() + connect_timeout_s
         self._look_every_s = max(look_every_s, _LOOK_S * len(seats))
         self._woken: queue.Queue[Seat] = queue.Queue()
-        self._door: deque[Callable[[], None]] = deque()
-        self._at_the_door = 0
-        self._lock = threading.Lock()
-        """Around the door."""
+        self._door = _Workers(min(_AT_THE_DOOR, len(seats)), clock)
         self._workers = _Workers(min(_MOST_WORKERS, len(seats)), clock)
 
     def wake(self, seat: Seat) -> None:
@@ -102,7 +98,7 @@ class Crew:
         thread = threading.current_thread()
         own_name = thread.name
         for seat in self._seats:
-            self._to_the_door(partial(self._open, seat, None))
+            self._door.do(partial(self._open, seat, None))
         look_at = self._clock.now()
         try:
             while any(seat.at is not _At.GONE for seat in self._seats):
@@ -115,6 +111,7 @@ class Crew:
         finally:
             thread.name = own_name
             self._workers.close()
+            self._door.close()
 
     def _heed_woken(self, until: float) -> None:
         """Look at those for whom something has arrived, until it is time to look at all."""
@@ -175,7 +172,7 @@ class Crew:
 
     def _end(self, seat: Seat, error: Exception) -> None:
         seat.at = _At.LEAVING
-        self._to_the_door(partial(self._leave, seat, error))
+        self._door.do(partial(self._leave, seat, error))
 
     def _leave(self, seat: Seat, error: Exception) -> None:
         threading.current_thread().name = seat.name
@@ -188,31 +185,14 @@ class Crew:
                 self._woken.put(seat)
         if successor is not None:
             seat.vehicle, seat.at = successor, _At.DOOR
-            self._to_the_door(partial(self._open, seat, self._connect_timeout_s))
-
-    def _to_the_door(self, passage: Callable[[], None]) -> None:
-        with self._lock:
-            self._door.append(passage)
-            if self._at_the_door >= _AT_THE_DOOR:
-                return
-            self._at_the_door += 1
-        self._workers.do(self._serve_door)
-
-    def _serve_door(self) -> None:
-        while True:
-            with self._lock:
-                if not self._door:
-                    self._at_the_door -= 1
-                    return
-                passage = self._door.popleft()
-            passage()
+            self._door.do(partial(self._open, seat, self._connect_timeout_s))
 
 
 class _Workers:
     """Threads that are started when there is something to do and nobody idle, up to a number."""
 
     def __init__(self, most: int, clock: Clock) -> None:
-        self._most = max(most, _AT_THE_DOOR)
+        self._most = most
         self._clock = clock
         self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._threads: list[threading.Thread] = []

@@ -23,7 +23,7 @@ from edge_client.errors import VehicleError
 from protocol.messages import SPLITS
 from protocol.plans.class_weights import NONE, ClassWeights, check_class_weights
 
-_DEFAULT_CAPACITY_BYTES = 512 * 1024 * 1024
+DEFAULT_CAPACITY_BYTES = 512 * 1024 * 1024
 _FULL_SIZE_SPLITS = frozenset({"test", "ood", "source", "fleet"})
 _RARE_SPLITS = ("source", "fleet")
 """Those that only some fleets have, seen clearly."""
@@ -46,7 +46,7 @@ class FrameCache:
     """Resized frames of one data set, least recently used out first; shared by the vehicles of a host."""
 
     def __init__(
-        self, source: FrameSource, image_size: tuple[int, int], capacity_bytes: int = _DEFAULT_CAPACITY_BYTES
+        self, source: FrameSource, image_size: tuple[int, int], capacity_bytes: int = DEFAULT_CAPACITY_BYTES
     ) -> None:
         """`image_size` is (width, height) in pixels."""
         self.source = source

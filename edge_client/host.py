@@ -19,7 +19,7 @@ from datasets.frame import FrameSource
 from datasets.partition import partition_frames
 from edge_client.conversation import Finished, Patience, Stopped
 from edge_client.crew import Crew, Seat
-from edge_client.frames import FrameCache, Sight, VehicleFrames, limit_opencv_threads
+from edge_client.frames import DEFAULT_CAPACITY_BYTES, FrameCache, Sight, VehicleFrames, limit_opencv_threads
 from edge_client.health import MachineHealth
 from edge_client.host_config import HostConfig, SightConfig, VehicleConfig, read_host_config
 from edge_client.learners.own import find_learner
@@ -47,6 +47,9 @@ __all__ = ["Host", "HostConfig", "SightConfig", "VehicleConfig", "read_host_conf
 log = logging.getLogger(__name__)
 
 _OWN_SPLITS = ("train", "val", "test")
+_FEW = 16
+_CAPACITY_OF_MANY_BYTES = 64 * 1024 * 1024
+"""Of the frames that more vehicles share: those of the turns under way, not of the whole fleet."""
 _LOOK_S = 0.5
 """How often a vehicle is looked at for which nothing arrives."""
 
@@ -213,7 +216,9 @@ class Host:
 
     def _cache(self, image_size: tuple[int, int]) -> FrameCache:
         if image_size not in self._caches:
-            self._caches[image_size] = FrameCache(self._source, image_size)
+            few = len(self._config.vehicles) <= _FEW
+            capacity_bytes = DEFAULT_CAPACITY_BYTES if few else _CAPACITY_OF_MANY_BYTES
+            self._caches[image_size] = FrameCache(self._source, image_size, capacity_bytes)
         return self._caches[image_size]
 
     def _splits(self, config: VehicleConfig) -> dict[str, tuple[str, ...]]:

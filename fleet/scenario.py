@@ -18,6 +18,7 @@ from datasets.class_file import CLASSES_NAME
 from datasets.conditions import Condition
 from datasets.labels import LabelSpace
 from datasets.partition import parse_parts
+from evaluation.latest import evenly
 from fleet.cores import usable_cores
 from fleet.errors import OperatorError
 from fleet.export.encoders import (
@@ -27,6 +28,7 @@ from fleet.export.encoders import (
     check_encoder_name,
     fitting_size,
 )
+from fleet.many_vehicles import put_for_many
 from fleet.presets import find_preset
 from fleet.scenario_file import put, put_over, read_table, write_table
 from fleet.start import FEATURES_NAME, NETWORK_NAME
@@ -187,6 +189,9 @@ class EvaluationPart(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     fleet_vehicles: int = 18
     """With a test split: most vehicles whose encoder and network are scored on all of it, evenly spaced over
     the fleet. Of an algorithm that ends with one model for all, one of each encoder is."""
+    vehicles: int | None = None
+    """At most so many vehicles, evenly spaced over the fleet, are tested at the start and at the end, and
+    tested on each other's frames; None = all."""
     overlays: int = 4
     """Colour overlays of test frames drawn for each vehicle."""
     source_frames: int = 40
@@ -195,7 +200,7 @@ class EvaluationPart(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     def __post_init__(self) -> None:
         self._at_least(0, "ood_frames", "overlays", "source_frames")
-        self._at_least(1, "fleet_vehicles")
+        self._at_least(1, "fleet_vehicles", "vehicles")
 
 
 class Scenario(RunSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -268,6 +273,12 @@ class Scenario(RunSettings, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         return tuple(f"car-{number:0{width}d}" for number in range(1, self.vehicles + 1))
 
     @property
+    def evaluated_vehicles(self) -> tuple[str, ...]:
+        """Those that are tested at the start and at the end."""
+        ids, most = self.vehicle_ids, self.evaluation.vehicles
+        return ids if most is None else tuple(ids[place] for place in evenly(len(ids), most))
+
+    @property
     def core_count(self) -> int:
         """Cores to plan for."""
         return self.cores or usable_cores()
@@ -287,6 +298,7 @@ class Scenario(RunSettings, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             **{**shared, "network": self._started_network()},
             fleet=self.fleet_id,
             vehicles=self.vehicle_ids,
+            evaluated=None if self.evaluation.vehicles is None else self.evaluated_vehicles,
             dataset=self.dataset.name,
             label_space=self.dataset.classes_name,
             feature_shapes=self._feature_shapes() if self.encoders else None,
@@ -369,7 +381,7 @@ def load_scenario(
     Raises:
         OperatorError: the file can't be read, or a key or value doesn't fit; the message names it.
     """
-    content = read_table(kept) if kept is not None else {}
+    content: dict[str, Any] = read_table(kept) if kept is not None else {}
     for key in _OF_THE_BROKER:
         content.pop(key, None)
     if preset is not None:
@@ -380,6 +392,8 @@ def load_scenario(
     for key, value in overrides.items():
         if value is not None:
             put(content, key, value)
+    if kept is None:
+        put_for_many(content)
     try:
         return msgspec.convert(content, Scenario)
     except msgspec.ValidationError as error:

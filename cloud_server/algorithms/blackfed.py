@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from cloud_server.algorithms.base import Context, TurnPlan, evaluation_plan, training_steps, upload_limits
 from cloud_server.algorithms.one_network import OneNetwork
+from cloud_server.algorithms.participation import turns_of_learning
 from cloud_server.algorithms.shared_encoder import SharedEncoder
 from cloud_server.algorithms.shared_steps import SharedSteps
 from cloud_server.desk.handlers.feedback import Judge
@@ -39,8 +40,12 @@ class BlackFed(OneNetwork):
         self.stages = round_robin(self._config.vehicles, self._config.rounds)
         most = self._config.uploads.train_frames
         if most is not None:
-            uploaded = (min(most, frames) for frames in context.train_frames.values())
-            self._trainer.span_schedule(sum(training_steps(self._config, frames) for frames in uploaded))
+            rounds, turns = self._config.rounds, turns_of_learning(self._config)
+            uploaded = {name: min(most, frames) for name, frames in context.train_frames.items()}
+            steps = (
+                training_steps(self._config, uploaded[name]) * turns[name] // rounds for name in uploaded
+            )
+            self._trainer.span_schedule(max(1, sum(steps)))
 
     def plan(self, stage: Stage, vehicle: str) -> TurnPlan:
         zeroth = self._config.zeroth_order

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from cloud_server.algorithms.base import Context, training_steps
+from cloud_server.algorithms.participation import turns_of_learning
 from cloud_server.algorithms.replay import Replay
 from cloud_server.algorithms.white_box import WhiteBox
 from cloud_server.schedule import all_together
@@ -31,10 +32,14 @@ _STRUCTURE = "structure"
 def individual(context: Context) -> WhiteBox:
     """The algorithm in its row of the table."""
     config = context.config
+    turns = turns_of_learning(config)
     networks = OwnNetworks(
         context.trainer,
         VehicleStore(context.run_folder / "cloud" / "own", capacity=config.store_capacity),
-        {vehicle: training_steps(config, frames) for vehicle, frames in context.train_frames.items()},
+        {
+            vehicle: max(1, training_steps(config, frames) * turns[vehicle] // config.rounds)
+            for vehicle, frames in context.train_frames.items()
+        },
         context.class_weights,
     )
     stages = all_together(config.vehicles, config.rounds)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cloud_server.algorithms.base import Context, TrainingProgress
+from cloud_server.algorithms.traits import wants_present_frames
 from cloud_server.desk.turns import Features
 from cloud_server.schedule import Kind, Stage
 from cloud_server.storage.vehicle_store import VehicleStore
@@ -182,8 +183,3 @@ class PresentFrames:
         share = float(np.mean(matrix.class_iou()[matrix.counts.sum(axis=1) > 0]))
         assert math.isfinite(share), "every pixel of the reference has a class"
         return share
-
-
-def wants_present_frames(plan: Present, objective: str) -> bool:
-    """Whether features of train frames have to come up for it."""
-    return plan.statistics > 0 or plan.guard > 0 or objective == "pseudo-labels"

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cloud_server.algorithms.base import Algorithm, Context
+from cloud_server.algorithms.participation import taking_part
 from cloud_server.algorithms.row import AlgorithmRow, BuildsAlgorithm, Needs, no_handlers, one_model
 from cloud_server.algorithms.traits import (
     averages_statistics,
@@ -318,6 +319,7 @@ def build_algorithm(name: str, context: Context) -> Algorithm:
         reason = misfit(algorithm, Algorithm)
         if reason is not None:
             raise ALGORITHM_DOOR.refuse(name, f"what it builds {reason}")
+    algorithm.stages = taking_part(algorithm.stages, context.config)
     return algorithm
 
 

@@ -25,6 +25,11 @@ def same_statistics(settings: RunSettings) -> bool:
     return settings.way(Present).statistics == 0
 
 
+def wants_present_frames(plan: Present, objective: str) -> bool:
+    """Whether features of train frames have to come up for what is done about present frames."""
+    return plan.statistics > 0 or plan.guard > 0 or objective == "pseudo-labels"
+
+
 def averages_statistics(settings: RunSettings) -> bool:
     """Whether every vehicle has the very same network: none keeps BatchNorm statistics of its own."""
     return settings.way(FederatedPlan).statistics != "local"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cloud_server.algorithms.base import own_settings
+from cloud_server.algorithms.participation import check_participation
 from cloud_server.algorithms.row import AlgorithmRow
 from cloud_server.algorithms.table import ALGORITHMS, algorithm_row
 from cloud_server.config import CloudConfig
@@ -18,6 +19,7 @@ from protocol.plans.adaptation import Adaptation
 from protocol.plans.checks import EstimatorPlan
 from protocol.plans.federated import FederatedPlan, drawn_count
 from protocol.plans.own import OwnSettings
+from protocol.plans.participation import drawn_of
 from protocol.plans.present import Present
 from protocol.plans.sharing import Sharing
 
@@ -57,6 +59,7 @@ def check_combination(config: CloudConfig) -> None:
                 f"a network that does not learn (network.learns is false) takes no steps: {name} must be 0, "
                 f"got {steps:g}"
             )
+    check_participation(config, in_one_place=row.build is None)
     _check_augmentation(row, config)
     _check_sharing(row, config)
     if row.needs.whole_network:
@@ -84,7 +87,7 @@ def check_liars(config: CloudConfig) -> None:
     """
     federated = config.way(FederatedPlan)
     liars = 1 if federated.aggregate == "median" else federated.liars
-    drawn = drawn_count(federated, len(config.vehicles))
+    drawn = drawn_count(federated, drawn_of(config.participation, len(config.vehicles)))
     if federated.aggregate != "average" and 2 * liars >= drawn:
         raise SettingError(
             f"federated.aggregate {federated.aggregate} bears {liars} liar(s) of at least {2 * liars + 1} "

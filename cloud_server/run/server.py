@@ -221,7 +221,10 @@ class Server:
         for vehicle, reason in absent.items():
             self._registry.vehicles[vehicle].failed = reason
             self._roster.fail(vehicle, reason)
-        self._config = msgspec.structs.replace(self._config, vehicles=tuple(self._registry.declared))
+        left, evaluated = tuple(self._registry.declared), self._config.evaluated
+        if evaluated is not None:
+            evaluated = tuple(vehicle for vehicle in evaluated if vehicle in self._registry.declared)
+        self._config = msgspec.structs.replace(self._config, vehicles=left, evaluated=evaluated)
 
     def _build_algorithm(self) -> Algorithm:
         train_frames = {

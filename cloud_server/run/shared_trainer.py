@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cloud_server.algorithms.base import training_steps
+from cloud_server.algorithms.participation import turns_of_learning
 from cloud_server.config import CloudConfig, network_seed
 from cloud_server.desk.registry import Registry
 from cloud_server.errors import CloudError
@@ -42,9 +43,14 @@ def build_trainer(config: CloudConfig, registry: Registry, run_folder: Path, *, 
                 rate=first.rate,
                 weight_decay=first.weight_decay,
                 schedule=first.schedule,
-                total_steps=sum(
-                    training_steps(config, len(registry.frames(vehicle, "train")))
-                    for vehicle in config.vehicles
+                total_steps=max(
+                    1,
+                    sum(
+                        training_steps(config, len(registry.frames(vehicle, "train")))
+                        * turns
+                        // config.rounds
+                        for vehicle, turns in turns_of_learning(config).items()
+                    ),
                 ),
                 training_threads=config.training_threads,
                 inference_threads=config.inference_threads,

@@ -23,6 +23,8 @@ GENERATOR_VERSION = 1
 """Counts changes of the pictures; folders of another version are not continued."""
 _CHUNK = 8
 _VAL_FRAMES = "val_frames"
+WHEN_READ = "drawn_when_read"
+"""In `generated.json`: frames that are not there yet are drawn when they are read."""
 
 Index = tuple[int, int, int]
 
@@ -38,6 +40,7 @@ def generate_dataset(
     split: str = "train",
     val_frames: int = 0,
     workers: int = 1,
+    when_read: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Write every frame to `root` in the Cityscapes layout, and `generated.json` with the settings.
@@ -51,6 +54,7 @@ def generate_dataset(
         split: "train", "val" or "test", the folder that the frames go to.
         val_frames: besides, so many frames of one more drive through each city go to "val".
         workers: number of processes that render.
+        when_read: write no frame now: each is drawn when it is first read (`datasets.generated.on_demand`).
         progress: called with (frames done, frames in all) after each frame.
 
     Raises:
@@ -72,10 +76,12 @@ def generate_dataset(
         "image_size": list(settings.image_size),
         _VAL_FRAMES: val_frames,
     }
-    _claim(root, description)
+    _claim(root, {**description, WHEN_READ: True} if when_read else description, when_read=when_read)
     for kind in (IMAGES, LABELS):
         for folder in ("train", "val"):  # readers of both splits find both, even if one is empty
             (root / kind / folder).mkdir(parents=True, exist_ok=True)
+    if when_read:
+        return
     drives = range(settings.sequences_per_city)
     parts = [(split, settings, _indices(settings, drives))]
     if val_frames:
@@ -103,7 +109,7 @@ def _indices(settings: GeneratorSettings, sequences: range) -> list[Index]:
     ]
 
 
-def _claim(root: Path, description: dict[str, Any]) -> None:
+def _claim(root: Path, description: dict[str, Any], *, when_read: bool) -> None:
     """Mark the folder as this data set's, or check that it is."""
     path = root / GENERATED_JSON
     try:
@@ -125,13 +131,15 @@ def _claim(root: Path, description: dict[str, Any]) -> None:
     changed = [
         f"{key} {found.get(key)!r} instead of {value!r}"
         for key, value in description.items()
-        if found.get(key) != value
+        if key != WHEN_READ and found.get(key) != value
     ]
     if changed:
         raise GeneratorFolderError(
             f"{root} holds a generated data set of other settings ({', '.join(changed)}); choose another "
             "folder or remove this one"
         )
+    if when_read and WHEN_READ not in found:
+        _write_json(path, {**found, WHEN_READ: True})
 
 
 def _is_written(root: Path, split: str, index: Index) -> bool:

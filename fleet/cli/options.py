@@ -87,6 +87,12 @@ FRAMES = OptionGroup(
             "With --test-split: most vehicles whose models are scored on it, evenly spaced over the fleet.",
         ),
         ScenarioOption(
+            "evaluate_vehicles",
+            "evaluation.vehicles",
+            int,
+            "Most vehicles that are tested at the start and the end, evenly spaced over the fleet.",
+        ),
+        ScenarioOption(
             "image_size",
             "image_size",
             str,

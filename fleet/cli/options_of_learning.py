@@ -22,6 +22,12 @@ LEARNING = OptionGroup(
             "Passes over the train frames in a turn, by first-order steps.",
         ),
         ScenarioOption(
+            "participation",
+            "participation",
+            str,
+            "Vehicles drawn for each round: all; a number, such as 200; or a share below 1, such as 0.2.",
+        ),
+        ScenarioOption(
             "class_weights",
             "class_weights",
             str,

@@ -123,14 +123,14 @@ def allocate(
     most = scenario.dataset.frames_per_vehicle
     if most is not None:
         partition = {vehicle: _thin(frames, most) for vehicle, frames in partition.items()}
-    ood = _foreign_frames(partition, scenario.evaluation.ood_frames)
+    ood = _ood_frames(scenario, partition)
     scored, tested = scored_on_split(scenario), split_keys(source)
     return {
         vehicle: Share(
             train=frames.train,
             val=frames.val,
             test=frames.test,
-            ood=ood[vehicle],
+            ood=ood.get(vehicle, ()),
             encoder=vehicle_encoder(scenario, vehicle),
             sight=vehicle_sight(scenario, vehicle),
             source=source_keys,
@@ -192,6 +192,19 @@ def _thin(frames: FrameSplit, most: int) -> FrameSplit:
         val=evenly_spaced(frames.val, val),
         test=evenly_spaced(frames.test, test),
     )
+
+
+def _ood_frames(scenario: Scenario, partition: Mapping[str, FrameSplit]) -> dict[str, tuple[str, ...]]:
+    """By vehicle that is tested at the end: test frames of the others that are.
+
+    Where some stand for the fleet, and all vehicles of an encoder end with one model, one of each has them.
+    """
+    tested = {vehicle: partition[vehicle] for vehicle in scenario.evaluated_vehicles}
+    foreign = _foreign_frames(tested, scenario.evaluation.ood_frames)
+    if len(tested) < len(partition) and algorithm_row(scenario.algorithm).ends_with_one_model(scenario):
+        first = {vehicle_encoder(scenario, vehicle): vehicle for vehicle in reversed(tested)}
+        return {vehicle: foreign[vehicle] for vehicle in first.values()}
+    return foreign
 
 
 def _foreign_frames(partition: Mapping[str, FrameSplit], given: int | None) -> dict[str, tuple[str, ...]]:

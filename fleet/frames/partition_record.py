@@ -97,7 +97,11 @@ def record_shares(run_folder: Path, source: FrameSource, shares: Mapping[str, Sh
     path = run_folder / PARTITION_NAME
     if path.exists():
         return
-    pixels = _class_pixels(source, shares)
+    used = {key for share in shares.values() for keys in share.splits().values() for key in keys}
+    refs = [ref for ref in source.refs if ref.key in used]
+    there = [ref for ref in refs if ref.image_path.exists()]
+    # Of frames that are yet to be drawn nobody knows the size, or the classes.
+    pixels = _class_pixels(source, shares) if len(there) == len(refs) else dict.fromkeys(shares)
     vehicles = {
         vehicle: {
             **share.splits(),
@@ -108,10 +112,8 @@ def record_shares(run_folder: Path, source: FrameSource, shares: Mapping[str, Sh
         }
         for vehicle, share in shares.items()
     }
-    used = {key for share in shares.values() for keys in share.splits().values() for key in keys}
-    refs = [ref for ref in source.refs if ref.key in used]
-    image_bytes = {ref.key: ref.image_path.stat().st_size for ref in refs}
-    label_bytes = {ref.key: ref.label_path.stat().st_size for ref in refs if ref.label_path is not None}
+    image_bytes = {ref.key: ref.image_path.stat().st_size for ref in there}
+    label_bytes = {ref.key: ref.label_path.stat().st_size for ref in there if ref.label_path is not None}
     write_json_atomic(path, {"vehicles": vehicles, "image_bytes": image_bytes, "label_bytes": label_bytes})
 
 

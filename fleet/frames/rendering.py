@@ -11,6 +11,8 @@ from rich.status import Status
 from datasets.allotment import MIN_FRAMES
 from datasets.catalog import find_dataset
 from datasets.generated import GeneratorSettings
+from datasets.partition import READ_LABELS
+from fleet.many_vehicles import MANY
 from fleet.scenario import RENDERED_TEST_SPLIT, Scenario, parse_image_size
 
 _MOST_CITIES = 8
@@ -36,6 +38,16 @@ def rendered_frames_per_city(scenario: Scenario) -> int:
     return max(_FRAMES_PER_CITY, MIN_FRAMES * -(-scenario.vehicles // cities))
 
 
+def drawn_when_read(scenario: Scenario) -> bool:
+    """Whether frames are drawn by those who read them: in a large fleet only some ever are."""
+    return (
+        scenario.vehicles > MANY
+        and find_dataset(scenario.dataset.name).render_when_read is not None
+        and scenario.dataset.test_split is None
+        and scenario.dataset.partition not in READ_LABELS
+    )
+
+
 def render_missing(scenario: Scenario, root: Path, console: Console) -> None:
     """Render the frames of a run that are not there yet, if its data set is a generated one.
 
@@ -51,6 +63,10 @@ def render_missing(scenario: Scenario, root: Path, console: Console) -> None:
         image_size=parse_image_size(scenario.image_size),
         seed=scenario.seed,
     )
+    when_read = find_dataset(scenario.dataset.name).render_when_read
+    if when_read is not None and drawn_when_read(scenario):
+        when_read(root, settings)
+        return
     val = {"val_frames": _VAL_FRAMES_PER_CITY} if scenario.dataset.test_split == RENDERED_TEST_SPLIT else {}
     what = (
         f"rendering driving frames into {root}: {settings.cities} cities, "

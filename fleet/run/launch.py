@@ -22,6 +22,7 @@ from fleet.export.encoders import resizing_remark
 from fleet.frames.allocation import open_data, source_test_frames
 from fleet.frames.check import check_before_allotting, check_shares
 from fleet.frames.partition_record import PARTITION_NAME, record_shares, settle_classes, settle_shares
+from fleet.many_vehicles import remark_on_many
 from fleet.run.centralized import run_centralized
 from fleet.run.checks import check_runnable, check_start
 from fleet.run.controls import Controls
@@ -133,7 +134,7 @@ def _launch(
         )
     result = read_object(run_folder / RESULT_NAME)
     failed = result.get("failed", {})
-    lasting = {vehicle: share for vehicle, share in shares.items() if vehicle not in failed}
+    lasting = {name: shares[name] for name in scenario.evaluated_vehicles if name not in failed}
     overlays = draw_overlays(source, lasting, run_folder, per_vehicle=scenario.evaluation.overlays)
     if is_new:
         put_on_board(run_folder, overlays, step=scenario.rounds)
@@ -144,12 +145,13 @@ def _launch(
 
 
 def _remarks_of_settings(scenario: Scenario) -> tuple[str, ...]:
-    """That frames are resized to another size than asked for, where they are, and what the algorithm heeds
-    not."""
+    """That frames are resized to another size than asked for, where they are, what the algorithm heeds not,
+    and what a large fleet does by default."""
     asked, fitting = parse_image_size(scenario.image_size), scenario.frame_size
     of_size = None if fitting == asked else resizing_remark(asked, fitting)
     of_algorithm = algorithm_row(scenario.algorithm).remark(scenario)
-    return tuple(remark for remark in (of_size, of_algorithm) if remark is not None)
+    remarks = (of_size, of_algorithm, remark_on_many(scenario))
+    return tuple(remark for remark in remarks if remark is not None)
 
 
 def _say(remarks: tuple[str, ...], console: Console) -> None:
