@@ -6,7 +6,7 @@ Loops and algorithms tell; recorders subscribe: the log, TensorBoard, a view. No
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
@@ -23,8 +23,10 @@ class Recorder:
 class Events:
     """Tells every recorder, in the order of their subscription."""
 
-    def __init__(self, *recorders: Recorder) -> None:
+    def __init__(self, *recorders: Recorder, stamp: Callable[[], Mapping[str, Any]] | None = None) -> None:
+        """`stamp`: what every event tells besides."""
         self._recorders = recorders
+        self._stamp = stamp or dict
 
     def event(self, name: str, **values: Any) -> None:
         """Something happened; NaN and infinity are told as None.
@@ -32,7 +34,7 @@ class Events:
         Raises:
             OSError: a recorder can't write; what was committed stands.
         """
-        plain = {key: _plain(value) for key, value in values.items()}
+        plain = {key: _plain(value) for key, value in (*values.items(), *self._stamp().items())}
         for recorder in self._recorders:
             recorder.event(name, plain)
 

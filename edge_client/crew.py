@@ -16,11 +16,11 @@ from functools import partial
 from typing import Protocol
 
 from protocol.messages import Turn
-from protocol.session.clock import Clock
+from protocol.session.clock import Clock, Running
 
 log = logging.getLogger(__name__)
 
-_MOST_WORKERS = 32
+MOST_WORKERS = 32
 """Turns of one host that may be under way at once; further ones wait for a worker."""
 _AT_THE_DOOR = 4
 """Vehicles that connect, or leave, at once: that waits for the network."""
@@ -74,7 +74,13 @@ class Crew:
     """Runs the vehicles of a host until the last has left."""
 
     def __init__(
-        self, seats: Sequence[Seat], clock: Clock, *, connect_timeout_s: float, look_every_s: float
+        self,
+        seats: Sequence[Seat],
+        clock: Clock,
+        *,
+        connect_timeout_s: float,
+        look_every_s: float,
+        most_workers: int = MOST_WORKERS,
     ) -> None:
         """`look_every_s`: how long a vehicle that nothing arrives for goes unseen, at the least."""
         self._seats = seats
@@ -84,14 +90,14 @@ class Crew:
         self._look_every_s = max(look_every_s, _LOOK_S * len(seats))
         self._woken: queue.Queue[Seat] = queue.Queue()
         self._door = _Workers(min(_AT_THE_DOOR, len(seats)), clock)
-        self._workers = _Workers(min(_MOST_WORKERS, len(seats)), clock)
+        self._workers = _Workers(min(most_workers, len(seats)), clock)
 
     def wake(self, seat: Seat) -> None:
         """Something has arrived for a vehicle; from any thread."""
         # Two threads may both find it asleep: it is looked at twice then.
         if not seat.woken:
             seat.woken = True
-            self._woken.put(seat)
+            self._clock.put(self._woken, seat)
 
     def run(self) -> None:
         """Connect all vehicles, let them work, and return when the last has left."""
@@ -158,7 +164,8 @@ class Crew:
         threading.current_thread().name = seat.name
         seat.at = _At.WORK
         try:
-            seat.vehicle.work(turn)
+            with self._clock.working(seat.name):
+                seat.vehicle.work(turn)
         except Exception as error:  # as above
             self._end(seat, error)
             return
@@ -168,7 +175,7 @@ class Crew:
         """Back to those that wait; what has come meanwhile is looked at once."""
         seat.at = _At.REST
         seat.woken = True
-        self._woken.put(seat)
+        self._clock.put(self._woken, seat)
 
     def _end(self, seat: Seat, error: Exception) -> None:
         seat.at = _At.LEAVING
@@ -182,7 +189,7 @@ class Crew:
         finally:
             if successor is None:
                 seat.at = _At.GONE
-                self._woken.put(seat)
+                self._clock.put(self._woken, seat)
         if successor is not None:
             seat.vehicle, seat.at = successor, _At.DOOR
             self._door.do(partial(self._open, seat, self._connect_timeout_s))
@@ -195,7 +202,7 @@ class _Workers:
         self._most = most
         self._clock = clock
         self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue()
-        self._threads: list[threading.Thread] = []
+        self._threads: list[Running] = []
         self._idle = 0
         """Workers that wait, less jobs that wait."""
         self._lock = threading.Lock()
@@ -206,14 +213,13 @@ class _Workers:
             self._idle -= 1
             if self._idle < 0 and len(self._threads) < self._most:
                 self._idle += 1
-                self._threads.append(threading.Thread(target=self._run, name="worker"))
-                self._threads[-1].start()
-        self._jobs.put(job)
+                self._threads.append(self._clock.start(self._run, "worker"))
+        self._clock.put(self._jobs, job)
 
     def close(self) -> None:
         """Wait until all jobs are done, and end the threads."""
         for _ in self._threads:
-            self._jobs.put(None)
+            self._clock.put(self._jobs, None)
         for thread in self._threads:
             thread.join()
 

@@ -18,7 +18,7 @@ from datasets.divided import open_frames, owned_frames
 from datasets.frame import FrameSource
 from datasets.partition import partition_frames
 from edge_client.conversation import Finished, Patience, Stopped
-from edge_client.crew import Crew, Seat
+from edge_client.crew import MOST_WORKERS, Crew, Seat
 from edge_client.frames import DEFAULT_CAPACITY_BYTES, FrameCache, Sight, VehicleFrames, limit_opencv_threads
 from edge_client.health import MachineHealth
 from edge_client.host_config import HostConfig, SightConfig, VehicleConfig, read_host_config
@@ -32,12 +32,13 @@ from edge_client.vehicle import Vehicle, VehicleSettings, new_session
 from protocol.errors import MENDABLE
 from protocol.local_model import largest_message_bytes
 from protocol.messages import Health, Status
+from protocol.session.clock import REAL_CLOCK, Clock
 from protocol.session.link import (
     Connect,
     VehicleLink,
     encode_status,
 )
-from protocol.session.presence import Heartbeat, Presence
+from protocol.session.presence import Presence, heartbeat
 from protocol.session.topics import STATUS, client_id, topic
 from protocol.session.transport import Will
 from protocol.watchdog import Watchdog
@@ -66,9 +67,12 @@ class Host:
         *,
         watchdog: Watchdog | None = None,
         seeing: Callable[[], Seeing] = Seeing,
+        clock: Clock = REAL_CLOCK,
+        most_workers: int = MOST_WORKERS,
     ) -> None:
         """Open data set and bundles; `connect` makes each vehicle's transport, `recorded` are the frames of
-        the config's source, `watchdog` hears of each vehicle's loop, `seeing` tells how its camera comes on.
+        the config's source, `watchdog` hears of each vehicle's loop, `seeing` tells how its camera comes on;
+        at most `most_workers` turns are under way at once.
 
         Raises:
             VehicleError, BundleError, DatasetError, OSError: something is missing or does not fit.
@@ -98,6 +102,8 @@ class Host:
         self._left: set[str] = set()
         """Vehicles that have come to their end."""
         self._connect = connect
+        self._clock = clock
+        self._most_workers = most_workers
         self._watchdog = watchdog or Watchdog()
         self._permission = Permission(config.when, poll_s=config.when_poll_s)
         self.health: MachineHealth | None = None
@@ -124,14 +130,15 @@ class Host:
         ]
         crew = Crew(
             seats,
-            self._vehicles[0][2].clock,
+            self._clock,
             connect_timeout_s=self._config.connect_timeout_s,
             look_every_s=min(self._config.retry_s, _LOOK_S),
+            most_workers=self._most_workers,
         )
         self._wakes = [partial(crew.wake, seat) for seat in seats]
         for wake, (_, _, link, _) in zip(self._wakes, self._vehicles, strict=True):
             link.on_arrival(wake)
-        with Heartbeat(self._presences, self._config.heartbeat_s):
+        with heartbeat(self._presences, self._config.heartbeat_s, self._clock):
             crew.run()
         if self._failures:
             bugs = [failure for failure in self._failures if not isinstance(failure, MENDABLE)]
@@ -172,6 +179,7 @@ class Host:
             payload_limit_bytes=host.payload_limit_bytes,
             limit_bytes=largest_message_bytes(folder),
             stall_s=host.retry_s,
+            clock=self._clock,
         )
         presence = Presence(
             link.announce,
@@ -180,6 +188,7 @@ class Host:
             step_s=host.step_s,
             stamped=self._watchdog.watch(config.id),
             health=partial(self._told_by, config.id),
+            clock=self._clock.now,
         )
         vehicle = Vehicle(
             VehicleSettings(

@@ -27,6 +27,7 @@ from edge_client.local.head import LocalHead
 from edge_client.spool import Spool, digest
 from edge_client.train_views import TrainViews
 from edge_client.work import metered
+from protocol.charging import Computing, charge
 from protocol.codec import labels as label_codec
 from protocol.codec.bits import encode_within
 from protocol.codec.quantiser import UncodableError
@@ -243,6 +244,7 @@ class TurnTools:
         Raises:
             TurnRefused: they are not finite, or the turn asks for a coding that is unknown or too small.
         """
+        charge(Computing.CODEC, len(features_BCHW), features_BCHW[0].size)
         try:
             coding = self.turn.coding
             if bits is not None or coding.frame_bytes is None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 
+from protocol.charging import Computing, charge
 from protocol.messages import Work
 
 
@@ -56,9 +57,17 @@ def metered() -> Iterator[Meter]:
         _METER.reset(token)
 
 
-def count(frames: int, multiply_adds: int, *, forwards: bool = False, ways_back: bool = False) -> None:
+def count(
+    frames: int,
+    multiply_adds: int,
+    *,
+    forwards: bool = False,
+    ways_back: bool = False,
+    is_back: bool = False,
+) -> None:
     """Note that so many frames have gone through something of so many multiply-adds a frame, 0 = not known;
-    and whether that was the encoder, or the way back through it."""
+    and whether that was the encoder, or the way back through it, or (`is_back`) through something else."""
+    charge(Computing.WAY_BACK if ways_back or is_back else Computing.FORWARD, frames, multiply_adds)
     meter = _METER.get()
     if meter is None or frames == 0:
         return

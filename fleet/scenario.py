@@ -19,6 +19,7 @@ from datasets.conditions import Condition
 from datasets.labels import LabelSpace
 from datasets.partition import parse_parts
 from evaluation.latest import evenly
+from fleet.broker import MEMORY_BUS
 from fleet.cores import usable_cores
 from fleet.errors import OperatorError
 from fleet.export.encoders import (
@@ -31,6 +32,8 @@ from fleet.export.encoders import (
 from fleet.many_vehicles import put_for_many
 from fleet.presets import find_preset
 from fleet.scenario_file import put, put_over, read_table, write_table
+from fleet.scenario_models import EncoderPart, LocalHeadPart
+from fleet.simulation.settings import SimulationPart, is_simulated
 from fleet.start import FEATURES_NAME, NETWORK_NAME
 from fleet.start import FOLDER_NAME as START_FOLDER
 from protocol.codec.bits import check_frame_bytes
@@ -136,48 +139,6 @@ class DatasetPart(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
         return find_dataset(self.name).render is not None
 
 
-class EncoderPart(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the vehicles run."""
-
-    section = "encoder"
-
-    name: str = "stride8-c8"
-    """An architecture of `fleet.export.encoders.ENCODERS`, `package.module:name` of your own, or the path of
-    an ONNX file."""
-    trainable: tuple[str, ...] = ()
-    """Of an ONNX file: names of the weights that learn, or patterns such as `block3.*`; none = it stays."""
-    weights: str | None = None
-    """File of pretrained weights, for an architecture that takes one; None = those that come with it."""
-    mode: str = "auto"
-    """How a changed θ runs: `bind`, `rebuild`, or `auto` = the faster here, measured once at launch."""
-    provider: str = "auto"
-    """ONNX Runtime's: `cpu`, `cuda`, `tensorrt`, or another that it has here; `auto` = CUDA where every graph
-    gives what it gives on the CPU, else the CPU."""
-    threads: int = 1
-    """ONNX Runtime threads of each vehicle process."""
-
-
-class LocalHeadPart(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The head by which vehicles learn from their own labels (`blackfleet`), or that stands for the cloud's
-    network on them (the estimator `surrogate`)."""
-
-    section = "local_head"
-
-    width: int = 32
-    """Channels inside."""
-    depth: int = 2
-    """Residual blocks, of dilation 2, 4, 8, …"""
-    pretrained: bool = True
-    """Of `surrogate`, with a `start`: it begins with the head that was pretrained there, whose width and
-    depth count; else with random weights."""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.width <= 1024:
-            raise SettingError(f"local_head.width must be from 1 to 1024, got {self.width}")
-        if not 0 <= self.depth <= 8:
-            raise SettingError(f"local_head.depth must be from 0 to 8, got {self.depth}")
-
-
 class EvaluationPart(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the result is measured."""
 
@@ -231,6 +192,7 @@ class Scenario(RunSettings, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     encoder: EncoderPart = EncoderPart()
     local_head: LocalHeadPart = LocalHeadPart()
     evaluation: EvaluationPart = EvaluationPart()
+    simulation: SimulationPart = SimulationPart()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -249,8 +211,12 @@ class Scenario(RunSettings, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             for key in ("weights", "start", "source_features"):
                 if getattr(self.network, key) is not None:
                     raise SettingError(f"start brings the network's weights; remove network.{key}")
-        for key in ("conditions", "encoders"):
-            strangers = sorted(set(getattr(self, key)) - set(self.vehicle_ids))
+        for key, named in (
+            ("conditions", self.conditions),
+            ("encoders", self.encoders),
+            ("simulation.links", self.simulation.links),
+        ):
+            strangers = sorted(set(named) - set(self.vehicle_ids))
             if strangers:
                 raise SettingError(
                     f"{key} names vehicle {strangers[0]!r}, which is not in this fleet "
@@ -286,6 +252,8 @@ class Scenario(RunSettings, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     @property
     def per_host(self) -> int:
         """Vehicles that share a process."""
+        if self.simulation.is_on:
+            return self.vehicles  # they wait by one clock, and share sessions
         if self.vehicles_per_host is not None:
             return self.vehicles_per_host
         return 1 if self.vehicles <= 8 else -(-self.vehicles // self.core_count)
@@ -304,7 +272,9 @@ class Scenario(RunSettings, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             feature_shapes=self._feature_shapes() if self.encoders else None,
             training_threads=max(1, self.core_count // 2) if row.trains_in_turns else self.core_count,
             inference_threads=max(1, self.core_count // 2),
-            parallel_turns=max(1, self.core_count - (not row.cloud_rests)),
+            parallel_turns=self.vehicles
+            if self.simulation.is_on  # each has a computer of its own
+            else max(1, self.core_count - (not row.cloud_rests)),
         )
 
     def _started_network(self) -> NetworkConfig:
@@ -392,6 +362,8 @@ def load_scenario(
     for key, value in overrides.items():
         if value is not None:
             put(content, key, value)
+    if is_simulated(content.get("simulation")) and content.get("broker", "auto") == "auto":
+        content["broker"] = MEMORY_BUS  # the one bus on which links are simulated
     if kept is None:
         put_for_many(content)
     try:

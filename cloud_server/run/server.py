@@ -32,6 +32,7 @@ from cloud_server.run.combinations import check_combination
 from cloud_server.run.equipment import run_needs
 from cloud_server.run.persistence import RunState
 from cloud_server.run.shared_trainer import build_trainer
+from cloud_server.run.simulated import Simulated
 from cloud_server.run.stage_turns import StageTurns
 from cloud_server.run.stages import StageLoop
 from cloud_server.run.updates import FOLDER_NAME as UPDATES_NAME
@@ -70,6 +71,7 @@ class Server:
         events: Events,
         stop: threading.Event,
         resume: bool,
+        simulated: Simulated | None = None,
     ) -> None:
         """Nothing is sent before `run`.
 
@@ -90,6 +92,7 @@ class Server:
         self._run_folder = run_folder
         self._events = events
         self._stop = stop
+        self._simulated = simulated
         self._registry = Registry(
             config.vehicles,
             label_space=self._label_space.name,
@@ -99,7 +102,7 @@ class Server:
             equipment=run_needs(config).equipment,
             clock=link.clock,
         )
-        self._state = RunState(run_folder / "cloud", config, resume=resume, clock=link.clock)
+        self._state = RunState(run_folder / "cloud", config, resume=resume)
         self._roster = Roster(run_folder / "cloud", resume=self._state.has_begun)
         self._registry.know(self._roster.declared, self._roster.failed)
         self._labels = LabelStore(run_folder / "cloud" / "labels", num_classes=self._label_space.num_classes)
@@ -182,7 +185,7 @@ class Server:
         loop.run(turns.run, settle=self._settle)
         self._desk.close()
         self._count_statuses()
-        loop.conclude()
+        loop.conclude(self._simulated)
         self._dismiss()
 
     def _gather(self) -> dict[str, str]:

@@ -13,11 +13,13 @@ from cloud_server.events import Events, Recorder
 from cloud_server.run.claim import FleetClaim
 from cloud_server.run.public_events import PublicEvents
 from cloud_server.run.server import Server
+from cloud_server.run.simulated import Simulated
 from cloud_server.storage.recorders import Board, RunLog
 from protocol.local_model import FOLDER_NAME, largest_message_bytes
 from protocol.messages import Status
+from protocol.session.clock import REAL_CLOCK, Clock
 from protocol.session.link import CloudLink, Connect, encode_status
-from protocol.session.presence import Heartbeat, Presence
+from protocol.session.presence import Presence, heartbeat
 from protocol.session.topics import CLOUD_ID, STATUS, client_id, topic
 from protocol.session.transport import Will
 from protocol.watchdog import Watchdog
@@ -32,10 +34,13 @@ def serve(
     stop: threading.Event,
     recorders: Sequence[Recorder] = (),
     watchdog: Watchdog | None = None,
+    clock: Clock = REAL_CLOCK,
+    simulated: Simulated | None = None,
 ) -> None:
     """Run the whole run over the transport that `connect` makes.
 
-    `recorders` are told its events, besides the log and the board, and `watchdog` of its loop.
+    `recorders` are told its events, besides the log and the board, and `watchdog` of its loop. `simulated` is
+    what a simulation adds to events and result.
 
     Raises:
         CloudError, BrokerUnreachable, OSError, Stopped: see `Server.run`.
@@ -62,6 +67,7 @@ def serve(
             payload_limit_bytes=config.payload_limit_bytes,
             limit_bytes=largest_message_bytes(run_folder / FOLDER_NAME),
             stall_s=config.patience.retry_s,
+            clock=clock,
         )
         watchdog = watchdog or Watchdog()
         presence = Presence(
@@ -70,6 +76,7 @@ def serve(
             session,
             step_s=config.patience.step_s,
             stamped=watchdog.watch(CLOUD_ID),
+            clock=clock.now,
         )
         claim = FleetClaim(
             link,
@@ -96,11 +103,19 @@ def serve(
                 presence=presence,
                 claim=claim,
                 run_folder=run_folder,
-                events=Events(run_log, board, *filter(None, [public]), *recorders),
+                events=Events(
+                    run_log,
+                    board,
+                    *filter(None, [public]),
+                    *recorders,
+                    stamp=simulated.stamp if simulated else None,
+                ),
                 stop=stop,
                 resume=resume,
+                simulated=simulated,
             )
-            with Heartbeat([presence], config.patience.heartbeat_s), public or contextlib.nullcontext():
+            beating = heartbeat([presence], config.patience.heartbeat_s, clock)
+            with beating, public or contextlib.nullcontext():
                 server.run()
         finally:
             watchdog.leave(CLOUD_ID)

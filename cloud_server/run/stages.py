@@ -17,6 +17,7 @@ from cloud_server.events import Events
 from cloud_server.run.more_rounds import first_stage
 from cloud_server.run.persistence import RunState
 from cloud_server.run.results import RESULT_NAME, RESULT_TOTALS, assemble, total_work
+from cloud_server.run.simulated import Simulated
 from cloud_server.schedule import Kind, Stage
 from datasets.labels import LabelSpace
 from protocol.atomic import write_json_atomic
@@ -85,8 +86,8 @@ class StageLoop:
             settle()
             self._commit(stage)
 
-    def conclude(self) -> dict[str, Any]:
-        """Write `result.json`; returns its content.
+    def conclude(self, simulated: Simulated | None = None) -> dict[str, Any]:
+        """Write `result.json`, with what a simulation tells of the run; returns its content.
 
         Raises:
             OSError: it can't be written.
@@ -99,6 +100,8 @@ class StageLoop:
             self._label_space,
             self._state.wall_s(),
         )
+        if simulated is not None:
+            simulated.add_to(result)
         write_json_atomic(self._run_folder / RESULT_NAME, result)
         fleet_miou = result["fleet_miou"]
         self._events.event("result", **{key: result[key] for key in RESULT_TOTALS})

@@ -30,6 +30,7 @@ from cloud_server.training.losses import (
     per_frame,
 )
 from protocol.batches import batch_bounds
+from protocol.charging import Computing, charge
 from protocol.noise import permutation
 
 _MAP_FRAMES = 8
@@ -211,6 +212,7 @@ class Inference:
 
     def _logits(self, features_BCHW: Tensor) -> Tensor:
         """Of features on the device, float32."""
+        charge(Computing.NETWORK, len(features_BCHW), features_BCHW.shape[-2] * features_BCHW.shape[-1])
         with self._compute.autocast():
             logits_BKhw: Tensor = self._network(features_BCHW)
         return logits_BKhw.float()

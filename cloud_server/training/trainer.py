@@ -23,6 +23,7 @@ from cloud_server.training.inference import Inference, check_same, on_host
 from cloud_server.training.losses import downsample_labels, find_loss
 from cloud_server.training.source_features import SourceReplay
 from protocol.batches import batch_bounds
+from protocol.charging import Computing, charge
 from protocol.errors import BlackfleetError, SettingError
 from protocol.noise import derive_seed, permutation
 from protocol.rates import SCHEDULES
@@ -34,6 +35,8 @@ Visited = Callable[[int, NDArray[np.int64]], None]
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _LOSS_SCALE = "loss_scale"
+_WAY_BACK_COSTS = 2
+"""In forward passes, for whoever simulates time: gradients of features and of weights."""
 
 
 class DivergedError(BlackfleetError):
@@ -219,6 +222,8 @@ class Trainer(Inference):
             group["lr"] = rate * self.rate_share
         features_BCHW = self._compute.features(features_BCHW)
         label_BHW = self._compute.tensor(label_BHW)
+        cells = features_BCHW.shape[-2] * features_BCHW.shape[-1]
+        charge(Computing.NETWORK, _WAY_BACK_COSTS * len(features_BCHW), cells)
         while True:
             with self._compute.seeded(derive_seed(self.config.seed, name, self._steps)):
                 logits_BKhw = self._logits(features_BCHW)
@@ -256,6 +261,11 @@ class Trainer(Inference):
             loss = self._evaluate_loss(leaf_BCHW, label_BHW)
             if not math.isfinite(loss.item()):
                 raise DivergedError(f"the loss became {loss.item()} in step {self._steps}: lower the rate")
+            charge(
+                Computing.NETWORK,
+                _WAY_BACK_COSTS * len(leaf_BCHW),
+                leaf_BCHW.shape[-2] * leaf_BCHW.shape[-1],
+            )
             scale = self._scaler.get_scale()
             [gradient_BCHW] = torch.autograd.grad(self._scaler.scale(loss), leaf_BCHW)
             return loss.item(), self._finite(gradient_BCHW / scale)

@@ -167,7 +167,7 @@ class HeadLinearisation:
         if v_BKhw.dtype != np.float32 or v_BKhw.shape != self.logits_BKhw.shape:
             raise ValueError(f"v must be float32 {self.logits_BKhw.shape}, got {v_BKhw.dtype} {v_BKhw.shape}")
         found = _run(self._vjp, {**self._known, "v_BKhw": v_BKhw})
-        count(len(v_BKhw), self._multiply_adds)
+        count(len(v_BKhw), self._multiply_adds, is_back=True)
         return found["gradient"], found["features_gradient_BCHW"]
 
 

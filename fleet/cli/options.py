@@ -14,6 +14,9 @@ from fleet.broker import MEMORY_BUS, OWN_BROKERS
 from fleet.cli.option import OptionGroup, ScenarioOption
 from fleet.cli.options_of_learning import GROUPS_OF_LEARNING
 from fleet.export.encoders import ENCODER_DOOR, ENCODERS
+from fleet.simulation.devices import DEVICES as SIMULATED_DEVICES
+from fleet.simulation.links import LINKS
+from fleet.simulation.settings import TIMES
 
 FIRST = OptionGroup(
     "",
@@ -218,7 +221,58 @@ MACHINES = OptionGroup(
     ),
 )
 
-OPTION_GROUPS = (FIRST, FRAMES, MODELS, *GROUPS_OF_LEARNING, MACHINES)
+SIMULATED = OptionGroup(
+    "Simulated links, devices and time",
+    (
+        ScenarioOption(
+            "time",
+            "simulation.time",
+            str,
+            "virtual: whoever waits skips to what happens next; real: with a link or device, all wait.",
+            choices=TIMES,
+        ),
+        ScenarioOption(
+            "link",
+            "simulation.link",
+            str,
+            f"What lies between vehicles and broker: {', '.join(LINKS)}, or one of --profiles.",
+            choices=tuple(LINKS),
+        ),
+        ScenarioOption(
+            "vehicle_link",
+            "simulation.links",
+            list[str],
+            "Another link of one vehicle, such as car-02=3g; repeat for more.",
+        ),
+        ScenarioOption(
+            "profile",
+            "simulation.profile",
+            str,
+            f"What vehicles compute on: {', '.join(SIMULATED_DEVICES)}, one of --profiles, or a mix such as "
+            "orin-nano:60,agx-orin:30,car-cpu:10.",
+            choices=tuple(SIMULATED_DEVICES),
+        ),
+        ScenarioOption(
+            "cloud_profile",
+            "simulation.cloud",
+            str,
+            "What the cloud computes on in simulated time.",
+            choices=tuple(SIMULATED_DEVICES),
+        ),
+        ScenarioOption(
+            "availability",
+            "simulation.availability",
+            str,
+            "When vehicles have a link: always, windows:0-600,900-, markov:THERE/AWAY in seconds on average, "
+            "or a CSV file.",
+        ),
+        ScenarioOption(
+            "profiles", "simulation.profiles", Path, "YAML file with devices and links of your own."
+        ),
+    ),
+)
+
+OPTION_GROUPS = (FIRST, FRAMES, MODELS, *GROUPS_OF_LEARNING, MACHINES, SIMULATED)
 """In the order of the help."""
 SCENARIO_OPTIONS = tuple(option for group in OPTION_GROUPS for option in group.options)
 SCENARIO_KEYS = frozenset(option.key for option in SCENARIO_OPTIONS)

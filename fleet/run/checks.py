@@ -22,6 +22,7 @@ from fleet.export.encoders import check_image_size
 from fleet.export.onnx_encoder import OnnxEncoder
 from fleet.run.file_encoders import check_file_encoder
 from fleet.scenario import Scenario
+from fleet.simulation.availability import check_availability
 from fleet.start import StartSpec
 from protocol.messages import OwnPlan
 from protocol.mqtt.broker_url import parse_broker_url
@@ -56,6 +57,8 @@ def check_runnable(scenario: Scenario) -> None:
         broker.choose_kind(scenario.broker)
     elif scenario.broker != MEMORY_BUS:
         parse_broker_url(scenario.broker)
+    if scenario.simulation.is_on:
+        _check_simulation(scenario)
     if scenario.broker == MEMORY_BUS and scenario.patience.on_failure == "wait":
         raise OperatorError(
             "with the broker in memory all is one process, and nothing can come back: take "
@@ -63,6 +66,20 @@ def check_runnable(scenario: Scenario) -> None:
         )
     if scenario.broker_port is not None:
         broker.check_port_number(scenario.broker_port)
+
+
+def _check_simulation(scenario: Scenario) -> None:
+    if scenario.broker != MEMORY_BUS:
+        raise OperatorError(
+            f"links, devices and virtual time are simulated on the bus in memory alone, got broker "
+            f"{scenario.broker}: leave --broker out, or take --broker memory"
+        )
+    if algorithm_row(scenario.algorithm).build is None:
+        raise OperatorError(
+            f"{scenario.algorithm} has no fleet, so that no link or device can be simulated; leave out "
+            f"--time, --link, --profile and --availability"
+        )
+    check_availability(scenario.simulation.availability, scenario.vehicle_ids)
 
 
 def named_learners(scenario: Scenario) -> tuple[str, ...]:

@@ -37,6 +37,8 @@ from fleet.run.processes import ProcessSpec, ProcessTable
 from fleet.scenario import Scenario
 from fleet.show.follow import LogFollower
 from fleet.show.progress import Progress
+from fleet.simulation.resuming import committed_at_s
+from fleet.simulation.world import World
 from protocol.atomic import write_json_atomic
 from protocol.local_model import FOLDER_NAME
 from protocol.mqtt.broker_url import BROKER_VARIABLE
@@ -95,6 +97,7 @@ def _run_in_memory(job: Job, hosts: Sequence[Path]) -> None:
                 job.run_folder,
                 resume=job.has_begun,
                 stop=stop,
+                world=_world(job),
             )
         except Exception as error:  # whatever ended the fleet is raised in the launcher's own thread
             failures.append(error)
@@ -113,6 +116,20 @@ def _run_in_memory(job: Job, hosts: Sequence[Path]) -> None:
         fleet.join()
     if failures:
         raise failures[0]
+
+
+def _world(job: Job) -> World | None:
+    """What simulates links, devices and time; None: nothing does."""
+    scenario = job.scenario
+    if not scenario.simulation.is_on:
+        return None
+    return World(
+        scenario.simulation,
+        fleet=scenario.fleet_id,
+        vehicles=scenario.vehicle_ids,
+        seed=scenario.seed,
+        start_s=committed_at_s(job.run_folder) if job.has_begun else 0.0,
+    )
 
 
 def _write_settings(job: Job) -> list[Path]:

@@ -32,7 +32,10 @@ LEFT_BY_RUNS = LEFT_BY_COMPARISONS | frozenset(
     }
 )
 """What runs write, and comparisons. Generated frames in `data` are none of it: they say what they are."""
-_PATHS = ("encoder.weights", "dataset.root", "dataset.test_split", "start", "network.weights")
+_PATHS = (
+    *("encoder.weights", "dataset.root", "dataset.test_split", "start", "network.weights"),
+    *("simulation.profiles",),
+)
 """Settings that are paths wherever the launcher was started."""
 LOCK_NAME = ".lock"
 _OTHERS = 0o077

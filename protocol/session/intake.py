@@ -190,6 +190,7 @@ class Intake:
             self.dropped += 1
             if is_logged(self.dropped, first=1):
                 log.warning("no room for messages of %r: %d dropped so far", vehicle, self.dropped)
+        self._clock.notify(self._inbox)
         self.on_arrival()
 
 

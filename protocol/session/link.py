@@ -146,6 +146,7 @@ class _Link:
         Raises:
             MessageTooLarge: its receiver could not take it; nothing is sent.
         """
+        self.clock.catch_up()
         sending = self._sending(channel, vehicle, message)
         limit_bytes = self._limits.get(receiver, MAX_MESSAGE_BYTES)
         if sending.frames.message_bytes > limit_bytes:

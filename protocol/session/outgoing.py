@@ -200,7 +200,7 @@ class Outgoing:
                 left_s = deadline - self._clock.now()
                 if left_s <= 0 or not self._transport.connected:
                     return
-                self._changed.wait(min(left_s, 0.1))
+                self._clock.pause(self._changed, min(left_s, 0.1))
 
     # Under the lock ---------------------------------------------------------------------------------------
 

@@ -10,8 +10,10 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 from protocol import messages
+from protocol.session.clock import REAL_CLOCK, Clock
 
 log = logging.getLogger(__name__)
 
@@ -85,24 +87,13 @@ class Presence:
             self.announce()
 
 
-class Heartbeat:
-    """Beats for every presence of a process from one thread, however busy their owners are with one step."""
+def heartbeat(
+    presences: Sequence[Presence], interval_s: float, clock: Clock = REAL_CLOCK
+) -> AbstractContextManager[None]:
+    """In the body, beat for every presence of a process, however busy their owners are with one step."""
 
-    def __init__(self, presences: Sequence[Presence], interval_s: float) -> None:
-        self._presences = presences
-        self._interval_s = interval_s
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+    def beat() -> None:
+        for presence in presences:
+            presence.beat()
 
-    def __enter__(self) -> Heartbeat:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stop.wait(self._interval_s):
-            for presence in self._presences:
-                presence.beat()
+    return clock.every(interval_s, beat, "heartbeat")

@@ -1,0 +1,1 @@
+"""Links, devices, absences and time of a simulated fleet."""

@@ -1,0 +1,143 @@
+"""The world around a fleet in one process: its clock, its bus, each vehicle's link, device and absences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from fleet.simulation.availability import Timeline, timelines
+from fleet.simulation.bus import LinkedTransport
+from fleet.simulation.line import Line
+from fleet.simulation.settings import SimulationPart
+from fleet.simulation.spent import Spent
+from fleet.simulation.throttle import ThrottledClock
+from fleet.simulation.virtual_clock import VirtualClock
+from protocol.noise import derive_seed
+from protocol.session.memory import MemoryBus
+from protocol.session.topics import CLOUD_ID
+from protocol.session.transport import Transport, Will
+
+
+def host_name(number: int) -> str:
+    """What a host of the fleet is called."""
+    return f"host-{number}"
+
+
+class World:
+    """One run's simulation; every draw is from the scenario's seed."""
+
+    def __init__(
+        self,
+        part: SimulationPart,
+        *,
+        fleet: str,
+        vehicles: tuple[str, ...],
+        seed: int,
+        hosts: int = 1,
+        start_s: float = 0.0,
+        bus: MemoryBus | None = None,
+    ) -> None:
+        """`start_s`: when a run that goes on was interrupted.
+
+        Raises:
+            SettingError: a profile is unknown, or a trace doesn't fit.
+        """
+        self._part = part
+        self._prefix = f"{fleet}-"
+        self._vehicles = vehicles
+        self._seed = seed
+        self._bus = bus or MemoryBus()
+        self.devices = part.device_names(vehicles, seed)
+        self.links = part.link_names(vehicles)
+        self._timelines = timelines(part.availability, vehicles, seed)
+        found = {name: part.find_device(name) for name in set(self.devices.values())}
+        self._spent = Spent(
+            {CLOUD_ID: part.cloud_device, **{name: found[device] for name, device in self.devices.items()}}
+        )
+        kind = VirtualClock if part.time == "virtual" else ThrottledClock
+        self.clock: VirtualClock | ThrottledClock = kind(
+            (CLOUD_ID, *map(host_name, range(hosts))), self._spent, start_s=start_s
+        )
+        self._lines: dict[str, tuple[Line, Line]] = {}
+        self._transports: dict[str, LinkedTransport] = {}
+
+    def connect(self, client_id: str, will: Will, on_connect: Callable[[], None]) -> Transport:
+        """The cloud's session, beside the bus, or a vehicle's over its link."""
+        vehicle = client_id.removeprefix(self._prefix).rpartition("-")[0]
+        if vehicle == CLOUD_ID:
+            return self._bus.client(client_id, will=will, on_connect=on_connect)
+        profile = self._part.find_link(self.links[vehicle])
+        up, down = (
+            Line(
+                mbit_s=mbit_s,
+                latency_ms=profile.latency_ms,
+                jitter_ms=profile.jitter_ms,
+                loss=profile.loss,
+                random=self._random("link", vehicle, way),
+            )
+            for way, mbit_s in (("up", profile.up_mbit_s), ("down", profile.down_mbit_s))
+        )
+        timeline = self._timelines.get(vehicle)
+        transport = LinkedTransport(
+            self._bus.client(client_id, will=will),
+            on_connect,
+            times=self.clock,
+            up=up,
+            down=down,
+            round_trip_s=2 * profile.latency_ms / 1000,
+            next_there=timeline.next_there if timeline else lambda now: now,
+        )
+        self._lines[vehicle], self._transports[vehicle] = (up, down), transport
+        if timeline is not None:
+            self._plan_change(transport, timeline)
+        return transport
+
+    def stamp(self) -> Mapping[str, Any]:
+        """What every event tells besides."""
+        return {"virtual_s": round(self.clock.now(), 3)}
+
+    def add_to(self, result: dict[str, Any]) -> None:
+        """Put into the result when it was there, what each vehicle's time went into, and bytes by link."""
+        now = self.clock.now()
+        by_link: dict[str, dict[str, int]] = {}
+        for vehicle, transport in self._transports.items():
+            busy_s = self._spent.busy_s[vehicle]
+            result["vehicles"].get(vehicle, {}).update(
+                device=self.devices[vehicle],
+                link=self.links[vehicle],
+                busy_s=round(busy_s, 3),
+                waiting_s=round(max(0.0, now - busy_s), 3),
+                away_s=round(transport.away_s, 3),
+            )
+            up, down = self._lines[vehicle]
+            entry = by_link.setdefault(self.links[vehicle], {"up": 0, "down": 0})
+            entry["up"] += up.bytes
+            entry["down"] += down.bytes
+        result["virtual_s"] = round(now, 3)
+        result["cloud_busy_s"] = round(self._spent.busy_s[CLOUD_ID], 3)
+        result["bytes_by_link"] = by_link
+
+    def close(self) -> None:
+        """Nothing is planned any more."""
+        if isinstance(self.clock, ThrottledClock):
+            self.clock.close()
+
+    def _random(self, *parts: str) -> np.random.Generator:
+        return np.random.Generator(np.random.Philox(key=derive_seed(self._seed, *parts)))
+
+    def _plan_change(self, transport: LinkedTransport, timeline: Timeline) -> None:
+        change = timeline.next_change(self.clock.now())
+        if change is not None:
+            self.clock.at(change, partial(self._change, transport, timeline, change))
+
+    def _change(self, transport: LinkedTransport, timeline: Timeline, at_s: float) -> None:
+        if timeline.is_there(at_s):
+            transport.come_back()
+        else:
+            transport.drop()
+        following = timeline.next_change(at_s)
+        if following is not None:
+            self.clock.at(following, partial(self._change, transport, timeline, following))
