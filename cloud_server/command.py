@@ -148,6 +148,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         help="when a vehicle does not join, fails or stays away: continue without it (default), wait for it, "
         "or stop",
     )
+    parser.add_argument(
+        "--serve",
+        action="store_true",
+        help="answer vehicles that drive (their --serve cloud): class maps of what they see, in the run and "
+        "after it, until stopped",
+    )
     parser.add_argument("--resume", action="store_true", help="go on with the run in RUN_DIR")
     parser.add_argument(
         "--metrics-port",
@@ -194,6 +200,8 @@ def _config(options: argparse.Namespace) -> CloudConfig:
     }
     if options.on_vehicle_failure is not None:
         content["patience"] = {**content.get("patience", {}), "on_failure": options.on_vehicle_failure}
+    if options.serve and content.get("serving") is None:
+        content["serving"] = {}
     missing = [f"--{key}" for key in ("fleet", "vehicles") if key not in content]
     if missing:
         raise CloudError(f"{' and '.join(missing)} missing; give it, or a --config file")

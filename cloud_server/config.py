@@ -140,6 +140,19 @@ class PatienceConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
         self._one_of(ON_FAILURE, "on_failure")
 
 
+class ServingConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Class maps for vehicles that drive: what the network that serves each makes of its newest frame."""
+
+    section = "serving"
+
+    share: float = 0.5
+    """Most of one thread's time that it takes from what learns, above 0, at most 1."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise SettingError(f"serving.share must be above 0 and at most 1, got {self.share}")
+
+
 class RunSettings(Ways, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What operator and cloud both know of a run; each way of learning adds a section (`protocol.plans`)."""
 
@@ -242,6 +255,9 @@ class CloudConfig(RunSettings, frozen=True, kw_only=True, forbid_unknown_fields=
     """Torch threads while the vehicles wait (FOO). Thread counts decide the last bits of a result."""
     inference_threads: int = 1
     """Torch threads while a vehicle works too (ZOO, evaluation)."""
+    serving: ServingConfig | None = None
+    """How vehicles are served that ask for class maps, in the run and after it, until the cloud is stopped;
+    None = none is."""
     parallel_turns: int = 2
     """Turns under way at once where their order doesn't matter."""
 

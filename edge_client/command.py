@@ -27,6 +27,7 @@ from edge_client.recent import Seeing
 from edge_client.source.options import add_source_options, source_config
 from edge_client.source.recording import Recording, recorded_frames
 from edge_client.spool import DEFAULT_SPOOL_MB
+from edge_client.through_cloud import CLOUD, ThroughCloud
 from protocol.doors import FOREIGN_CHOICE
 from protocol.errors import MENDABLE, MISTAKE_CODE
 from protocol.metrics import MetricsServer, process_families
@@ -72,12 +73,15 @@ def main(arguments: list[str] | None = None) -> int:
                 frames,
                 watchdog=watchdog,
                 seeing=partial(_seeing, recording, serving),
+                through_cloud=serving if isinstance(serving, ThroughCloud) else None,
             )
             with _metrics(host, options.metrics_port):
                 host.run()
             if recording is not None:
                 recording.run_is_over()
-            if serving is not None:
+            if isinstance(serving, ThroughCloud):
+                log.info("the run is over, and with it serving through the cloud")
+            if isinstance(serving, OnBoard):
                 log.info("serving goes on until it is stopped")
                 stop.wait()
                 raise Stopped
@@ -105,22 +109,27 @@ def _metrics(host: Host, where: str | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _serving(config: HostConfig, watchdog: Watchdog) -> Iterator[OnBoard | None]:
+def _serving(config: HostConfig, watchdog: Watchdog) -> Iterator[OnBoard | ThroughCloud | None]:
     """What makes class maps of what the camera sees, where somebody asked for it."""
     source = config.source
     if source is None or source.serve is None:
         yield None
         return
     folder = Path(source.recording).parent / "serving" if source.serve_to is None else Path(source.serve_to)
-    model = Model(Path(source.serve), threads=config.threads, providers=candidates(config.provider))
-    with OnBoard(model, folder, alive=watchdog.watch("serving")) as serving:
-        yield serving
+    alive = watchdog.watch("serving")
+    if source.serve == CLOUD:
+        with ThroughCloud(folder, alive=alive) as through_cloud:
+            yield through_cloud
+    else:
+        model = Model(Path(source.serve), threads=config.threads, providers=candidates(config.provider))
+        with OnBoard(model, folder, alive=alive) as on_board:
+            yield on_board
     watchdog.leave("serving")
 
 
 @contextlib.contextmanager
 def _recorded(
-    config: HostConfig, stop: threading.Event, serving: OnBoard | None
+    config: HostConfig, stop: threading.Event, serving: OnBoard | ThroughCloud | None
 ) -> Iterator[Recording | None]:
     """The frames of a camera, where there is one, which goes on recording in the body."""
     if config.source is None:
@@ -137,7 +146,7 @@ def _recorded(
         yield recording
 
 
-def _seeing(recording: Recording | None, serving: OnBoard | None) -> Seeing:
+def _seeing(recording: Recording | None, serving: OnBoard | ThroughCloud | None) -> Seeing:
     """How the camera and its class maps come on."""
     camera = Seeing() if recording is None else recording.camera()
     served = Seeing() if serving is None else serving.seeing()

@@ -10,15 +10,21 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from datasets.catalog import label_space
 from datasets.divided import open_frames, owned_frames
 from datasets.frame import FrameSource
+from datasets.labels import LabelSpace
 from datasets.partition import partition_frames
 from edge_client.conversation import Finished, Patience, Stopped
 from edge_client.crew import MOST_WORKERS, Crew, Seat
+from edge_client.crew import Crew, Seat
+from edge_client.encoder.runtime import Encoder
 from edge_client.frames import DEFAULT_CAPACITY_BYTES, FrameCache, Sight, VehicleFrames, limit_opencv_threads
 from edge_client.health import MachineHealth
 from edge_client.host_config import HostConfig, SightConfig, VehicleConfig, read_host_config
@@ -55,6 +61,16 @@ _LOOK_S = 0.5
 """How often a vehicle is looked at for which nothing arrives."""
 
 
+class ShowsCloud(Protocol):
+    """What shows the cloud what the host's vehicle sees now."""
+
+    def attach(self, link: VehicleLink, session: str, encoder: Encoder, label_space: LabelSpace) -> None:
+        """There is a way to the cloud."""
+
+    def follow(self, theta: NDArray[np.float32]) -> None:
+        """The vehicle's encoder is this θ from now on."""
+
+
 class Host:
     """Builds the vehicles of a process and runs them until the last has left."""
 
@@ -69,10 +85,11 @@ class Host:
         seeing: Callable[[], Seeing] = Seeing,
         clock: Clock = REAL_CLOCK,
         most_workers: int = MOST_WORKERS,
+        through_cloud: ShowsCloud | None = None,
     ) -> None:
         """Open data set and bundles; `connect` makes each vehicle's transport, `recorded` are the frames of
         the config's source, `watchdog` hears of each vehicle's loop, `seeing` tells how its camera comes on;
-        at most `most_workers` turns are under way at once.
+        at most `most_workers` turns are under way at once; `through_cloud` shows the cloud what is seen.
 
         Raises:
             VehicleError, BundleError, DatasetError, OSError: something is missing or does not fit.
@@ -104,6 +121,7 @@ class Host:
         self._connect = connect
         self._clock = clock
         self._most_workers = most_workers
+        self._through_cloud = through_cloud
         self._watchdog = watchdog or Watchdog()
         self._permission = Permission(config.when, poll_s=config.when_poll_s)
         self.health: MachineHealth | None = None
@@ -190,6 +208,9 @@ class Host:
             health=partial(self._told_by, config.id),
             clock=self._clock.now,
         )
+        if self._through_cloud is not None:
+            encoder = opened.models.encoder_alone(bundle)
+            self._through_cloud.attach(link, session, encoder, self._source.label_space)
         vehicle = Vehicle(
             VehicleSettings(
                 vehicle=config.id,
@@ -209,6 +230,7 @@ class Host:
                 config.local_model, bundle, config.predictions, config.latest
             ),
             local_head=opened.local_head,
+            follow=None if self._through_cloud is None else self._through_cloud.follow,
             stop=self._stop,
             alive=presence.stamp,
             may_work=self._permission.holds,

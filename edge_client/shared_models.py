@@ -67,6 +67,15 @@ class SharedModels:
             log.info("encoder %s runs a changed θ by %s, on %s", bundle.spec.name, chosen.mode, on)
         return self._encoders[digest]
 
+    def encoder_alone(self, bundle: EncoderBundle) -> Encoder:
+        """One that runs as `encoder` does, and is opened anew for nobody else's θ.
+
+        Raises:
+            SettingError, VehicleError: as `encoder`.
+        """
+        shared = self.encoder(bundle)
+        return Encoder(bundle, mode=shared.mode, threads=self._threads, providers=[shared.provider])
+
     def local_model(
         self, folder: str | None, bundle: EncoderBundle, predictions: Mapping[str, str], latest: str | None
     ) -> LocalModelTools | None:

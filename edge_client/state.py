@@ -164,6 +164,15 @@ class StateStore:
             )
         return state
 
+    def newest(self) -> VehicleState | None:
+        """The state after the latest turn that can be read; None: there is none."""
+        for turn_id in reversed(self._turns()):
+            try:
+                return self.load(turn_id)
+            except (StateError, OSError):  # whoever needs that very state is told
+                continue
+        return None
+
     def commit(self, turn_id: int, state: VehicleState, *, after_turn: int | None = None) -> None:
         """Save the state after `turn_id` durably, and forget older ones but the last two and all later ones.
 

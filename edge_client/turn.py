@@ -29,7 +29,6 @@ from edge_client.train_views import TrainViews
 from edge_client.work import metered
 from protocol.charging import Computing, charge
 from protocol.codec import labels as label_codec
-from protocol.codec.bits import encode_within
 from protocol.codec.quantiser import UncodableError
 from protocol.codec.tensor import EncodedTensor, encode
 from protocol.errors import SettingError
@@ -246,10 +245,7 @@ class TurnTools:
         """
         charge(Computing.CODEC, len(features_BCHW), features_BCHW[0].size)
         try:
-            coding = self.turn.coding
-            if bits is not None or coding.frame_bytes is None:
-                return encode(features_BCHW, coding.bits if bits is None else bits)
-            return encode_within(features_BCHW, bytes_per_frame=coding.frame_bytes, most_bits=coding.bits)
+            return self.turn.coding.encode(features_BCHW) if bits is None else encode(features_BCHW, bits)
         except (SettingError, UncodableError) as error:
             raise TurnRefused(f"features can't be sent: {error}") from error
 

@@ -8,6 +8,9 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edge_client.conversation import Conversation, Finished, Patience, Stopped, Superseded, Voided
 from edge_client.encoder.bundle import EncoderBundle, bundle_digest
 from edge_client.encoder.runtime import Encoder
@@ -24,6 +27,7 @@ from edge_client.updates.intake import Renewed, UpdateIntake
 from edge_client.work import metered
 from protocol.errors import MENDABLE
 from protocol.messages import PROTOCOL_VERSION, Hello, Turn, TurnDone, TurnFailed
+from protocol.messages.serving import SERVED
 from protocol.messages.up import LOCAL_HEAD, WHOLE_NETWORK
 from protocol.session.link import Sending, VehicleLink
 from protocol.session.topics import CLOUD_ID, STATUS, topic
@@ -79,12 +83,14 @@ class Vehicle:
         updates: UpdateIntake,
         local_model: LocalModelTools | None = None,
         local_head: LocalHead | None = None,
+        follow: Callable[[NDArray[np.float32]], None] | None = None,
         stop: threading.Event,
         alive: Callable[[], None],
         may_work: Callable[[], bool],
     ) -> None:
         """Nothing is sent before `open`; `alive` is called as long as the vehicle's loop comes on, and
-        `may_work` says whether it is to compute now.
+        `may_work` says whether it is to compute now. `follow` is told the encoder's θ whenever it is
+        another one; with it, the vehicle says that it will ask the cloud for class maps.
         """
         self._settings = settings
         self._link = link
@@ -111,13 +117,20 @@ class Vehicle:
             frames_digest=frames.digest(label_space),
             equipment=tuple(
                 name
-                for name, part in ((LOCAL_HEAD, local_head), (WHOLE_NETWORK, local_model))
+                for name, part in (
+                    (LOCAL_HEAD, local_head),
+                    (WHOLE_NETWORK, local_model),
+                    (SERVED, follow),
+                )
                 if part is not None
             ),
             subspace=bundle.spec.subspace,
             provider=encoder.provider,
             labels=frames.label_origins(),
         )
+        self._follow = follow or (lambda theta: None)
+        if follow is not None:
+            self._follow((self._states.newest() or VehicleState(theta=bundle.theta0, optimizer={})).theta)
         self._introduced_at = 0.0
         self._has_complained = False
         self._introduction: Sending | None = None
@@ -295,6 +308,7 @@ class Vehicle:
             )
         if turn.sharing is not None:
             state = begin_shared(tools, state, self._fetched)
+        self._follow(state.theta)
         if turn.learner is not None:
             begun = state
             state, loss = LEARNERS[type(turn.learner)](tools, state)
@@ -305,6 +319,7 @@ class Vehicle:
             tools.upload(split, state.theta)
         if turn.learner is not None:
             self._states.commit(turn.turn_id, state, after_turn=turn.after_turn)
+        self._follow(state.theta)
         return loss
 
     def _start(self, turn: Turn) -> VehicleState:

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from cloud_server.desk.declaration import Declaration
 from cloud_server.desk.ledger import UploadCounts
+from cloud_server.desk.served import ServedCounts
 from cloud_server.desk.versions import UsedVersion, with_turn
 from cloud_server.desk.work import WorkCounts
 from cloud_server.errors import CloudError, RequestError
@@ -107,6 +108,8 @@ class VehicleRecord:
     """What it has finished turns with."""
     uploads: UploadCounts = field(default_factory=UploadCounts)
     work: WorkCounts = field(default_factory=WorkCounts)
+    served: ServedCounts = field(default_factory=ServedCounts)
+    """Not part of `uplink` and `downlink`: what a run costs does not depend on who drives."""
 
     @property
     def online(self) -> bool:
@@ -339,6 +342,11 @@ class Registry:
             return self.strangers
         record.rejects += 1
         return record.rejects
+
+    @property
+    def present(self) -> list[str]:
+        """Vehicles of which some process is there."""
+        return [name for name, record in self.vehicles.items() if record.online]
 
     def missing(self) -> list[str]:
         """Vehicles of the run that have not introduced themselves."""

@@ -50,6 +50,11 @@ def check_combination(config: CloudConfig) -> None:
             f"{row.name}'s vehicles train the whole network: adaptation.subspace must be all, got "
             f"{config.adaptation.subspace}; choose another algorithm"
         )
+    if row.needs.whole_network and config.serving is not None:
+        raise SettingError(
+            f"the vehicles of {row.name} have the whole network, the cloud serves none: leave out --serve "
+            f"(serving), and let them serve what `blackfleet export` writes"
+        )
     for name, steps in (
         ("first_order.replay_steps", config.first_order.replay_steps),
         ("network.source_replay", config.network.source_replay),

@@ -15,6 +15,7 @@ import torch
 from cloud_server.config import CloudConfig
 from cloud_server.desk.ledger import UploadCounts
 from cloud_server.desk.registry import Registry
+from cloud_server.desk.served import ServedCounts
 from cloud_server.desk.versions import UsedVersion
 from cloud_server.desk.work import WorkCounts
 from cloud_server.errors import CloudError
@@ -29,6 +30,7 @@ _FREE_TO_CHANGE = (
     "public_events",
     "store_capacity",
     "device",
+    "serving",
 )
 """Settings that a run may go on with others of: they change no result, the device but for rounding."""
 _LOOKED_AT = ("rounds",)
@@ -92,6 +94,7 @@ class Committed:
             record.versions = msgspec.convert(counters.get("versions", []), tuple[UsedVersion, ...])
             record.update_notes.update(counters.get("update_notes", {}))
             record.work = msgspec.convert(counters.get("work", {"forward_equivalents": None}), WorkCounts)
+            record.served = msgspec.convert(counters.get("served", {}), ServedCounts)
 
 
 class RunState:
@@ -183,6 +186,7 @@ class RunState:
                     "work": msgspec.to_builtins(record.work),
                     "versions": msgspec.to_builtins(record.versions),
                     "update_notes": dict(record.update_notes),
+                    "served": msgspec.to_builtins(record.served),
                 }
                 for vehicle, record in registry.vehicles.items()
             },

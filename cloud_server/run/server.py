@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from cloud_server.run.claim import FleetClaim
 from cloud_server.run.combinations import check_combination
 from cloud_server.run.equipment import run_needs
 from cloud_server.run.persistence import RunState
+from cloud_server.run.serving import Serving
 from cloud_server.run.shared_trainer import build_trainer
 from cloud_server.run.simulated import Simulated
 from cloud_server.run.stage_turns import StageTurns
@@ -39,6 +41,7 @@ from cloud_server.run.updates import FOLDER_NAME as UPDATES_NAME
 from cloud_server.run.updates import Updates
 from cloud_server.storage.class_counts import ClassCounts, class_weights_of
 from cloud_server.storage.label_store import LabelStore
+from cloud_server.training.trainer import Trainer
 from datasets.catalog import label_space
 from datasets.frame import DatasetError
 from protocol.errors import SettingError
@@ -126,9 +129,12 @@ class Server:
         )
         self._desk.on_update = self._updates.heed
         self._ledger = UploadLedger()
+        self._trainer: Trainer | None = None
         self._train_label_sizes: dict[str, tuple[int, int]] = {}
         """By vehicle; empty where train labels cross as they are."""
         self._statuses_counted = 0
+        self._serving: Serving | None = None
+        """What answers vehicles that drive; None: nobody does."""
 
     # The run ------------------------------------------------------------------------------------------
 
@@ -182,11 +188,49 @@ class Server:
             clock=self._link.clock,
         )
         self._desk.open(algorithm_handlers(self._config.algorithm, algorithm))
-        loop.run(turns.run, settle=self._settle)
-        self._desk.close()
-        self._count_statuses()
-        loop.conclude(self._simulated)
+        with self._served(algorithm, loop) as committed:
+            loop.run(turns.run, settle=self._settle, committed=committed)
+            self._desk.close()
+            self._count_statuses()
+            loop.conclude(self._simulated)
+            self._go_on_serving()
         self._dismiss()
+
+    @contextmanager
+    def _served(self, algorithm: Algorithm, loop: StageLoop) -> Iterator[Callable[[], None]]:
+        """Serve vehicles that drive in the body, if the settings say so; gives what hears of commits."""
+        if self._config.serving is None:
+            yield lambda: None
+            return
+        assert self._trainer is not None, "there is an algorithm"
+        self._serving = Serving(
+            self._config,
+            link=self._link,
+            registry=self._registry,
+            events=self._events,
+            algorithm=algorithm,
+            trainer=self._trainer,
+        )
+
+        def refresh() -> None:
+            assert self._serving is not None
+            self._serving.refresh(loop.committed)
+
+        refresh()
+        with self._serving:
+            yield refresh
+
+    def _go_on_serving(self) -> None:
+        """The result is written: serve until the process is asked to stop, which is how this ends."""
+        if self._serving is None:
+            return
+        log.info("the run is complete; serving goes on until it is stopped")
+        try:
+            while True:
+                self._serve()
+        except Stopped:
+            self._farewell()
+            raise
 
     def _gather(self) -> dict[str, str]:
         """Wait until every vehicle has said hello; returns why those are left out that have not.
@@ -234,7 +278,7 @@ class Server:
             vehicle: len(self._registry.frames(vehicle, "train")) for vehicle in self._config.vehicles
         }
         config = self._config
-        trainer = build_trainer(
+        trainer = self._trainer = build_trainer(
             config, self._registry, self._run_folder, num_classes=self._label_space.num_classes
         )
         counts = ClassCounts(
@@ -283,14 +327,16 @@ class Server:
         deadline = self._link.clock.now() + _FAREWELL_S
         told = 0.0
         while self._link.clock.now() < deadline:
-            present = [name for name, record in self._registry.vehicles.items() if record.online]
-            if not present:
+            if not self._registry.present:
                 return
             if self._link.clock.now() - told > 1.0:
                 told = self._link.clock.now()
-                for vehicle in present:
-                    self._desk.send(vehicle, Finish(vehicle=vehicle, reason="the run is complete"))
+                self._farewell()
             self._serve()
+
+    def _farewell(self) -> None:
+        for vehicle in self._registry.present:
+            self._desk.send(vehicle, Finish(vehicle=vehicle, reason="the run is complete"))
 
     # Messages -----------------------------------------------------------------------------------------
 
@@ -317,6 +363,8 @@ class Server:
         away_s = self._link.transport.seconds_disconnected()
         self._desk.settle(connected=away_s == 0)
         self._count_statuses()
+        if self._serving is not None:
+            self._serving.report()
         if self._desk.failure is not None:
             raise self._desk.failure
         if away_s > self._config.patience.give_up_s:

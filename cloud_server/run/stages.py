@@ -71,10 +71,21 @@ class StageLoop:
             vehicles=list(self._config.vehicles),
         )
 
-    def run(self, do_stage: Callable[[Stage], None], settle: Callable[[], None] = lambda: None) -> None:
+    @property
+    def committed(self) -> int:
+        """How many stages are committed, or were not needed."""
+        return self._first
+
+    def run(
+        self,
+        do_stage: Callable[[Stage], None],
+        settle: Callable[[], None] = lambda: None,
+        committed: Callable[[], None] = lambda: None,
+    ) -> None:
         """Run and commit every stage that is not committed yet and still needed.
 
-        `settle` is called when a stage's work is done, to make permanent or count what its commit relies on.
+        `settle` is called when a stage's work is done, to make permanent or count what its commit relies on,
+        and `committed` after the commit.
 
         Raises:
             OSError: the commit can't be written; the one before stands.
@@ -85,6 +96,8 @@ class StageLoop:
             do_stage(stage)
             settle()
             self._commit(stage)
+            self._first = stage.number + 1
+            committed()
 
     def conclude(self, simulated: Simulated | None = None) -> dict[str, Any]:
         """Write `result.json`, with what a simulation tells of the run; returns its content.

@@ -7,6 +7,7 @@ M copies of a batch's features, y x cells of a loss map.
 from __future__ import annotations
 
 import copy
+import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -71,7 +72,7 @@ class Inference:
             OutOfMemory: there is no room for it.
         """
         self._loss = find_loss(loss)
-        self._compute = compute
+        self.compute = self._compute = compute
         with within_memory(compute.device):
             self._network = network.eval().to(compute.device)
         for parameter in self._network.parameters():
@@ -139,6 +140,15 @@ class Inference:
                 logits_BKhw = self._logits(self._compute.features(features_nCHW[chosen]))
                 label_nhw[chosen] = _likeliest(logits_BKhw, size_hw).cpu().numpy()
         return label_nhw
+
+    def class_map(self, features_1CHW: Array, size_hw: tuple[int, int]) -> tuple[NDArray[np.uint8], float]:
+        """Return what `predict` does of one frame, uint8[*size_hw], and how unsure the network is of it: the
+        mean entropy of its classes as a share of the greatest there is, from 0 to 1."""
+        with self._inference():
+            logits_1Khw = self._logits(self._compute.features(features_1CHW))
+            greatest = math.log(max(2, logits_1Khw.shape[1]))
+            unsure = min(1.0, max(0.0, entropy(logits_1Khw).item() / greatest))
+            return _likeliest(logits_1Khw, size_hw)[0].cpu().numpy(), unsure
 
     def probabilities(self, features_nCHW: Array, *, chunk_frames: int = 16) -> NDArray[np.float32]:
         """Return the softmax over classes, float32[n, K, h, w] at the size of the logits."""

@@ -54,8 +54,10 @@ class Served:
         *,
         dropped: int,
         uncertainty: float | None,
+        stage: int | None = None,
     ) -> None:
-        """A class map is there, uint8 [H, W] of label ids; `uncertainty` of the whole frame, 0 to 1.
+        """A class map is there, uint8 [H, W] of label ids; `uncertainty` of the whole frame, 0 to 1,
+        `stage` of the network, see `ClassMap`.
 
         A disk that is full or gone is said, and ends nothing.
         """
@@ -69,6 +71,7 @@ class Served:
                 "taken_at": taken.moment_s,
                 "dropped": dropped,
                 "uncertainty": uncertainty,
+                "stage": stage,
                 **self.pace.as_json(),
             }
             write_json_atomic(self._folder / STATE_NAME, content, sync=False)

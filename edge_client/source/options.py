@@ -94,9 +94,9 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--serve",
-        metavar="MODEL",
-        help="file of `blackfleet export`: make class maps of what the camera sees now, until stopped; "
-        "learning takes what is left of the cores",
+        metavar="MODEL|cloud",
+        help="make class maps of what the camera sees now: by a file of `blackfleet export`, until stopped, "
+        "or by the cloud's network, until it ends; learning takes what is left of the cores",
     )
     group.add_argument(
         "--serve-to", metavar="DIR", help="folder of the newest class map; default: serving in --state"

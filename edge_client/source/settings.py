@@ -62,7 +62,8 @@ class SourceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     `new`: the newest."""
 
     serve: str | None = None
-    """File of an exported model: class maps of what the camera sees now are made with it. None: none are."""
+    """File of an exported model, or `cloud` for the cloud's network: class maps of what the camera sees now
+    are made with it. None: none are."""
     serve_to: str | None = None
     """Folder of the newest class map; None: `serving` beside the recording."""
 

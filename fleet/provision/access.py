@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Literal
 
 from fleet.provision.names import Identity
-from protocol.session.topics import CLOUD_ID, DOWN, PREFIX, STATUS, UP, topic, topic_filter
+from protocol.session.topics import CLASSES, CLOUD_ID, DOWN, PREFIX, SEEN, STATUS, UP, topic, topic_filter
 
 Access = Literal["read", "write"]
 
@@ -24,6 +24,8 @@ def rights(whose: Identity) -> list[tuple[Access, str]]:
             ("read", topic_filter(UP, fleet)),
             ("read", topic_filter(STATUS, fleet)),
             ("write", topic_filter(DOWN, fleet)),
+            ("read", topic_filter(SEEN, fleet)),
+            ("write", topic_filter(CLASSES, fleet)),
             ("write", f"{PREFIX}/{fleet}/{CLOUD_ID}/#"),
         ]
     if whose.role == "observer":
@@ -35,6 +37,8 @@ def rights(whose: Identity) -> list[tuple[Access, str]]:
         ("write", topic(UP, fleet, name)),
         ("write", topic(STATUS, fleet, name)),
         ("read", topic(DOWN, fleet, name)),
+        ("write", topic(SEEN, fleet, name)),
+        ("read", topic(CLASSES, fleet, name)),
         ("read", topic(STATUS, fleet, CLOUD_ID)),
     ]
 

@@ -28,6 +28,7 @@ from protocol.codec.tensor import EncodedTensor
 from protocol.codec.weights import WeightTensor
 from protocol.messages.down import Ack, Finish, LabelWant, Reject, Resend, Welcome
 from protocol.messages.events import Happened, Past
+from protocol.messages.serving import ClassMap, Seen, Serving, WantServing
 from protocol.messages.status import Health, Status
 from protocol.messages.turn import Turn
 from protocol.messages.up import (
@@ -77,6 +78,8 @@ else:
     Up = Union[(Hello, Recall, *_kinds(Request), FetchUpdate, UpdateNews)]
     Down = Union[(Welcome, Turn, *_kinds(Answer), Resend, Reject, Finish, UpdateOffer, UpdatePart)]
 Events = Happened | Past
+Sight = WantServing | Seen
+Classes = Serving | ClassMap | Reject
 
 __all__ = [
     "DEFAULT_LIMIT_BYTES",
@@ -91,6 +94,8 @@ __all__ = [
     "Ask",
     "AskGradient",
     "Augmentation",
+    "ClassMap",
+    "Classes",
     "Coding",
     "CseFslPlan",
     "Down",
@@ -130,9 +135,12 @@ __all__ = [
     "RequestIdentity",
     "Resend",
     "SeededQuery",
+    "Seen",
     "SendEncoder",
+    "Serving",
     "Shared",
     "SharedEncoder",
+    "Sight",
     "Smashed",
     "SplitScores",
     "SpsaPlan",
@@ -152,6 +160,7 @@ __all__ = [
     "UpdatePart",
     "Upload",
     "Version",
+    "WantServing",
     "WeightTensor",
     "Weights",
     "Welcome",

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from protocol.codec.tensor import BITS
+import numpy as np
+from numpy.typing import NDArray
+
+from protocol.codec.bits import encode_within
+from protocol.codec.tensor import BITS, EncodedTensor, encode
 from protocol.errors import SettingError
 from protocol.plans.checks import Section
 
@@ -28,3 +32,14 @@ class Coding(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 f"{self.key('frame_bytes')} of {self.frame_bytes} needs bits of 8 or fewer, got 32, which no "
                 f"channel can have by itself; set {self.key('bits')} to 8"
             )
+
+    def encode(self, features_BCHW: NDArray[np.float32]) -> EncodedTensor:
+        """Code features, float32.
+
+        Raises:
+            UncodableError: they are not finite.
+            SettingError: they don't fit into so few bytes.
+        """
+        if self.frame_bytes is None:
+            return encode(features_BCHW, self.bits)
+        return encode_within(features_BCHW, bytes_per_frame=self.frame_bytes, most_bits=self.bits)

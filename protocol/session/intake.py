@@ -33,7 +33,9 @@ _INBOX_SIZE = 20_000
 _MOST_OF_ONE = 1_000
 """Messages of one sender that wait to be read; a vehicle has four requests under way."""
 
-AnyMessage = messages.Up | messages.Down | messages.Status | messages.Events
+AnyMessage = (
+    messages.Up | messages.Down | messages.Status | messages.Events | messages.Sight | messages.Classes
+)
 
 _DECODERS: dict[str, msgspec.msgpack.Decoder[AnyMessage]] = {
     channel.name: msgspec.msgpack.Decoder(channel.message_type) for channel in topics.CHANNELS.values()
@@ -221,5 +223,4 @@ def _decode(item: _Item) -> Received | Malformed:
 
 def _other_way(address: topics.Address) -> str:
     """The topic on which the receiver of a message speaks to its sender."""
-    channel = topics.DOWN if address.channel is topics.UP else topics.UP
-    return topics.topic(channel, address.fleet, address.vehicle)
+    return topics.topic(topics.other_way(address.channel), address.fleet, address.vehicle)

@@ -85,13 +85,25 @@ class _Link:
         self._bodies = _WeightsBodies()
         self._message_ids = itertools.count(secrets.randbits(48))
         self._outgoing = Outgoing(transport, clock, stall_s)
-        self._intake = Intake(
-            clock=clock,
-            limit_bytes=limit_bytes,
+        self._intakes: list[Intake] = []
+        self._intake = self._new_intake()
+
+    def _new_intake(self) -> Intake:
+        intake = Intake(
+            clock=self.clock,
+            limit_bytes=self.limit_bytes,
             may_send_parts=self._may_send_parts,
             say=self._outgoing.say,
             heed=self._outgoing.heed,
         )
+        self._intakes.append(intake)
+        return intake
+
+    def _aside(self, topic_filter: str) -> Intake:
+        """What arrives on these topics, for another thread than the one that reads all else."""
+        intake = self._new_intake()
+        self.transport.subscribe(topic_filter, intake.deliver)
+        return intake
 
     @property
     def dropped(self) -> int:
@@ -100,7 +112,8 @@ class _Link:
 
     def resume(self) -> None:
         """To be called after each (re)connect: what was on its way goes on where it stopped."""
-        self._intake.resume()
+        for intake in self._intakes:
+            intake.resume()
 
     def receive(self, timeout_s: float) -> Received | Malformed | None:
         """The next message, or None when `timeout_s` has passed without a whole one."""
@@ -226,6 +239,19 @@ class VehicleLink(_Link):
         """
         return self._send(topics.UP, self.vehicle, topics.CLOUD_ID, message)
 
+    def hear_classes(self) -> Intake:
+        """Class maps of what this vehicle sees arrive here, for a thread of its own."""
+        return self._aside(topics.topic(topics.CLASSES, self.fleet, self.vehicle))
+
+    def show(self, message: messages.Sight) -> Sending:
+        """Put what the vehicle sees now on its way; what it saw before and still waits is not sent any more.
+
+        Raises:
+            MessageTooLarge: the cloud could not take it; nothing is sent.
+        """
+        self._outgoing.forget(topics.topic(topics.SEEN, self.fleet, self.vehicle))
+        return self._send(topics.SEEN, self.vehicle, topics.CLOUD_ID, message)
+
     @property
     def has_room(self) -> bool:
         """Whether the next request may be made: what waits is little, or nothing."""
@@ -297,6 +323,19 @@ class CloudLink(_Link):
                 f"{waiting} messages to {vehicle!r} wait already; {type(message).__name__} not sent"
             )
         return self._send(topics.DOWN, vehicle, vehicle, message)
+
+    def see(self) -> Intake:
+        """What vehicles see arrives here, for a thread of its own."""
+        return self._aside(topics.topic_filter(topics.SEEN, self.fleet))
+
+    def answer_seen(self, vehicle: str, message: messages.Classes) -> Sending:
+        """Put what the cloud makes of it on its way; an earlier answer that still waits is not sent any more.
+
+        Raises:
+            MessageTooLarge: the vehicle could not take it; nothing is sent.
+        """
+        self._outgoing.forget(topics.topic(topics.CLASSES, self.fleet, vehicle))
+        return self._send(topics.CLASSES, vehicle, vehicle, message)
 
     @property
     def tell_limit_bytes(self) -> int:

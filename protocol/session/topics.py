@@ -1,7 +1,8 @@
 """Every topic there is: its place, direction, quality of service and what travels on it.
 
 `blackfleet/v1/<fleet>/<vehicle>/<channel>`; nobody writes a topic string anywhere else. The cloud is
-the reserved vehicle id `cloud`, which has a status, and events for whoever may look on.
+the reserved vehicle id `cloud`, which has a status, and events for whoever may look on. What a vehicle sees
+now and what the cloud makes of it have channels of their own: they wait for nothing that belongs to a turn.
 """
 
 from __future__ import annotations
@@ -54,7 +55,18 @@ EVENTS = Channel(
     retained=False,
     message_type=messages.Events,
 )
-CHANNELS = {channel.name: channel for channel in (UP, DOWN, STATUS, EVENTS)}
+SEEN = Channel(
+    name="seen", direction=Direction.VEHICLE_TO_CLOUD, qos=1, retained=False, message_type=messages.Sight
+)
+CLASSES = Channel(
+    name="classes",
+    direction=Direction.CLOUD_TO_VEHICLE,
+    qos=1,
+    retained=False,
+    message_type=messages.Classes,
+)
+CHANNELS = {channel.name: channel for channel in (UP, DOWN, STATUS, EVENTS, SEEN, CLASSES)}
+_OTHER_WAY = {UP.name: DOWN, DOWN.name: UP, SEEN.name: CLASSES, CLASSES.name: SEEN}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,6 +120,11 @@ def certificate_name(fleet: str, sender: str) -> str:
 def topic(channel: Channel, fleet: str, vehicle: str) -> str:
     """The topic of one vehicle's channel, for instance `blackfleet/v1/demo/car-01/up`."""
     return f"{PREFIX}/{check_id(fleet, 'fleet id')}/{check_id(vehicle, 'vehicle id')}/{channel.name}"
+
+
+def other_way(channel: Channel) -> Channel:
+    """The channel on which the receiver of a message speaks to its sender."""
+    return _OTHER_WAY.get(channel.name, UP)
 
 
 def topic_filter(channel: Channel, fleet: str) -> str:

@@ -91,6 +91,7 @@ def documented_structs() -> dict[str, tuple[str | None, list[str]]]:
         "### Cloud → vehicle",
         "### Both ways",
         "### Cloud → observers",
+        "### Of what a vehicle sees now",
         "### Inside messages",
     ):
         for name, tag, fields, *_ in table_rows(heading, PROTOCOL):

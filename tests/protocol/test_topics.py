@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cloud_server.config import CloudConfig
 from edge_client.host import VehicleConfig
 from protocol.errors import SettingError, WireError
-from protocol.messages import Down, Events, Status, Up
+from protocol.messages import Classes, Down, Events, Sight, Status, Up
 from protocol.session import topics
 from protocol.session.link import VehicleLink
 from protocol.session.memory import MemoryBus
@@ -32,6 +32,8 @@ def test_table_is_what_the_design_says() -> None:
         "down": (topics.Direction.CLOUD_TO_VEHICLE, 1, False, Down),
         "status": (topics.Direction.EVERYONE, 1, True, Status),
         "events": (topics.Direction.CLOUD_TO_OBSERVERS, 1, False, Events),
+        "seen": (topics.Direction.VEHICLE_TO_CLOUD, 1, False, Sight),
+        "classes": (topics.Direction.CLOUD_TO_VEHICLE, 1, False, Classes),
     }
 
 
