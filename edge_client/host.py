@@ -23,7 +23,6 @@ from datasets.labels import LabelSpace
 from datasets.partition import partition_frames
 from edge_client.conversation import Finished, Patience, Stopped
 from edge_client.crew import MOST_WORKERS, Crew, Seat
-from edge_client.crew import Crew, Seat
 from edge_client.encoder.runtime import Encoder
 from edge_client.frames import DEFAULT_CAPACITY_BYTES, FrameCache, Sight, VehicleFrames, limit_opencv_threads
 from edge_client.health import MachineHealth
