@@ -234,7 +234,15 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--provider",
         default="auto",
         help="what encoders run on: cpu, cuda, tensorrt, or another that this ONNX Runtime has; auto: CUDA "
-        "where every graph gives what it gives on the CPU, else the CPU (default)",
+        "where every graph gives what it gives on the CPU, else the CPU (default); with options of its own: "
+        "tensorrt:trt_max_workspace_size=1000000000,device_id=0",
+    )
+    parser.add_argument(
+        "--warm-up",
+        type=_batch_sizes,
+        default=(1, 8),
+        metavar="N,N",
+        help="batch sizes of the run, for which a GPU prepares itself before the vehicle joins (default 1,8)",
     )
     parser.add_argument(
         "--encoder-mode",
@@ -267,6 +275,15 @@ def _with_update_key(config: HostConfig, options: argparse.Namespace) -> HostCon
     return msgspec.structs.replace(config, update_key=key)
 
 
+def _batch_sizes(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected numbers with commas between, like 1,8, got {text!r}"
+        ) from None
+
+
 def _config(options: argparse.Namespace) -> HostConfig:
     if options.config:
         return read_host_config(options.config)
@@ -283,6 +300,7 @@ def _config(options: argparse.Namespace) -> HostConfig:
         label_space=options.label_space,
         threads=options.threads,
         provider=options.provider,
+        warm_up=options.warm_up,
         encoder_mode=options.encoder_mode,
         allowed_learners=tuple(options.allow_learner),
         when=options.when,

@@ -24,6 +24,7 @@ from datasets.partition import partition_frames
 from edge_client.conversation import Finished, Patience, Stopped
 from edge_client.crew import MOST_WORKERS, Crew, Seat
 from edge_client.encoder.runtime import Encoder
+from edge_client.encoder.sessions import CPU
 from edge_client.frames import DEFAULT_CAPACITY_BYTES, FrameCache, Sight, VehicleFrames, limit_opencv_threads
 from edge_client.health import MachineHealth
 from edge_client.host_config import HostConfig, SightConfig, VehicleConfig, read_host_config
@@ -173,6 +174,10 @@ class Host:
     def _build(self, config: VehicleConfig) -> tuple[str, Vehicle, VehicleLink, Presence]:
         opening = self._openings.of(config)
         opened = opening.open()
+        if opened.encoder.provider != CPU:
+            opened.encoder.warm_up(self._config.warm_up)
+            if opened.local_head is not None:
+                opened.local_head.warm_up(self._config.warm_up)
         bundle, host = opened.bundle, msgspec.structs.replace(self._config, **opened.settings)
         splits = self._splits(config)
         frames = VehicleFrames(self._cache(bundle.spec.image_size), splits, _sights(config, splits))

@@ -97,7 +97,9 @@ class HostConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """ONNX Runtime threads of one inference."""
     provider: str = "auto"
     """What encoders and heads run on: `cpu`, `cuda`, `tensorrt`, or another that this ONNX Runtime has;
-    `auto` = CUDA where it gives what the CPU gives, else the CPU."""
+    `auto` = CUDA where it gives what the CPU gives, else the CPU. With options: `cuda:device_id=1`."""
+    warm_up: tuple[int, ...] = (1, 8)
+    """Batch sizes for which a device other than the CPU prepares itself before the vehicle joins."""
     encoder_mode: str = "auto"
     """How a changed θ runs: `bind`, `rebuild`, or `auto` = the faster here, measured at the start."""
     allowed_learners: tuple[str, ...] = ()
@@ -142,6 +144,8 @@ class HostConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True)
             )
         if self.threads < 1:
             raise SettingError(f"threads must be at least 1, got {self.threads}")
+        if any(size < 1 for size in self.warm_up):
+            raise SettingError(f"warm_up must be batch sizes of at least 1, got {min(self.warm_up)}")
         if self.encoder_mode not in ("auto", "bind", "rebuild"):
             raise SettingError(f"encoder_mode must be auto, bind or rebuild, got {self.encoder_mode!r}")
         for name in _DURATIONS:

@@ -22,7 +22,7 @@ class EncoderPart(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
     """How a changed θ runs: `bind`, `rebuild`, or `auto` = the faster here, measured once at launch."""
     provider: str = "auto"
     """ONNX Runtime's: `cpu`, `cuda`, `tensorrt`, or another that it has here; `auto` = CUDA where every graph
-    gives what it gives on the CPU, else the CPU."""
+    gives what it gives on the CPU, else the CPU. With options of its own: `cuda:device_id=1`."""
     threads: int = 1
     """ONNX Runtime threads of each vehicle process."""
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from edge_client.encoder.bundle import EncoderBundle, write_theta
 from edge_client.encoder.onnx_runtime import ort
-from edge_client.encoder.sessions import CPU, open_session
+from edge_client.encoder.sessions import CPU, DEVICE_MEMORY, base_name, open_session
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +26,8 @@ Arrays = dict[str, NDArray[Any]]
 """Inputs or outputs of a graph by name."""
 DeviceArrays = dict[str, Any]
 """The same as ONNX Runtime holds them (`OrtValue`)."""
+_FOR_THE_HOST = frozenset({"features_BCHW", "gradient"})
+"""Outputs that no other graph takes."""
 PROBE_FRAMES = 8
 PROBE_REPEATS = 3
 
@@ -44,6 +46,8 @@ class Graph:
         """Of one frame; 0 = not known."""
         self._model = bundle.graphs[name]
         self._bound_model = bundle.graphs.get(f"{graph}_bound{dash}{subspace}", self._model)
+        self.memory = DEVICE_MEMORY.get(base_name(provider))
+        """Where what the next graph takes from `run_on_device` stays; None: the host's, as everything."""
         self._lock = threading.Lock()
         self._bound: ort.InferenceSession | None = None
         self._built: tuple[NDArray[np.float32], ort.InferenceSession] | None = None
@@ -85,7 +89,10 @@ class Graph:
         results: list[DeviceArrays] = []
         for piece in pieces:
             feeds = on_device({name: values for name, values in piece.items() if name in inputs})
-            found = session.run_with_ort_values(outputs, {**feeds, **bound})
+            if self.memory is None:
+                found = session.run_with_ort_values(outputs, {**feeds, **bound})
+            else:
+                found = _run_bound(session, {**feeds, **bound}, outputs, self.memory)
             results.append(dict(zip(outputs, found, strict=True)))
         return results
 
@@ -117,6 +124,20 @@ class Graph:
                 model = write_theta(self._spec, self._name, self._model, theta)
                 self._built = (theta.copy(), open_session(model, self._provider, self._threads))
             return self._built[1], {}
+
+
+def _run_bound(
+    session: ort.InferenceSession, feeds: DeviceArrays, outputs: Sequence[str], memory: str
+) -> list[Any]:
+    """By IOBinding: without it a device's outputs are copied to the host, and in again for the next graph."""
+    binding = session.io_binding()
+    for name, value in feeds.items():
+        binding.bind_ortvalue_input(name, value)
+    for name in outputs:
+        binding.bind_output(name, "cpu" if name in _FOR_THE_HOST else memory)
+    session.run_with_iobinding(binding)
+    binding.synchronize_outputs()
+    return list(binding.get_outputs())
 
 
 def on_device(arrays: Mapping[str, Any]) -> DeviceArrays:

@@ -18,7 +18,7 @@ from edge_client.encoder.bundle import EncoderBundle, in_subspace
 from edge_client.encoder.graph import Graph, Mode
 from edge_client.encoder.onnx_runtime import ort
 from edge_client.encoder.runtime import Encoder
-from edge_client.encoder.sessions import CPU, DEFAULT_PROVIDERS, TENSORRT
+from edge_client.encoder.sessions import CPU, DEFAULT_PROVIDERS, TENSORRT, base_name, options_of, told
 from edge_client.errors import VehicleError
 from protocol.errors import SettingError
 from protocol.plans.adaptation import SUBSPACES
@@ -37,22 +37,28 @@ Outputs = dict[str, NDArray[np.float32]]
 
 
 def short_name(provider: str) -> str:
-    """`CPU` of `CPUExecutionProvider`."""
-    return provider.removesuffix(_SUFFIX)
+    """`CPU` of `CPUExecutionProvider`, with the options as they are."""
+    return provider.replace(_SUFFIX, "", 1)
 
 
 def find_provider(name: str) -> str:
-    """ONNX Runtime's name of `cpu`, `cuda`, `tensorrt`, or of any other that this build has.
+    """ONNX Runtime's name of `cpu`, `cuda`, `tensorrt`, or of any other that this build has; options stay.
 
     Raises:
-        SettingError: it has none of this name; the message lists those that it has.
+        SettingError: it has none of this name, and the message lists those that it has; or the options are
+            not `KEY=VALUE`, or the CPU's.
     """
     built_in: list[str] = ort.get_available_providers()
+    base, colon, options = name.partition(":")
     for provider in built_in:
-        if name.lower() in (provider.lower(), short_name(provider).lower()):
-            return provider
+        if base.lower() in (provider.lower(), short_name(provider).lower()):
+            if options_of(name) and provider == CPU:
+                raise SettingError(f"the CPU's provider has no options here, got {name!r}; take cpu")
+            return provider + (colon + options if options else "")
+    if base == AUTO:
+        raise SettingError(f"options are a named provider's, got {name!r}; for instance cuda:device_id=1")
     raise SettingError(
-        f"ONNX Runtime {ort.__version__} has no provider {name!r} here, it has "
+        f"ONNX Runtime {ort.__version__} has no provider {base!r} here, it has "
         f"{', '.join(short_name(provider).lower() for provider in built_in)}; take one of these, or auto, or "
         f"install a build that has it"
     )
@@ -80,7 +86,7 @@ def choose_encoder(
         VehicleError: the provider that was named does not run here, or computes something else.
     """
     for name in candidates(provider):
-        if name == TENSORRT:
+        if base_name(name) == TENSORRT:
             if mode == "rebuild":
                 raise SettingError(
                     "TensorRT compiles an engine for minutes: encoder mode rebuild would do so for every θ; "
@@ -106,7 +112,8 @@ def runs_as_on_cpu(what: str, provider: str, outputs: Callable[[str], Outputs], 
         VehicleError: they are not, and it was asked for by name.
     """
     try:
-        fault = difference(outputs(provider), outputs(CPU))
+        with told(f"{what}: every graph is tried on {short_name(provider)}"):
+            fault = difference(outputs(provider), outputs(CPU))
     except Exception as error:  # ONNX Runtime raises whatever the provider's library does
         fault = "does not run here: " + " ".join(str(error).split())[:300]
     if fault is None:

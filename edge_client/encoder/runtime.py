@@ -6,7 +6,8 @@ Shapes: B frames, H by W pixels, C channels; θ is float32 (n,).
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from edge_client.encoder.bundle import BundleError, EncoderBundle, EncoderSpec, in_subspace
 from edge_client.encoder.graph import PROBE_FRAMES, Arrays, DeviceArrays, Graph, Mode, on_device
 from edge_client.encoder.onnx_runtime import ort
-from edge_client.encoder.sessions import CPU, DEFAULT_PROVIDERS, open_session
+from edge_client.encoder.sessions import CPU, DEFAULT_PROVIDERS, base_name, open_session, told
 from edge_client.encoder.subspaces import Everything, Subspace
 from edge_client.work import count
 from protocol.errors import SettingError
@@ -87,6 +88,27 @@ class Encoder:
     def mode(self) -> Mode:
         """How a changed θ is run; to be recorded with a run and given back to repeat it."""
         return self._forward.mode
+
+    def warm_up(self, batch_sizes: Iterable[int]) -> None:
+        """Run every graph at these batch sizes, the largest first.
+
+        So whatever a device prepares for a shape is prepared before a turn begins: kernels chosen, engines
+        compiled. Nothing is learnt, and it counts as no work.
+        """
+        width, height = self.spec.image_size
+        sizes = sorted(set(batch_sizes), reverse=True)
+        began = time.perf_counter()
+        with told(f"encoder {self.spec.name} is warmed up for batches of {', '.join(map(str, sizes))}"):
+            for size in sizes:
+                image_BHWC = np.zeros((size, height, width, 3), np.uint8)
+                v_BCHW = np.zeros((size, *self.spec.feature_shape), np.float32)
+                # Where pieces of a batch are frames, one is as good as all.
+                [piece] = self._forward.split({"image_BHWC": image_BHWC, "v_BCHW": v_BCHW})[:1]
+                self._forward.run_pieces(self.theta0, [piece])
+                for tape, vjp in self._ways_back.values():
+                    for kept in tape.run_on_device(self.theta0, [piece]):
+                        vjp.run_on_device(self.theta0, [{**kept, "v_BCHW": piece["v_BCHW"]}])
+        log.info("encoder %s is warm after %.1f s", self.spec.name, time.perf_counter() - began)
 
     def forward(self, theta: NDArray[np.float32], image_BHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Features of some frames under θ.
@@ -247,7 +269,7 @@ def _working_provider(bundle: EncoderBundle, preferred: Sequence[str], threads: 
     for provider in preferred:
         if provider == CPU:
             return CPU
-        if provider not in built_in:
+        if base_name(provider) not in built_in:
             log.warning("%s is not part of this ONNX Runtime; trying the next provider", provider)
             continue
         try:

@@ -7,7 +7,7 @@ Shapes: B frames, C channels, K classes, H W feature and h w logit rows and colu
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -109,6 +109,13 @@ class LocalHead:
         self.initial = folder.initial
         self._forward = open_session(folder.forward, provider, threads)
         self._vjp = open_session(folder.vjp, provider, threads)
+
+    def warm_up(self, batch_sizes: Iterable[int]) -> None:
+        """As `Encoder.warm_up`: both graphs at these batch sizes, the largest first."""
+        for size in sorted(set(batch_sizes), reverse=True):
+            features_BCHW = np.zeros((size, *self.spec.feature_shape), np.float32)
+            linearised = self.linearise(self.initial, features_BCHW)
+            linearised.pull_back(np.zeros_like(linearised.logits_BKhw))
 
     def linearise(
         self, parameters: NDArray[np.float32], features_BCHW: NDArray[np.float32]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from datasets.frame import resize_image
 from edge_client.encoder.onnx_runtime import ort
-from edge_client.encoder.sessions import CPU, DEFAULT_PROVIDERS, open_session
+from edge_client.encoder.sessions import CPU, DEFAULT_PROVIDERS, base_name, open_session
 from edge_client.predict.card import IDS, IMAGE, LOGITS, ModelCard, ModelError
 from evaluation.likeliest import likeliest, uncertainty
 
@@ -74,7 +74,7 @@ class Model:
 
 def _open(path: Path, model: bytes, threads: int, providers: Sequence[str]) -> Any:
     """A session on the first provider that is there and takes the model; the CPU is the last resort."""
-    there = [name for name in providers if name in ort.get_available_providers() and name != CPU]
+    there = [name for name in providers if base_name(name) in ort.get_available_providers() and name != CPU]
     for provider in (*there, CPU):
         try:
             return open_session(model, provider, threads)

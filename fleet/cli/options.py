@@ -158,7 +158,7 @@ MODELS = OptionGroup(
             "encoder.provider",
             str,
             "What encoders run on: cpu, cuda, tensorrt, or another that ONNX Runtime has here; auto: CUDA "
-            "where it gives what the CPU gives.",
+            "where it gives what the CPU gives. With options of its own: cuda:device_id=1.",
             choices=("auto", "cpu", "cuda", "tensorrt"),
         ),
         ScenarioOption(

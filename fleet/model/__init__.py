@@ -1,1 +1,1 @@
-"""What a run leaves to be used: encoder and network of a vehicle as one ONNX model, checked and quantised."""
+"""Models to be used: what a run leaves as one ONNX model, checked and quantised; and a teacher that labels."""

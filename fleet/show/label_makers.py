@@ -11,7 +11,7 @@ from typing import Any
 from datasets.label_files import FILES, NONE, PSEUDO
 
 _NAMED = 3
-_SCORED = {"val": "validation", "test": "test", "ood": "OOD", "fleet": "test split"}
+_SCORED = {"val": "validation", "test": "test", "ood": "OOD", "fleet": "the test split"}
 
 
 def label_makers(result: Mapping[str, Any]) -> list[str]:
@@ -22,22 +22,29 @@ def label_makers(result: Mapping[str, Any]) -> list[str]:
         labels = entry.get("labels") or {}
         if text := _told(labels.get("train") or {}):
             learnt.setdefault(text, []).append(vehicle)
+        kinds: dict[str, list[str]] = {}
         for split, kind in _SCORED.items():
             if text := _told(labels.get(split) or {}):
-                scored.setdefault(f"{kind} frames: {text}", []).append(vehicle)
+                kinds.setdefault(text, []).append(kind)
+        for text, names in kinds.items():
+            scored.setdefault(f"{text} for {', '.join(names)}", []).append(vehicle)
     everybody = len(result.get("vehicles") or {})
     return [
         *(f"labels that {_names(names, everybody)} learnt from: {text}" for text, names in learnt.items()),
-        *(f"what {_names(names, everybody)} scored against, {text}" for text, names in scored.items()),
+        *(f"labels that {_names(names, everybody)} scored against: {text}" for text, names in scored.items()),
     ]
 
 
 def _told(makers: Mapping[str, int]) -> str:
-    """Empty where there is nothing but files, or nothing at all."""
+    """Empty where there is nothing but files, or nothing at all; shares where there are several makers."""
     if set(makers) <= {FILES}:
         return ""
     words = {FILES: "label files", NONE: "none", PSEUDO: "the fleet's own predictions"}
-    return ", ".join(f"{words.get(maker, maker)} ({count} frames)" for maker, count in makers.items())
+    total = sum(makers.values()) or 1
+    return " and ".join(
+        words.get(maker, maker) + (f" ({100 * count / total:.0f} %)" if len(makers) > 1 else "")
+        for maker, count in makers.items()
+    )
 
 
 def _names(vehicles: list[str], everybody: int) -> str:

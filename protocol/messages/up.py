@@ -42,8 +42,8 @@ class Hello(Message, frozen=True, array_like=True, kw_only=True, tag="hello"):
     """What the vehicle has besides its encoder: `LOCAL_HEAD`, `WHOLE_NETWORK`."""
     subspace: SubspaceName = "all"
     """What of its encoder learns where the run's settings don't say."""
-    provider: Annotated[str, Meta(max_length=64)] = ""
-    """ONNX Runtime's name of what its encoder runs on."""
+    provider: Annotated[str, Meta(max_length=256)] = ""
+    """ONNX Runtime's name of what its encoder runs on, with its options."""
     labels: dict[Split, LabelCounts] = field(default_factory=dict)
     """Who has made the labels of each split's frames (`datasets.label_files`); none = it does not say."""
 

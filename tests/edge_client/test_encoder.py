@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 import torch
 
+from edge_client.encoder import sessions
 from edge_client.encoder.bundle import EncoderBundle
-from edge_client.encoder.providers import candidates, choose_encoder, difference, encoder_outputs
+from edge_client.encoder.graph import Graph
+from edge_client.encoder.providers import (
+    candidates,
+    choose_encoder,
+    difference,
+    encoder_outputs,
+    find_provider,
+)
 from edge_client.encoder.runtime import Encoder
-from edge_client.encoder.sessions import CPU
+from edge_client.encoder.sessions import CPU, CUDA, TENSORRT
 from edge_client.errors import VehicleError
 from fleet.export.bundle import export_bundle, export_encoder
 from fleet.export.convolutions import ConvolutionEncoder, Layer
@@ -220,3 +230,91 @@ def test_every_graph_is_run_and_one_that_computes_something_else_is_named(bundle
     ill = encoder_outputs(dataclasses.replace(bundle, graphs=graphs), CPU, 1, ("bind", "rebuild"))
     fault = difference(ill, sound)
     assert fault is not None and "something else than the CPU: tape, bind differs by" in fault
+
+
+def test_options_of_a_provider_reach_its_session(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """TensorRT keeps what it compiles, and has CUDA for what it lacks; both multiply in float32."""
+    opened: list[Any] = []
+
+    class Session:
+        def __init__(self, model: bytes, options: Any, providers: list[Any]) -> None:
+            opened.append(providers)
+
+        def get_providers(self) -> list[str]:
+            return [opened[-1][0][0]]
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(sessions.ort, "InferenceSession", Session)
+    monkeypatch.setattr(sessions.ort, "get_available_providers", lambda: [TENSORRT, CUDA, CPU])
+    sessions.open_session(b"", find_provider("cuda:device_id=1,use_tf32=1"), 1)
+    assert opened[-1] == [(CUDA, {"use_tf32": "1", "device_id": "1"}), CPU]
+    sessions.open_session(b"", find_provider("TensorRT:trt_fp16_enable=1"), 1)
+    [(name, given), (second, others), last] = opened[-1]
+    kept = str(tmp_path / "blackfleet" / "tensorrt")
+    assert (name, second, others, last) == (TENSORRT, CUDA, {"use_tf32": "0"}, CPU)
+    assert given == {
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": kept,
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": kept,
+        "trt_fp16_enable": "1",
+    }
+    assert Path(kept).is_dir()
+
+
+@pytest.mark.parametrize(
+    ("named", "reason"),
+    [
+        ("cpu:threads=2", "the CPU's provider has no options here, got 'cpu:threads=2'"),
+        ("auto:device_id=1", "options are a named provider's, got 'auto:device_id=1'"),
+        ("cpu:fast", "must be KEY=VALUE with commas between, each once, got 'fast'"),
+        ("cpu:a=1,a=2", "each once, got 'a=2'"),
+        ("cpu:=1", "got '=1'"),
+        ("abacus:rows=9", "has no provider 'abacus' here"),
+    ],
+)
+def test_options_that_nobody_takes_are_refused_in_one_line(named: str, reason: str) -> None:
+    with pytest.raises(SettingError, match=reason):
+        candidates(named)
+
+
+def test_warm_up_runs_every_graph_at_the_sizes_and_changes_no_bit(
+    bundle: EncoderBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with what passes between graphs bound to where it lies, here to the host's memory."""
+    random = np.random.default_rng(0)
+    width, height = bundle.spec.image_size
+    image_BHWC = random.integers(0, 256, (3, height, width, 3), dtype=np.uint8)
+    v_BCHW = random.standard_normal((3, *bundle.spec.feature_shape)).astype(np.float32)
+    cold = Encoder(bundle, mode="bind", providers=[CPU])
+    expected = cold.forward(bundle.theta0, image_BHWC), cold.vjp(bundle.theta0, image_BHWC, v_BCHW)
+    ran: list[str] = []
+    plain, bound = Graph.split, Graph.run_on_device
+
+    def run_on_device(self: Graph, theta: Any, pieces: Any) -> Any:
+        ran.append(self._name)
+        return bound(self, theta, pieces)
+
+    monkeypatch.setattr(Graph, "run_on_device", run_on_device)
+    warm = Encoder(bundle, mode="bind", providers=[CPU])
+    sizes: list[int] = []
+    monkeypatch.setattr(Graph, "split", lambda self, batch: sizes.append(len(batch["v_BCHW"])) or [batch])
+    warm.warm_up((1, 8, 1))
+    assert sizes == [8, 1]
+    assert set(ran) == {name for name in bundle.graphs if name[:3] in ("tap", "vjp") and "_bound" not in name}
+    monkeypatch.setattr(Graph, "split", plain)
+    for graphs in warm._ways_back.values():
+        for graph in graphs:
+            graph.memory = "cpu"
+    np.testing.assert_array_equal(warm.forward(bundle.theta0, image_BHWC), expected[0])
+    np.testing.assert_array_equal(warm.vjp(bundle.theta0, image_BHWC, v_BCHW), expected[1])
+
+
+def test_long_preparation_is_told_every_few_seconds(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "TOLD_EVERY_S", 0.05)
+    with caplog.at_level("INFO"), sessions.told("an engine"), sessions.told("a part of it"):
+        time.sleep(0.3)
+    lines = [record.getMessage() for record in caplog.records]
+    assert 2 <= len(lines) <= 6 and all(line.startswith("an engine, for ") for line in lines)
