@@ -83,7 +83,7 @@ def open_session(model: bytes, provider: str, threads: int) -> ort.InferenceSess
 
 @contextlib.contextmanager
 def told(what: str) -> Iterator[None]:
-    """Say every few seconds that the body goes on: engines take minutes. Nested ones leave it to the first."""
+    """Say every few seconds that the body goes on: engines take minutes. Of nested ones the first says it."""
     if getattr(_telling, "is_on", False):
         yield
         return
