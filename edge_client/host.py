@@ -158,6 +158,7 @@ class Host:
             link.on_arrival(wake)
         with heartbeat(self._presences, self._config.heartbeat_s, self._clock):
             crew.run()
+        self._openings.close()
         if self._failures:
             bugs = [failure for failure in self._failures if not isinstance(failure, MENDABLE)]
             raise (bugs or self._failures)[0]

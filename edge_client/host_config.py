@@ -93,6 +93,8 @@ class HostConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True)
     test_split: str | None = None
     """The data set's test split, of which `fleet` frames are (`datasets.divided.open_frames`)."""
     vehicles: tuple[VehicleConfig, ...]
+    state_database: str | None = None
+    """One file for what all of them learn; None = each has it in its own folder."""
     threads: int = 1
     """ONNX Runtime threads of one inference."""
     provider: str = "auto"

@@ -19,6 +19,7 @@ from edge_client.learners.own import find_learner
 from edge_client.local.head import LocalHead
 from edge_client.shared_models import SharedModels
 from edge_client.state import StateStore
+from edge_client.state_files import StateDatabase, StateFiles
 from edge_client.updates.carry import Carry
 from edge_client.updates.intake import UpdateIntake
 from edge_client.updates.record import Staged
@@ -87,6 +88,8 @@ class Openings:
         self._host = host
         self._label_space = label_space
         self._models: dict[tuple[str, str, int], SharedModels] = {}
+        path = host.state_database
+        self._database = None if path is None else StateDatabase(Path(path))
 
     def of(self, vehicle: Started) -> Opening:
         """Of one vehicle.
@@ -108,7 +111,13 @@ class Openings:
             updates=UpdateStore(Path(vehicle.state), fleet=host.fleet, vehicle=vehicle.id, key=key),
             with_settings=self._with_settings,
             models=self._models_of,
+            files=None if self._database is None else self._database.of(vehicle.id),
         )
+
+    def close(self) -> None:
+        """No vehicle keeps anything more."""
+        if self._database is not None:
+            self._database.close()
 
     def _with_settings(self, runs: Runs, settings: Settings) -> Runs:
         if len(self._host.vehicles) > 1:
@@ -141,14 +150,17 @@ class Opening:
         updates: UpdateStore,
         with_settings: Callable[[Runs, Settings], Runs],
         models: Callable[[Runs], SharedModels],
+        files: StateFiles | None,
     ) -> None:
         """`started` is what the vehicle was started with; `with_settings` puts changed settings into what is
-        run, and checks them; `models` are those that the vehicles of a process share."""
+        run, and checks them; `models` are those that the vehicles of a process share; `files` is where its
+        states lie, None = in its folder."""
         self._started = started
         self._vehicle = vehicle
         self._updates = updates
         self._with_settings = with_settings
         self._models = models
+        self._files = files
 
     def open(self) -> Opened:
         """Open what is in use; an update on trial that can't be opened is taken back.
@@ -223,6 +235,7 @@ class Opening:
             bundle_digest=bundle_digest(opened.bundle),
             head=carry.head,
             take_over=carry.over,
+            files=self._files,
         )
 
     def _open(self) -> Opened:

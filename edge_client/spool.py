@@ -77,7 +77,7 @@ class Spool:
             self._say_full(f"it may take {self._quota_bytes / 1e6:g} MB (--spool-mb)")
             return False
         try:
-            self._folder.mkdir(exist_ok=True)
+            self._folder.mkdir(parents=True, exist_ok=True)
             write_bytes_atomic(path, digest(content) + content)
         except OSError as error:
             self._say_full(error.strerror or str(error))

@@ -1,15 +1,14 @@
-"""A vehicle's learnt state on disk: one atomic file after each turn, the last three kept.
+"""A vehicle's learnt state on disk: one atomic write after each turn, the last three kept.
 
 A turn counts only when the cloud has committed it. If either side dies before that, the cloud grants the
 same turn again and names the turn it builds on; the vehicle then starts from the file of that turn. Hence
-two files: the state after the latest turn, and the one before it; a third serves a cloud that goes back to
+two states: the one after the latest turn, and the one before it; a third serves a cloud that goes back to
 the checkpoint before a damaged one.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_client.errors import StateError
-from protocol.atomic import write_bytes_atomic
+from edge_client.state_files import FolderFiles, StateFiles
 
 _VERSION = 1
 _DIGEST_BYTES = 32
 _KEPT = 3
-_NAME = re.compile(r"turn-(\d{8})\.state")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +88,7 @@ TakeOver = Callable[[VehicleState, str, str], "VehicleState | None"]
 
 
 class StateStore:
-    """The state folder of one vehicle."""
+    """The states of one vehicle."""
 
     def __init__(
         self,
@@ -100,8 +98,9 @@ class StateStore:
         bundle_digest: str,
         head: str = "",
         take_over: TakeOver = lambda state, bundle, head: None,
+        files: StateFiles | None = None,
     ) -> None:
-        """Open `folder`, making it if it is missing.
+        """States in `files`; None: in `folder`, which is made if it is missing.
 
         `head` is the digest of the update that brought the local head; `take_over` is asked about states of
         another bundle or head.
@@ -109,9 +108,7 @@ class StateStore:
         Raises:
             OSError: it can't be made or read.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        for left_over in folder.glob(".turn-*.tmp"):  # by a process that was killed while it wrote
-            left_over.unlink(missing_ok=True)
+        self._files: StateFiles = FolderFiles(folder) if files is None else files
         self._folder = folder
         self._vehicle = vehicle
         self._bundle_digest = bundle_digest
@@ -120,7 +117,7 @@ class StateStore:
 
     @property
     def folder(self) -> Path:
-        """Where it is."""
+        """The vehicle's own, for what else it keeps; it need not be there."""
         return self._folder
 
     @property
@@ -134,14 +131,13 @@ class StateStore:
         Raises:
             StateError: there is none, it is corrupt, or it belongs to another vehicle or bundle.
         """
-        path = self._path(turn_id)
-        try:
-            raw = path.read_bytes()
-        except FileNotFoundError:
+        raw, path = self._files.read(turn_id), self._files.name(turn_id)
+        if raw is None:
+            there = self._files.turns() or "none"
             raise StateError(
-                f"{self._folder} holds no state after turn {turn_id} (it has {self._turns() or 'none'}); "
+                f"{self._folder} holds no state after turn {turn_id} (it has {there}); "
                 f"give the vehicle its old state folder back, or start a new run"
-            ) from None
+            )
         digest, body = raw[:_DIGEST_BYTES], raw[_DIGEST_BYTES:]
         if hashlib.sha256(body).digest() != digest:
             raise StateError(f"corrupt state file {path}: its checksum is wrong; start a new run")
@@ -192,17 +188,8 @@ class StateStore:
                 head=self._head,
             )
         )
-        write_bytes_atomic(self._path(turn_id), hashlib.sha256(body).digest() + body)
-        turns = self._turns()
+        self._files.write(turn_id, hashlib.sha256(body).digest() + body)
+        turns = self._files.turns()
         base = turn_id if after_turn is None else after_turn
         committed = [turn for turn in turns if turn <= base or turn == turn_id]
-        for turn in turns:
-            if turn not in committed[-_KEPT:]:
-                self._path(turn).unlink(missing_ok=True)
-
-    def _path(self, turn_id: int) -> Path:
-        return self._folder / f"turn-{turn_id:08d}.state"
-
-    def _turns(self) -> list[int]:
-        matches = (_NAME.fullmatch(path.name) for path in self._folder.iterdir())
-        return sorted(int(match.group(1)) for match in matches if match)
+        self._files.forget([turn for turn in turns if turn not in committed[-_KEPT:]])

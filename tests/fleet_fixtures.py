@@ -28,6 +28,7 @@ from edge_client.encoder.bundle import EncoderBundle, bundle_digest
 from edge_client.frames import FrameCache, VehicleFrames
 from edge_client.host import HostConfig, VehicleConfig
 from edge_client.state import StateStore
+from edge_client.state_files import FolderFiles, StateDatabase, StateFiles
 from fleet.export.bundle import export_bundle
 from fleet.export.head_export import export_head, head_for, write_head
 from protocol.messages import Turn
@@ -110,6 +111,8 @@ class TinyFleet:
         self.world = world
         self.folder = folder
         self.run_folder = folder / "run"
+        self.in_databases = False
+        """Whether its hosts keep what vehicles learn in one file each."""
         self.allowed_learners: tuple[str, ...] = ()
         """What is not ours and what its vehicles' operators trust."""
         settings: dict[str, Any] = {
@@ -159,6 +162,7 @@ class TinyFleet:
                 for car in cars or CARS
             ),
             encoder_mode="rebuild",
+            state_database=str(self._database(*cars)) if self.in_databases else None,
             allowed_learners=self.allowed_learners,
             heartbeat_s=0.5,
             connect_timeout_s=5,
@@ -169,6 +173,14 @@ class TinyFleet:
 
     def state_folder(self, car: str) -> Path:
         return self.folder / "state" / car
+
+    def _database(self, *cars: str) -> Path:
+        return self.folder / "state" / f"{'-'.join(cars or CARS)}.sqlite"
+
+    def _state_files(self, car: str) -> StateFiles:
+        if self.in_databases:
+            return StateDatabase(self._database(car)).of(car)
+        return FolderFiles(self.state_folder(car))
 
     def result(self) -> dict[str, Any]:
         content: dict[str, Any] = json.loads((self.run_folder / "result.json").read_text())
@@ -189,8 +201,9 @@ class TinyFleet:
         what it keeps for each vehicle."""
         prints = {}
         for car in self.config.vehicles:
-            for newest in sorted(self.state_folder(car).glob("turn-*.state"))[-1:]:
-                prints[f"{newest.name} of {car}"] = hashlib.sha256(newest.read_bytes()).hexdigest()
+            files = self._state_files(car)
+            for newest in files.turns()[-1:]:
+                prints[f"turn {newest} of {car}"] = hashlib.sha256(files.read(newest) or b"").hexdigest()
         tensors, meta = load_checkpoint(self.run_folder / "cloud" / "checkpoints")
         for name, tensor in sorted(tensors.items()):
             prints[name] = _digest(tensor)

@@ -22,10 +22,12 @@ from cloud_server.run.ended import EndedRun
 from datasets.catalog import label_space
 from edge_client.encoder.bundle import EncoderBundle, bundle_digest, write_theta
 from edge_client.encoder.subspaces import subspace_of
+from edge_client.host_config import read_host_config
 from edge_client.learners.federated import own_statistics
 from edge_client.learners.shared_steps import theta_after
 from edge_client.learners.subspaces import displaced
 from edge_client.state import StateStore, VehicleState
+from edge_client.state_files import StateDatabase, StateFiles
 from fleet.export.convolutions import ConvolutionEncoder
 from fleet.export.encoders import folder_name
 from fleet.export.local_model import build_whole_network
@@ -129,8 +131,21 @@ def _last_state(run: EndedRun, bundle: EncoderBundle, run_folder: Path, vehicle:
     turn = run.last_trained.get(vehicle)
     if turn is None:
         return VehicleState(theta=bundle.theta0, optimizer={})
-    folder = run_folder / "vehicles" / vehicle
-    return StateStore(folder, vehicle=vehicle, bundle_digest=bundle_digest(bundle)).load(turn)
+    return StateStore(
+        run_folder / "vehicles" / vehicle,
+        vehicle=vehicle,
+        bundle_digest=bundle_digest(bundle),
+        files=_database_files(run_folder, vehicle),
+    ).load(turn)
+
+
+def _database_files(run_folder: Path, vehicle: str) -> StateFiles | None:
+    """Where the vehicle's host keeps what its vehicles learn, if that is one file."""
+    for path in sorted((run_folder / "hosts").glob("host-*.json")):
+        host = read_host_config(path)
+        if host.state_database is not None and any(each.id == vehicle for each in host.vehicles):
+            return StateDatabase(run_folder / "vehicles" / Path(host.state_database).name).of(vehicle)
+    return None
 
 
 def _federated(

@@ -28,6 +28,7 @@ from fleet.export.bundle import SPEC_NAME, export_encoder
 from fleet.export.encoders import folder_name, short_name
 from fleet.export.local_model import export_local_model
 from fleet.frames.allocation import data_folder, sights
+from fleet.many_vehicles import MANY
 from fleet.run.beginning import begin
 from fleet.run.checks import named_learners
 from fleet.run.heads import write_heads
@@ -174,6 +175,7 @@ def _write_settings(job: Job) -> list[Path]:
             data_root=str(data_folder(scenario, run_folder)),
             test_split=scenario.dataset.test_split,
             vehicles=tuple(vehicles[first : first + scenario.per_host]),
+            state_database=_state_database(run_folder, len(paths) + 1, len(vehicles)),
             allowed_learners=named_learners(scenario),
             threads=scenario.encoder.threads,
             provider=scenario.encoder.provider,
@@ -192,6 +194,14 @@ def _write_settings(job: Job) -> list[Path]:
         paths.append(hosts_folder / f"host-{len(paths) + 1:02d}.json")
         write_json_atomic(paths[-1], msgspec.to_builtins(host))
     return paths
+
+
+def _state_database(run_folder: Path, host: int, vehicles: int) -> str | None:
+    """A host's one file, where a folder a vehicle is too many; a run that began with folders keeps them."""
+    folder = run_folder / "vehicles"
+    if vehicles <= MANY or next(folder.glob("*/turn-*.state"), None) is not None:
+        return None
+    return str(folder / f"host-{host:02d}.sqlite")
 
 
 def _write_bundles(job: Job) -> dict[str, Path]:

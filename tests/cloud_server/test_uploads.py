@@ -105,10 +105,12 @@ def test_cloud_that_does_not_train_says_so(tiny_world: World, tmp_path: Path) ->
 def test_kills_lose_and_double_no_upload(victim: str, calm: TinyFleet, tmp_path: Path) -> None:
     """In the midst of uploads, with both vehicles' turns under way, after one of them is done, at its end.
 
-    Of a killed vehicle the cloud knows which uploads were in vain; a killed cloud does not.
+    Of a killed vehicle the cloud knows which uploads were in vain; a killed cloud does not. That
+    states lie in databases, not in folders as the undisturbed fleet's do, makes no difference.
     """
     points = {(CAR, "upload", 3), (CARS[1], "upload", 4), (CAR, "done", 2), (CARS[1], "turn", 4)}
     supervisor = Supervisor(fleet_of(calm.world, tmp_path))
+    supervisor.fleet.in_databases = True
     supervisor.run_with_kills(points, victim)
     counts = counts_of(supervisor.fleet)
     if victim == "car":

@@ -21,7 +21,7 @@ _FEW_THREADS = 26
 @pytest.fixture
 def many(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a fleet of fewer vehicles than that count as large."""
-    for module in ("fleet.many_vehicles", "fleet.frames.rendering"):
+    for module in ("fleet.many_vehicles", "fleet.frames.rendering", "fleet.run.fleet_run"):
         monkeypatch.setattr(f"{module}.MANY", CARS - 1)
 
 
@@ -51,6 +51,10 @@ def test_many_vehicles_end_well_by_default_with_few_threads_and_frames(tmp_path:
     tested = [name for name, entry in result["vehicles"].items() if entry["local_miou"] is not None]
     assert len(tested) == 5
     assert all(result["vehicles"][name]["ood_miou"] is not None for name in tested)
+    assert sorted(path.name for path in (tmp_path / "run" / "vehicles").iterdir()) == [
+        "host-01.sqlite",
+        "host-02.sqlite",
+    ]
     pictures = list((tmp_path / "run" / "data").rglob("*_leftImg8bit.png"))
     # Train and validation frames of those drawn, one test frame of those tested, and what the encoder begins
     # with: far from the three frames of each.
