@@ -162,7 +162,7 @@ class StateStore:
 
     def newest(self) -> VehicleState | None:
         """The state after the latest turn that can be read; None: there is none."""
-        for turn_id in reversed(self._turns()):
+        for turn_id in reversed(self._files.turns()):
             try:
                 return self.load(turn_id)
             except (StateError, OSError):  # whoever needs that very state is told
