@@ -137,7 +137,7 @@ def _power_cut(options: Options, fleet: RoadFleet) -> tuple[str, str]:
     fleet.kill("broker", "cloud", *CARS)
     _begin(fleet)
     fleet.finish()
-    return "all started again, the cloud resumes", fleet.line("cloud", "resum|goes on|going on")
+    return "all started again, the cloud resumes", fleet.line("cloud", "the run is resumed")
 
 
 def _full_disk(options: Options, fleet: RoadFleet) -> tuple[str, str]:

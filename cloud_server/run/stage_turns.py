@@ -33,14 +33,15 @@ _STAGE_ATTEMPTS = 3
 class TurnTime:
     """What a vehicle has had for its turn, by the clock, whatever attempts there were."""
 
-    granted_at: float
+    began_at: float
+    """When it was first granted, or last waited for anew."""
     worked_s: float = 0.0
     paused_s: float = 0.0
     """In which its car did not allow it to work, as it says."""
     _looked_at: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self._looked_at = self.granted_at
+        self._looked_at = self.began_at
 
     def look(self, now: float, *, is_paused: bool) -> None:
         """The time since the last look was of this kind."""
@@ -139,7 +140,7 @@ class StageTurns:
                     self._fail(stage, active, failure)
                 elif (
                     stage.deadline_s is not None
-                    and self._clock.now() - running[vehicle].granted_at > stage.deadline_s
+                    and self._clock.now() - running[vehicle].began_at > stage.deadline_s
                 ):
                     del running[vehicle]
                     self._drop(stage, active)
@@ -166,7 +167,7 @@ class StageTurns:
         of learning has a deadline, that one stays."""
         vehicle = active.turn.vehicle
         record = self._registry.vehicles[vehicle]
-        active.failed, record.last_seen = None, self._clock.now()
+        active.failed = None
         if record.is_news("awaited"):
             log.warning("waiting for vehicle %s (turn %d): %s", vehicle, stage.number, reason)
             self._events.event("awaited", vehicle=vehicle, stage=stage.number, reason=reason)
@@ -297,7 +298,7 @@ class StageTurns:
                 f"was not allowed to work for {time.paused_s:.0f} s of turn {stage.number} "
                 f"(limit {patience.paused_s:g} s)"
             )
-        if now - record.last_seen <= limit_s:
+        if now - max(record.last_seen, time.began_at) <= limit_s:
             return ""
         return (
             f"has been silent for {now - record.last_seen:.0f} s in turn {stage.number} (limit {limit_s:g} s)"

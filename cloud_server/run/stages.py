@@ -6,6 +6,7 @@ one place.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from cloud_server.run.simulated import Simulated
 from cloud_server.schedule import Kind, Stage
 from datasets.labels import LabelSpace
 from protocol.atomic import write_json_atomic
+
+log = logging.getLogger(__name__)
 
 
 class StageLoop:
@@ -62,6 +65,7 @@ class StageLoop:
             self._first = first_stage(
                 committed.next_stage, committed.rounds, self._config, self._learning.stages
             )
+            log.info("the run is resumed: %d of %d stages are done", self._first, len(self._learning.stages))
         self._events.event(
             "run",
             algorithm=self._config.algorithm,

@@ -67,7 +67,7 @@ def test_work_that_pauses_in_the_midst_of_turns_ends_with_the_bits_of_undisturbe
 def test_pause_does_not_count_as_time_of_the_turn_and_has_a_bound_of_its_own(
     undisturbed: TinyFleet, tmp_path: Path
 ) -> None:
-    time = TurnTime(granted_at=100.0)
+    time = TurnTime(began_at=100.0)
     for now, is_paused in ((103.0, False), (1000.0, True), (1001.0, False)):
         time.look(now, is_paused=is_paused)
     assert (time.worked_s, time.paused_s) == (4.0, 897.0)
