@@ -1,7 +1,7 @@
 """A clock that is set back, for one process and its children, in the middle of their work.
 
 The machine's own clock is everybody's. So what processes ask for the time of day goes by a library of a few
-lines, which takes an hour off as soon as a file is there; monotonic clocks stay, as they do when a real clock
+lines, which takes some off as soon as a file is there; monotonic clocks stay, as they do when a real clock
 is set. (libfaketime was tried: in absolute sleeps it answers EINVAL after the clock has gone back.)
 """
 
@@ -20,7 +20,7 @@ _SOURCE = """
 
 static time_t back(void) {
     const char *mark = getenv("CLOCK_BACK_IF");
-    return mark && access(mark, F_OK) == 0 ? 3600 : 0;
+    return mark && access(mark, F_OK) == 0 ? atol(getenv("CLOCK_BACK_S")) : 0;
 }
 
 int clock_gettime(clockid_t id, struct timespec *now) {
@@ -44,10 +44,10 @@ time_t time(time_t *where) {
 """
 
 
-def environment(folder: Path, mark: Path) -> dict[str, str]:
-    """Of processes whose clock goes back by an hour when `mark` appears; needs a C compiler (`cc`)."""
+def environment(folder: Path, mark: Path, back_s: int) -> dict[str, str]:
+    """Of processes whose clock goes back by so much when `mark` appears; needs a C compiler (`cc`)."""
     folder.mkdir(parents=True, exist_ok=True)
     source, library = folder / "clock_back.c", folder / "clock_back.so"
     source.write_text(_SOURCE)
     subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, source], check=True)
-    return {"LD_PRELOAD": str(library), "CLOCK_BACK_IF": str(mark)}
+    return {"LD_PRELOAD": str(library), "CLOCK_BACK_IF": str(mark), "CLOCK_BACK_S": str(back_s)}
