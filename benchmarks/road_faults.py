@@ -174,9 +174,7 @@ def _clock_back(options: Options, fleet: RoadFleet) -> tuple[str, str]:
     fleet.until(CAR, _LEARNS)
     mark.touch()
     fleet.finish()
-    stamps = re.findall(
-        r"^\d{4}-\d\d-\d\d (\d\d):(\d\d):(\d\d)", fleet.log(CAR).read_text(), re.MULTILINE
-    )
+    stamps = re.findall(r"^\d{4}-\d\d-\d\d (\d\d):(\d\d):(\d\d)", fleet.log(CAR).read_text(), re.MULTILINE)
     seconds = [int(h) * 3600 + int(m) * 60 + int(s) for h, m, s in stamps]
     back = [b - a for a, b in itertools.pairwise(seconds) if b - a < -3000]
     if not back:
