@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from fleet.compare.failures import failures
 from fleet.report import charts, tables, text
+from fleet.report.audited import shown_audit
 from fleet.report.data import ReportData, Summary, collect, dataset_entry
 from fleet.report.gallery import FramePictures, Gallery, gather_pictures
 from fleet.scenario import Scenario
@@ -98,6 +99,7 @@ def render(data: ReportData, gallery: Gallery, replays: Sequence[tuple[str, str]
         traffic_details=[(name, tables.traffic_details(data, name)) for name in data.algorithms],
         frames=tables.frames_table(data),
         histograms=_histograms(data),
+        audit=None if data.is_comparison else shown_audit(data.folder),
         gallery=gallery,
         gallery_total=len(data.partition),
         conditions={vehicle: tables.sight_text(data, vehicle) for vehicle in data.vehicles},
