@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,14 +86,13 @@ def audit(run_folder: Path, settings: Settings, console: Console) -> Audit:
     deadline = None if settings.minutes is None else time.monotonic() + 60 * settings.minutes
     scenario, result = read_ended(run_folder)
     vehicle = choose_vehicle(result, settings.vehicle)
-    torch.set_num_threads(usable_cores())
     material = Material(
         scenario, run_folder, vehicle, frames=settings.frames, shadow_frames=settings.shadow_frames
     )
     attacks = _chosen(attacks_on(material), settings.attacks, scenario.algorithm)
     folder = run_folder / FOLDER_NAME
     identity = _identity(run_folder, vehicle, settings)
-    with readable_by_owner_alone():
+    with readable_by_owner_alone(), _threads(usable_cores()):
         folder.mkdir(exist_ok=True)
         frames = _write_pictures(folder, "frame", material.target.image_BHWC)
         kept: dict[str, _Kept] = {}
@@ -127,6 +127,17 @@ def audit(run_folder: Path, settings: Settings, console: Console) -> Audit:
     _say(audited, console)
     console.print(f"{folder / AUDIT_NAME}, {report}", soft_wrap=True, highlight=False, markup=False)
     return audited
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Torch computes with so many in the body."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _chosen(attacks: Sequence[Attack], names: Collection[str], algorithm: str) -> list[Attack]:
