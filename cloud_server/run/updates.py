@@ -10,8 +10,6 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-
 from cloud_server.desk.desk import Desk
 from cloud_server.desk.registry import Registry, VehicleRecord
 from cloud_server.events import Events
@@ -197,7 +195,12 @@ class Updates:
 
 def _told(version: Version) -> dict[str, object]:
     """An update as events tell of it."""
-    return dict(msgspec.structs.asdict(version))
+    return {
+        "kind": version.kind,
+        "update": version.name,
+        "version": version.version,
+        "digest": version.digest,
+    }
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -42,6 +42,6 @@ def lines(run_folder: Path) -> list[str]:
 
 
 def _line(event: dict[str, Any]) -> str:
-    what = f"{event['kind']} {event['name']}, version {event['version']}" if "digest" in event else "a file"
+    what = f"{event['kind']} {event['update']}, version {event['version']}" if "digest" in event else "a file"
     reason = f": {event['reason']}" if event.get("reason") else ""
     return f"{event.get('vehicle') or '-'}  {what}  {event['state']}{reason}"
