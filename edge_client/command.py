@@ -122,6 +122,11 @@ def _serving(config: HostConfig, watchdog: Watchdog) -> Iterator[OnBoard | Throu
             yield through_cloud
     else:
         model = Model(Path(source.serve), threads=config.threads, providers=candidates(config.provider))
+        if source.unsure is not None and not model.gives_logits:
+            raise VehicleError(
+                f"--keep-unsure needs a model that gives logits, {source.serve} gives none: export it "
+                f"without --no-logits"
+            )
         with OnBoard(model, folder, alive=alive) as on_board:
             yield on_board
     watchdog.leave("serving")
@@ -137,8 +142,8 @@ def _recorded(
         return
     limit_opencv_threads(config.threads)
     space = label_space(config.label_space)
-    look = None if serving is None else serving.offer
-    with recorded_frames(config.source, config.fleet, space, stop, look) as recording:
+    looks = () if serving is None else (serving.offer, serving.uncertainty)
+    with recorded_frames(config.source, config.fleet, space, stop, *looks) as recording:
         if serving is not None:
             # Threads that begin from here on learn: they take what the camera and its class maps leave.
             with contextlib.suppress(OSError):

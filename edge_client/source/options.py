@@ -23,6 +23,7 @@ _FIELDS = {
     "source_loop": "loop",
     "keep_every": "every_s",
     "keep_changed": "changed",
+    "keep_unsure": "unsure",
     "recording": "recording",
     "recording_mb": "quota_mb",
     "frames": "frames",
@@ -67,6 +68,12 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         type=float,
         help="least change since the last frame kept, 0 to 1 (default 0.01: not while the car stands)",
+    )
+    group.add_argument(
+        "--keep-unsure",
+        metavar="SHARE",
+        type=float,
+        help="with --serve: of these frames only the share of which the model is least sure, 0 to 1",
     )
     group.add_argument(
         "--recording", metavar="DIR", help="folder of the frames kept; default: recording in --state"

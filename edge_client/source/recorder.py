@@ -54,14 +54,17 @@ class Recorder:
         label_space: LabelSpace,
         memory: Path,
         look: Callable[[NDArray[np.uint8]], None] | None = None,
+        uncertainty: Callable[[], float | None] = lambda: None,
     ) -> None:
         """`memory`: file in which a folder's pictures are remembered; `look` is shown every picture that is
-        looked at here, uint8 BGR [H, W, 3], and must return at once."""
+        looked at here, uint8 BGR [H, W, 3], and must return at once; `uncertainty` is the served model's, of
+        what the camera sees now, 0 to 1."""
         self._config = config
         self._ring = ring
         self._label_space = label_space
         self._memory = memory
         self._look = look
+        self._uncertainty = uncertainty
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
         self._live: LiveFrames | None = None
@@ -171,13 +174,14 @@ class Recorder:
             video.close()
 
     def _record(self, pictures: Pictures) -> None:
-        choice = Choice(every_s=self._config.every_s, changed=self._config.changed)
+        config = self._config
+        choice = Choice(every_s=config.every_s, changed=config.changed, unsure=config.unsure)
         reported_s = time.monotonic()
         for image_HWC, at_s in pictures:
             self.seen += 1
             if self._look is not None:
                 self._look(image_HWC)
-            if choice.is_worth(image_HWC, at_s):
+            if choice.is_worth(image_HWC, at_s, self._uncertainty()):
                 self._keep(image_HWC, time.time() if self._epoch_s is None else self._epoch_s + at_s)
             if time.monotonic() - reported_s > _REPORT_S:
                 reported_s = time.monotonic()

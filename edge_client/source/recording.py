@@ -57,10 +57,11 @@ def recorded_frames(
     label_space: LabelSpace,
     stop: threading.Event,
     look: Callable[[NDArray[np.uint8]], None] | None = None,
+    uncertainty: Callable[[], float | None] = lambda: None,
 ) -> Iterator[Recording]:
     """Record in the body, which works on the frames of a snapshot.
 
-    `look` is shown the pictures, see `Recorder`.
+    `look` is shown the pictures, and `uncertainty` asked about them, see `Recorder`.
 
     Raises:
         VehicleError: the folder is another process's, or the snapshot is damaged.
@@ -79,7 +80,7 @@ def recorded_frames(
             ring.pin(_keys(manifest))
         else:
             manifest = None
-        with Recorder(config, ring, label_space, folder / "taken.json", look) as recorder:
+        with Recorder(config, ring, label_space, folder / "taken.json", look, uncertainty) as recorder:
             if manifest is None:
                 _wait_for_frames(config, ring, recorder, stop)
                 ring.pin(frame.key for frame in ring.frames)

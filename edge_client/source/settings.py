@@ -26,6 +26,7 @@ _NOT_OF_FOLDERS = {
     "loop": "--source-loop",
     "every_s": "--keep-every",
     "changed": "--keep-changed",
+    "unsure": "--keep-unsure",
     "grab_timeout_s": "--grab-timeout",
 }
 """Settings that are about cameras and drives, and their options."""
@@ -51,6 +52,9 @@ class SourceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     changed: float = 0.01
     """The least difference to the last frame that was kept, in mean brightness over a small picture, 0 to 1:
     a car that stands still records nothing."""
+    unsure: float | None = None
+    """Of the frames that would be kept otherwise, only this share, of which the served model is least sure,
+    by the mean entropy of its classes; None: it doesn't count."""
     quota_mb: float = 2000.0
     """Frames in the ring take no more than this, in 10^6 bytes; the oldest go first."""
     frames: int = 100
@@ -90,6 +94,12 @@ class SourceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
                 raise SettingError(f"{name} must be finite, got {value}")
         if not 0 <= self.changed <= 1:
             raise SettingError(f"changed must be from 0 to 1, got {self.changed}")
+        if self.unsure is not None and not 0 < self.unsure < 1:
+            raise SettingError(f"unsure must be above 0 and below 1, got {self.unsure}")
+        if self.unsure is not None and self.serve is None:
+            raise SettingError(
+                "only a model that is served says where it is unsure: give --serve, or no --keep-unsure"
+            )
         if self.frames < FEWEST_FRAMES:
             raise SettingError(
                 f"frames must be at least {FEWEST_FRAMES} (one each to train, validate and test), "

@@ -15,6 +15,7 @@ from datasets.labels import CAMVID
 from edge_client.predict.latency import Pace
 from edge_client.predict.model import Model
 from edge_client.predict.on_board import OnBoard
+from edge_client.source.choice import Choice
 from edge_client.source.settings import SourceConfig
 from protocol.errors import SettingError
 
@@ -37,6 +38,7 @@ def test_newest_frame_is_served_and_others_are_dropped(tmp_path: Path) -> None:
     told = json.loads((folder / "serving.json").read_text())
     assert told["served"] + told["dropped"] == 11 and told["dropped"] > 0
     assert set(told["latency_ms"]) == {"p50", "p95", "p99"}
+    assert 0 <= told["uncertainty"] <= 1 and serving.uncertainty() is not None
     assert abs(told["taken_at"] - time.time()) < 30
     assert alive, "a supervisor hears of it"
     assert "class maps" in str(serving) and "on CPUExecutionProvider" in str(serving)
@@ -64,3 +66,25 @@ def test_nobody_drives_with_a_drive_that_is_read_at_once(tmp_path: Path) -> None
     assert SourceConfig(**drive, loop=True).is_played  # type: ignore[arg-type]
     with pytest.raises(SettingError, match="nothing is served to"):
         SourceConfig(uri="csi://0", recording="r", serve_to="s")
+    with pytest.raises(
+        SettingError, match="only a model that is served says where it is unsure: give --serve"
+    ):
+        SourceConfig(uri="csi://0", recording="r", unsure=0.2)
+    with pytest.raises(SettingError, match="unsure must be above 0 and below 1, got 1"):
+        SourceConfig(uri="csi://0", recording="r", serve="cloud", unsure=1)
+
+
+def test_of_the_frames_worth_keeping_the_share_stays_of_which_the_model_is_least_sure() -> None:
+    random = np.random.default_rng(0)
+    choice = Choice(every_s=1.0, changed=0.0, unsure=0.25)
+    uncertainties = random.uniform(0.1, 0.5, 400)
+    kept = [
+        uncertainty
+        for number, uncertainty in enumerate(uncertainties)
+        # Ten frames a second, all as unsure: one of them is asked about.
+        if any([choice.is_worth(picture(1), number + tenth / 10, uncertainty) for tenth in range(10)])
+    ]
+    assert 0.2 < len(kept) / len(uncertainties) < 0.32
+    assert np.mean(np.array(kept[10:]) > 0.38) > 0.9, "once it is known what is unsure here"
+    silent = Choice(every_s=1.0, changed=0.0, unsure=0.25)
+    assert all(silent.is_worth(picture(1), float(second), None) for second in range(20)), "nobody says"
