@@ -230,7 +230,7 @@ def result_table(result: Mapping[str, Any]) -> FittedTable:
             Column("down", 5),
         ),
         title=f"{result['algorithm']} on {result['dataset']}, seed {result['seed']}, "
-        f"{result['rounds']} rounds, {result['wall_s']:.0f} s; mIoU on test frames",
+        f"{result['rounds']} rounds, {_time(result)}; mIoU on test frames",
         box=box.SIMPLE_HEAD,
         padding=0 if has_source else 1,
     )
@@ -289,6 +289,12 @@ def format_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     raise AssertionError("the loop ends with GB")
+
+
+def _time(result: Mapping[str, Any]) -> str:
+    """How long the run took, and where time was simulated, how long in that."""
+    taken = f"{result['wall_s']:.0f} s"
+    return taken if "virtual_s" not in result else f"{result['virtual_s']:,.1f} s in simulated time ({taken})"
 
 
 def _number(value: float | None) -> str:

@@ -15,6 +15,7 @@ from fleet_fixtures import World as Frames
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fleet.run.checks import check_runnable
 from fleet.run.in_process import run_in_process
 from fleet.scenario import load_scenario
 from fleet.simulation.availability import Timeline, timelines
@@ -148,6 +149,22 @@ def test_mistake_in_a_simulation_is_one_line(
     (tmp_path / "links.yaml").write_text("links: {mine: {up_mbit_s: 0, down_mbit_s: 5}}\n")
     with pytest.raises(BlackfleetError, match=r"^[^\n]*$") as caught:
         load_scenario(None, {"simulation": settings})
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"broker": "mqtt://127.0.0.1:1"}, "are simulated on the bus in memory alone, got broker mqtt:"),
+        ({"algorithm": "centralized"}, "centralized has no fleet"),
+        ({"simulation.availability": "nowhere.csv"}, "or a CSV file, got 'nowhere.csv'"),
+        ({"patience.on_failure": "wait"}, "nothing can come back"),
+    ],
+)
+def test_what_virtual_time_needs_is_said_before_anything_starts(settings: dict[str, Any], said: str) -> None:
+    scenario = load_scenario(None, {"simulation.time": "virtual", **settings})
+    with pytest.raises(BlackfleetError, match=r"^[^\n]*$") as caught:
+        check_runnable(scenario)
     assert said in str(caught.value)
 
 

@@ -1,0 +1,182 @@
+"""Which method reaches which quality by when, over which link: virtual time to a validation mIoU.
+
+`python -m benchmarks.links` runs three vehicles with CamVid's sequences, small by default, in virtual time:
+`blackfed-v2`, `blackfleet`, `fedavg` and `split` over ethernet, 5G, LTE and 3G, and over LTE while half of
+the vehicles are away at random times. It prints a table and a JSON line, and draws the curves. What is learnt
+is the same over each link, to the bit, which is checked. Finished runs are kept in `--out`; the same command
+goes on. `--generated N` takes N vehicles with generated frames instead of CamVid.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.camvid import camvid_folder
+from benchmarks.options import some_of
+from benchmarks.runs import Run, finish
+from cloud_server.storage.recorders import LOG_NAME
+
+ALGORITHMS = ("blackfed-v2", "blackfleet", "fedavg", "split")
+AWAY = "lte, half away"
+LINKS: dict[str, dict[str, Any]] = {
+    "ethernet": {"simulation.link": "ethernet"},
+    "5g": {"simulation.link": "5g"},
+    "lte": {"simulation.link": "lte"},
+    "3g": {"simulation.link": "3g"},
+    AWAY: {
+        "simulation.link": "lte",
+        "simulation.availability": "markov:30/30",
+        "patience.give_up_s": 86400.0,
+        "patience.join_s": 3600.0,
+    },
+}
+"""What each puts over the others' settings, by scenario key."""
+_COLOURS = ("#2b6fe0", "#e8701a", "#2f9e55", "#d04a7a")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One validation."""
+
+    virtual_s: float
+    val_miou: float
+
+
+def curve(log: Path, vehicles: int) -> list[Point]:
+    """The validations of a run's log, from where all `vehicles` have been validated."""
+    lines = (json.loads(line) for line in log.read_text().splitlines())
+    return [
+        Point(line["virtual_s"], line["val_miou"])
+        for line in lines
+        if line["event"] == "curve" and line["val_miou"] is not None and line["validated"] >= vehicles
+    ]
+
+
+def time_to(points: Sequence[Point], target: float) -> float | None:
+    """Virtual seconds to the first validation that is as good; None: there is none."""
+    return next((point.virtual_s for point in points if point.val_miou >= target), None)
+
+
+def common_target(curves: Sequence[Sequence[Point]]) -> float:
+    """The best validation mIoU that every curve reaches, rounded down to hundredths."""
+    return int(100 * min(max(point.val_miou for point in points) for points in curves)) / 100
+
+
+def print_table(times: Mapping[tuple[str, str], float | None], target: float, console: Console) -> None:
+    """A row an algorithm, a column a link."""
+    links = list(dict.fromkeys(link for _, link in times))
+    table = Table("algorithm", *links, title=f"virtual time to a validation mIoU of {target:g}")
+    for algorithm in dict.fromkeys(algorithm for algorithm, _ in times):
+        cells = (times[algorithm, link] for link in links)
+        table.add_row(algorithm, *("–" if cell is None else f"{cell:.1f} s" for cell in cells))
+    console.print(table)
+
+
+def draw(curves: Mapping[tuple[str, str], Sequence[Point]], target: float, path: Path) -> None:
+    """Write the curves as a picture, a panel a link."""
+    links = list(dict.fromkeys(link for _, link in curves))
+    figure = Figure(figsize=(3.2 * len(links), 3.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(links), sharey=True, squeeze=False)[0]
+    algorithms = list(dict.fromkeys(algorithm for algorithm, _ in curves))
+    for panel, link in zip(panels, links, strict=True):
+        for number, algorithm in enumerate(algorithms):
+            points = curves[algorithm, link]
+            panel.plot(
+                [point.virtual_s for point in points],
+                [point.val_miou for point in points],
+                "o-",
+                ms=3,
+                color=_COLOURS[number % len(_COLOURS)],
+                label=algorithm,
+            )
+        panel.axhline(target, color="#8a94a3", linewidth=0.8)
+        panel.set_xscale("log")
+        panel.set_title(link, fontsize=10)
+        panel.set_xlabel("virtual seconds", fontsize=9)
+        panel.grid(color="#e4e7ec", linewidth=0.6)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("validation mIoU", fontsize=9)
+    panels[0].legend(fontsize=8, frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=90)
+
+
+def settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What all runs have in common, by scenario key."""
+    common: dict[str, Any] = {
+        "image_size": options.image_size,
+        "rounds": options.rounds,
+        "seed": options.seed,
+        "dataset.frames_per_vehicle": options.frames,
+        "encoder.mode": "rebuild",
+        "evaluation.overlays": 0,
+        "evaluation.ood_frames": 3,
+        "simulation.time": "virtual",
+        "simulation.profile": options.profile,
+    }
+    if options.generated:
+        return {**common, "vehicles": options.generated, "dataset.generated_cities": options.generated}
+    root = str((options.data_root or camvid_folder()).resolve())
+    return {**common, "vehicles": 3, "dataset.name": "camvid", "dataset.root": root}
+
+
+def main() -> None:
+    """Run what is not done yet; print the table and a JSON line, and draw the curves."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.links", description=__doc__)
+    parser.add_argument("--data-root", type=Path, help="CamVid's folder (default: $BLACKFLEET_CAMVID)")
+    parser.add_argument("--generated", type=int, metavar="N", help="N vehicles with generated frames")
+    parser.add_argument("--algorithms", type=some_of(ALGORITHMS, separator=","), default=ALGORITHMS)
+    parser.add_argument("--links", type=some_of(LINKS), default=tuple(LINKS), help="by name, split by ';'")
+    parser.add_argument("--image-size", default="64x48", help="default: 64x48")
+    parser.add_argument("--frames", type=int, default=24, help="of each vehicle (default: 24)")
+    parser.add_argument("--rounds", type=int, default=4, help="default: 4")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument("--profile", default="orin-nano", help="the vehicles' device, or a mix of some")
+    parser.add_argument("--target", type=float, help="validation mIoU (default: the best that all reach)")
+    parser.add_argument("--out", type=Path, default=Path("runs/links"), help="folder of the runs")
+    options = parser.parse_args()
+    common = settings(options)
+    runs = {
+        (algorithm, link): Run(
+            folder=options.out / f"{algorithm}-{link.replace(', ', '-').replace(' ', '-')}",
+            settings={**common, "algorithm": algorithm, **LINKS[link]},
+        )
+        for link in options.links
+        for algorithm in options.algorithms
+    }
+    finish(list(runs.values()), jobs=1)
+    results = {key: run.result() for key, run in runs.items()}
+    for algorithm in options.algorithms:
+        confusions = [results[algorithm, link]["confusion"] for link in options.links]
+        if any(confusion != confusions[0] for confusion in confusions):
+            raise SystemExit(f"{algorithm} has learnt something else over another link")
+    curves = {key: curve(run.folder / LOG_NAME, common["vehicles"]) for key, run in runs.items()}
+    target = options.target or common_target(list(curves.values()))
+    times = {key: time_to(points, target) for key, points in curves.items()}
+    print_table(times, target, Console(width=120))
+    draw(curves, target, options.out / "links.png")
+    report = {
+        f"{algorithm}, {link}": {
+            "time_to_target_s": times[algorithm, link],
+            "virtual_s": result["virtual_s"],
+            "bytes": result["bytes_by_link"],
+            "best_val_miou": max(point.val_miou for point in curves[algorithm, link]),
+        }
+        for (algorithm, link), result in results.items()
+    }
+    print(json.dumps({"benchmark": "links", "target": target, "runs": report}))
+
+
+if __name__ == "__main__":
+    main()
