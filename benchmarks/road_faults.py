@@ -27,6 +27,7 @@ from benchmarks.road_fleet import CARS, FLEET, Line, RoadFleet, prepare, run
 CAR = CARS[0]
 _LEARNS = "turn 1 begins"
 _PATIENCE = {"retry_s": 1.0, "heartbeat_s": 2.0}
+_VALID_S = 150
 _ROOM_BYTES = 40_000_000
 
 
@@ -207,17 +208,17 @@ def _certificate(options: Options, fleet: RoadFleet) -> tuple[str, str]:
     names = ("--fleet", FLEET, "--vehicles", ",".join(CARS))
     run("fleet.cli", "provision", ids, *names, "--port", str(fleet.port))
     fleet.scheme, fleet.host, fleet.options = "mqtts", "localhost", f"?identity={ids / FLEET}"
-    # Signed a day ago, as it were, for a day and a minute less.
-    ends_at = time.monotonic() + 60
-    earlier = {**os.environ, **clock_back.environment(fleet.folder, fleet.folder, 86340)}
+    # Signed a day ago, as it were, but for what it takes to begin.
+    ends_at = time.monotonic() + _VALID_S
+    earlier = {**os.environ, **clock_back.environment(fleet.folder, fleet.folder, 86400 - _VALID_S)}
     certificate = ids / FLEET / f"{CAR}.crt"
     _sign_again(ids, certificate, earlier)
     _begin(fleet)
     fleet.until(CAR, _LEARNS)
+    fleet.kill("broker")  # a session that is there would go on
     fleet.wait_for(lambda: time.monotonic() > ends_at + 2, "it has expired")
-    fleet.kill("broker")  # a session that is there goes on; the next one is not given
     fleet.start("broker")
-    fleet.until(CAR, "expired")
+    fleet.until(CAR, "expired", after=fleet.said_so_far(CAR))
     line = fleet.line(CAR, "expired")
     run("fleet.cli", "provision", ids, "--renew", CAR)
     fleet.finish()

@@ -149,7 +149,7 @@ class RoadFleet:
                     self._command(name), stdout=file, stderr=file, env=environment
                 )
             if name == "broker":
-                broker.wait_ready("127.0.0.1", self.port, 60)
+                self.wait_for(self._broker_listens, "the broker listens")
 
     def _command(self, name: str) -> list[str]:
         if name == "broker":
@@ -173,6 +173,12 @@ class RoadFleet:
         else:
             words += ["--source", f"file://{source}", "--frames", "20"]
         return [sys.executable, "-m", "edge_client", "--broker", url, *map(str, words)]
+
+    def _broker_listens(self) -> bool:
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", self.port), 1).close()
+            return True
+        return False
 
     def kill(self, *names: str) -> None:
         """SIGKILL, all at once."""
