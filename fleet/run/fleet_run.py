@@ -189,7 +189,7 @@ def _write_settings(job: Job) -> list[Path]:
             offline_s=scenario.patience.give_up_s,
             frames_checked=True,
             step_s=scenario.patience.step_s,
-            health=True,
+            health=not paths,  # they share a machine: one process tells of it
         )
         paths.append(hosts_folder / f"host-{len(paths) + 1:02d}.json")
         write_json_atomic(paths[-1], msgspec.to_builtins(host))
