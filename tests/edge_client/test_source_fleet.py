@@ -9,6 +9,7 @@ import msgspec
 from fleet_fixtures import TinyFleet, World
 from supervision import Supervisor, _Process
 
+from datasets.label_files import label_beside, signed
 from datasets.labels import CAMVID
 from edge_client.host import Host, HostConfig
 from edge_client.source.recording import recorded_frames
@@ -16,10 +17,11 @@ from edge_client.source.settings import SourceConfig
 
 CAR = "car-1"
 FRAMES = 7
+TEACHER = "0123456789abcdef"
 
 
 class RecordingFleet(TinyFleet):
-    """One vehicle, whose frames come into a folder with their labels."""
+    """One vehicle, whose frames come into a folder with the labels of a teacher."""
 
     def __init__(self, world: World, folder: Path) -> None:
         super().__init__(world, folder, vehicles=(CAR,), algorithm="blackfed-v1")
@@ -31,9 +33,8 @@ class RecordingFleet(TinyFleet):
         """Copies with their times, which frames are called by."""
         for number in range(first, stop):
             name = f"seq0_{number:04d}"
-            shutil.copy2(
-                self.world.data_root / "trainannot" / f"{name}.png", self.incoming / f"{name}_labelIds.png"
-            )
+            label = (self.world.data_root / "trainannot" / f"{name}.png").read_bytes()
+            label_beside(self.incoming / f"{name}.png").write_bytes(signed(label, {"teacher": TEACHER}))
             shutil.copy2(self.world.data_root / "train" / f"{name}.png", self.incoming)
 
     def host(self, *cars: str, give_up_s: float = 30.0) -> HostConfig:
@@ -82,5 +83,7 @@ def test_vehicle_that_records_and_is_killed_ends_with_the_same_bits(
     assert killed.fingerprint() == undisturbed.fingerprint()
     assert killed.scores() == undisturbed.scores()
     assert killed.scores()["mean_local_miou"] is not None, "it had labels"
+    labels = killed.result()["vehicles"][CAR]["labels"]
+    assert {maker for split in ("train", "val", "test") for maker in labels[split]} == {f"teacher {TEACHER}"}
     recorded = list((tmp_path / "killed" / "recording" / "frames").glob("*_labelIds.png"))
     assert len(recorded) > FRAMES, "it went on recording"
