@@ -6,7 +6,7 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -168,13 +168,13 @@ def _write_settings(job: Job) -> list[Path]:
         for vehicle, share in job.shares.items()
     ]
     paths: list[Path] = []
-    for first in range(0, len(vehicles), scenario.per_host):
+    for members in _hosts_of(vehicles, scenario.per_host):
         host = HostConfig(
             fleet=scenario.fleet_id,
             dataset=scenario.dataset.name,
             data_root=str(data_folder(scenario, run_folder)),
             test_split=scenario.dataset.test_split,
-            vehicles=tuple(vehicles[first : first + scenario.per_host]),
+            vehicles=tuple(members),
             state_database=_state_database(run_folder, len(paths) + 1, len(vehicles)),
             allowed_learners=named_learners(scenario),
             threads=scenario.encoder.threads,
@@ -194,6 +194,17 @@ def _write_settings(job: Job) -> list[Path]:
         paths.append(hosts_folder / f"host-{len(paths) + 1:02d}.json")
         write_json_atomic(paths[-1], msgspec.to_builtins(host))
     return paths
+
+
+def _hosts_of(vehicles: Sequence[VehicleConfig], per_host: int) -> Iterator[Sequence[VehicleConfig]]:
+    """Whose vehicles share a process: neighbours; of many vehicles those far apart, as turns are granted in
+    the fleet's order, and a process computes one turn at a time."""
+    hosts = -(-len(vehicles) // per_host)
+    for number in range(hosts):
+        if len(vehicles) > MANY:
+            yield vehicles[number::hosts]
+        else:
+            yield vehicles[number * per_host : (number + 1) * per_host]
 
 
 def _state_database(run_folder: Path, host: int, vehicles: int) -> str | None:

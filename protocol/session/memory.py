@@ -54,6 +54,8 @@ class MemoryBus:
         self.lock = threading.RLock()
         """Held through every change and delivery, by the bus and by its clients."""
         self._clients: dict[str, MemoryTransport] = {}
+        self._listening: dict[str, tuple[MemoryTransport, ...]] = {}
+        """By topic: whose subscriptions match, in the order of joining; found out anew after each change."""
         self._retained: dict[str, _Message] = {}
         self._recorders: list[Recorder] = []
         self._queue: deque[Callable[[], None]] = deque()
@@ -111,19 +113,24 @@ class MemoryBus:
             if older is not None and older is not client:
                 older.drop()
             self._clients[client.client_id] = client
+            self.forget_who_listens()
 
     def leave(self, client: MemoryTransport, will: Will | None) -> None:
         """End a client's session; `will` is what it leaves behind."""
         with self.lock:
             if self._clients.get(client.client_id) is client:
                 del self._clients[client.client_id]
+                self.forget_who_listens()
             if will is not None:
                 self.publish(_Message(will.topic, will.payload, will.qos, will.retain))
 
     def send_retained(self, client: MemoryTransport, topic_filter: str) -> None:
         """Deliver the retained messages that a new subscription asks for."""
         with self.lock:
-            found = [m for topic, m in self._retained.items() if topic_matches(topic_filter, topic)]
+            if "+" in topic_filter or "#" in topic_filter:
+                found = [m for topic, m in self._retained.items() if topic_matches(topic_filter, topic)]
+            else:
+                found = [self._retained[topic_filter]] if topic_filter in self._retained else []
             self.run_in_order([partial(client.receive, item, retained=True) for item in found])
 
     def run_in_order(self, deliveries: list[Callable[[], None]]) -> None:
@@ -139,8 +146,16 @@ class MemoryBus:
             finally:
                 self._delivering = False
 
+    def forget_who_listens(self) -> None:
+        """Somebody has come, gone or subscribed."""
+        self._listening.clear()
+
     def _deliver(self, message: _Message) -> None:
-        for client in list(self._clients.values()):
+        listening = self._listening.get(message.topic)
+        if listening is None:
+            listening = tuple(client for client in self._clients.values() if client.hears(message.topic))
+            self._listening[message.topic] = listening
+        for client in listening:
             client.receive(message, retained=False)
 
 
@@ -209,6 +224,7 @@ class MemoryTransport(Transport):
         del qos  # deliveries are never lost here, except by `MemoryBus.set_faults`
         with self._bus.lock:
             self._subscriptions = {**self._subscriptions, topic_filter: handler}
+            self._bus.forget_who_listens()
             if self._connected:
                 self._bus.send_retained(self, topic_filter)
 
@@ -244,6 +260,10 @@ class MemoryTransport(Transport):
                 self._connected = False
                 self._lost_at = time.monotonic()
                 self._bus.leave(self, None)
+
+    def hears(self, topic: str) -> bool:
+        """Whether one of its subscriptions matches."""
+        return any(topic_matches(topic_filter, topic) for topic_filter in self._subscriptions)
 
     def receive(self, message: _Message, *, retained: bool) -> None:
         """Called by the bus: hand a message to the handlers whose filter it matches."""
