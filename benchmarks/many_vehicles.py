@@ -152,7 +152,7 @@ def _measure(scenario: Scenario, folder: Path) -> Measured:
                 cpu_s=over.cpu_s - begun.cpu_s,
                 hosts_mib=sum(_pss_mib(pid) for name, pid in ids.items() if name.startswith("host")),
                 processes_mib=sum(map(_pss_mib, ids.values())),
-                threads=sum(len(os.listdir(f"/proc/{pid}/task")) for pid in ids.values()),
+                threads=sum(len(list(Path(f"/proc/{pid}/task").iterdir())) for pid in ids.values()),
                 log_bytes=(folder / "log.jsonl").stat().st_size,
             )
         finally:
