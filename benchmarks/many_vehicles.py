@@ -212,8 +212,8 @@ def _print(runs: Sequence[Measured], summary: Mapping[str, float]) -> None:
         f"steps a second against the small fleet: {summary['speed']:.2f}, "
         f"by CPU {summary['speed_by_cpu']:.2f}; "
         f"a further vehicle: {1024 * summary['mib_a_vehicle']:.0f} KiB in its process, "
-        f"{1024 * summary['mib_a_vehicle_in_all']:.0f} KiB in all, {summary['log_bytes_a_vehicle']:.0f} bytes "
-        f"of log",
+        f"{1024 * summary['mib_a_vehicle_in_all']:.0f} KiB in all, "
+        f"{summary['log_bytes_a_vehicle']:.0f} bytes of log",
         soft_wrap=True,
     )
 
