@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -265,6 +266,27 @@ def test_snapshot_prefers_frames_with_labels(ring: Ring) -> None:
     assert [ref.key for ref in frames.refs] == labelled
     assert frames.labelled == 3
     assert (frames.load(frames.refs[0]).label_HW == 0).all()
+
+
+def test_folder_that_goes_away_is_missed_once_and_taken_up_where_it_was(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    folder, stop = tmp_path / "in", threading.Event()
+    folder.mkdir()
+    (folder / "frame1.jpg").write_bytes(jpeg(1))
+    ring = Ring(tmp_path / "frames", 10**6)
+    growing = GrowingFolder(folder, ring, CAMVID, tmp_path / "taken.json")
+    growing.scan(stop)
+    folder.rename(tmp_path / "unplugged")
+    for _ in range(3):
+        growing.scan(stop)
+    (tmp_path / "unplugged").rename(folder)
+    growing.scan(stop)
+    said = [record.getMessage().removeprefix(f"{folder} ") for record in caplog.records]
+    assert said == ["is gone; nothing is recorded until it is back", "is there again"]
+    assert growing.taken == 1
+    ring.close()
 
 
 def test_growing_folder_gives_whole_pictures_once_with_labels_that_come_later(tmp_path: Path) -> None:
