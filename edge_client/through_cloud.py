@@ -78,6 +78,7 @@ class ThroughCloud:
         self._theta: NDArray[np.float32] | None = None
         self._coding: Coding | None = None
         """Of the features, once the cloud has said that it serves this vehicle."""
+        self._announced: Coding | None = None
         self._number = 0
         self._pause_s = _FIRST_PAUSE_S
         self._complaints = 0
@@ -151,8 +152,10 @@ class ThroughCloud:
         line.link.show(WantServing(vehicle=line.link.vehicle, session=line.session))
         answer = self._answer(line, lambda message: isinstance(message, Serving | Reject), _ASK_S)
         if isinstance(answer, Serving):
-            self._coding, self._pause_s, self._complaints = answer.coding, _FIRST_PAUSE_S, 0
-            log.info("the cloud serves this vehicle: features of %d bits go up", answer.coding.bits)
+            self._coding = answer.coding
+            if answer.coding != self._announced:
+                self._announced = answer.coding
+                log.info("the cloud serves this vehicle: features of %d bits go up", answer.coding.bits)
             return
         self._complain(
             answer.reason
