@@ -28,6 +28,7 @@ from edge_client.learners.shared_steps import theta_after
 from edge_client.learners.subspaces import displaced
 from edge_client.state import StateStore, VehicleState
 from edge_client.state_files import StateDatabase, StateFiles
+from edge_client.updates.store import UpdateStore
 from fleet.export.convolutions import ConvolutionEncoder
 from fleet.export.encoders import folder_name
 from fleet.export.local_model import build_whole_network
@@ -87,7 +88,9 @@ def read_served(scenario: Scenario, run_folder: Path, vehicle: str) -> Served:
         return _centralized(scenario, run_folder)
     config = read_config(run_folder / CLOUD_SETTINGS_NAME)
     run = EndedRun(config, run_folder)
-    bundle = EncoderBundle.load(_bundle_folder(scenario, run_folder, vehicle))
+    bundle = EncoderBundle.load(
+        _updated_bundle(config, run_folder, vehicle) or _bundle_folder(scenario, run_folder, vehicle)
+    )
     state = _last_state(run, bundle, run_folder, vehicle)
     if row.needs.whole_network:
         return _federated(scenario, config, run, run_folder, vehicle, state)
@@ -112,6 +115,12 @@ def _bundle_folder(scenario: Scenario, run_folder: Path, vehicle: str) -> Path:
     if scenario.start is not None:
         return run_folder / START_FOLDER / ENCODER_NAME
     return run_folder / "bundles" / folder_name(vehicle_encoder(scenario, vehicle))
+
+
+def _updated_bundle(config: CloudConfig, run_folder: Path, vehicle: str) -> Path | None:
+    """Of the update that a vehicle has run last; None: it has run what it was started with."""
+    state = run_folder / "vehicles" / vehicle
+    return UpdateStore(state, fleet=config.fleet, vehicle=vehicle, key=None).folder_of("bundle")
 
 
 def _last_state(run: EndedRun, bundle: EncoderBundle, run_folder: Path, vehicle: str) -> VehicleState:

@@ -235,6 +235,18 @@ const Fold = (() => {
       state.columns.rejects[at] = event.count;
       tell(state, event, "reject", `a message was rejected: ${event.reason}`);
     },
+    update(state, event) {
+      const what = `${event.kind} ${event.update}, version ${event.version}`;
+      const said = {
+        offered: `is offered ${what}`,
+        refused: `refused ${what}: ${event.reason}`,
+        trial: `runs ${what} from its next turn on, if it can finish that`,
+        used: `has finished a turn with ${what}`,
+        "rolled-back": `took ${what} back: ${event.reason}`,
+      }[event.state];
+      const kinds = { refused: "reject", "rolled-back": "loss" };
+      if (said) tell(state, event, kinds[event.state] ?? "resume", said);
+    },
     undelivered(state, event) {
       tell(state, event, "loss", `could not be sent to: ${event.reason}`);
     },
