@@ -96,8 +96,9 @@ class UpdateIntake:
             self._ask_again()
 
     def turn_begins(self) -> None:
-        """A turn begins; raises OSError where that can't be written down, and must be."""
+        """A turn begins; the cloud knows with what. Raises OSError where that can't be written down."""
         self._store.at_work(True)
+        self._tell()
 
     def turn_done(self) -> None:
         """The turn was finished, and the cloud has it."""
@@ -270,8 +271,8 @@ class UpdateIntake:
             notes=(*record.notes, *self._passing)[-32:],
         )
         now = self._link.clock.now()
-        is_under_way = self._telling is not None and not self._telling.done and now - self._told_at < _LOST_S
-        is_nothing = not news.versions and not news.notes
-        if is_under_way or self._told == news or is_nothing:
+        is_lost = self._telling is not None and not self._telling.done and now - self._told_at >= _LOST_S
+        is_nothing = self._told is None and not news.versions and not news.notes
+        if (self._told == news and not is_lost) or is_nothing:
             return
         self._told, self._told_at, self._telling = news, now, self._link.send(news)
