@@ -19,7 +19,7 @@ from cloud_server.events import Recorder
 from fleet.scenario import Scenario
 from fleet.show.label_makers import label_makers
 from fleet.show.screen import Column, FittedTable
-from fleet.show.summaries import Summaries
+from fleet.show.summaries import Summaries, movers
 from protocol.showing import plain
 
 _REFRESH_PER_S = 4
@@ -250,7 +250,9 @@ def result_table(result: Mapping[str, Any]) -> FittedTable:
         table.caption = "\n".join(str(text) for text in (table.caption, failures) if text)
     if makers := label_makers(result):
         table.caption = "\n".join(str(text) for text in (table.caption, *makers) if text)
-    for vehicle, entry in list(vehicles.items())[:40]:
+    shown, left_out = movers(vehicles)
+    for vehicle in shown:
+        entry = vehicles[vehicle]
         table.add_row(
             vehicle,
             str(entry["frames_train"]),
@@ -263,8 +265,8 @@ def result_table(result: Mapping[str, Any]) -> FittedTable:
             format_bytes(entry["uplink_bytes"]),
             format_bytes(entry["downlink_bytes"]),
         )
-    if len(vehicles) > 40:
-        table.add_row(f"… and {len(vehicles) - 40} more")
+    if left_out:
+        table.add_row(left_out)
     table.add_section()
     table.add_row(
         "fleet (mean)",

@@ -4,11 +4,36 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
+from typing import Any
 
 EACH_UP_TO = 16
 """Vehicles up to which each has its own lines."""
+_MOST_ROWS = 40
+_MOVERS = 10
 _INCIDENTS = 10
 """Most lines about one kind of incident in a round."""
+
+
+def movers(vehicles: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], str]:
+    """The vehicles of a result that its table names, and what it says of the others.
+
+    All of up to 40; else, of those tested at both ends, the ten whose own mIoU has risen most, best first,
+    and the ten that it has risen least of, or fallen.
+    """
+    if len(vehicles) <= _MOST_ROWS:
+        return list(vehicles), ""
+    gains = {
+        vehicle: entry["local_miou"] - entry["initial_local_miou"]
+        for vehicle, entry in vehicles.items()
+        if None not in (entry["local_miou"], entry["initial_local_miou"])
+    }
+    if len(gains) < 2 * _MOVERS:
+        shown = [*gains] or list(vehicles)[: 2 * _MOVERS]
+    else:
+        ranked = sorted(gains, key=lambda vehicle: gains[vehicle], reverse=True)
+        shown = ranked[:_MOVERS] + ranked[-_MOVERS:]
+    return shown, f"… and {len(vehicles) - len(shown)} more"
 
 
 class Summaries:

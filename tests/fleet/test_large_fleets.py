@@ -21,6 +21,7 @@ from fleet.frames.allocation import allocate, open_data
 from fleet.frames.rendering import rendered_cities, rendered_frames_per_city
 from fleet.scenario import Scenario, load_scenario
 from fleet.show.progress import Progress
+from fleet.show.summaries import movers
 
 
 class _Names:
@@ -118,6 +119,23 @@ def test_much_rendering_is_announced(tmp_path: Path, monkeypatch: pytest.MonkeyP
     said.truncate(0)
     open_data(scenario, tmp_path, Console(file=said, width=300))
     assert said.getvalue() == ""
+
+
+# Tables ----------------------------------------------------------------------------------------------------
+
+
+def test_a_large_table_names_those_that_have_moved_most_and_least_and_counts_the_others() -> None:
+    gains = {f"car-{place:03d}": (place * 37 % 100) / 100 for place in range(100)}
+    vehicles: dict[str, dict[str, float | None]] = {
+        name: {"initial_local_miou": 0.1, "local_miou": 0.1 + gain} for name, gain in gains.items()
+    }
+    untested = {f"car-{place}": {"initial_local_miou": None, "local_miou": None} for place in range(100, 200)}
+    shown, others = movers({**vehicles, **untested})
+    assert [gains[name] for name in shown] == [x / 100 for x in (*range(99, 89, -1), *range(9, -1, -1))]
+    assert others == "… and 180 more"
+    few = dict(list(vehicles.items())[:40])
+    assert movers(few) == (list(few), "")
+    assert movers({**dict(list(vehicles.items())[:3]), **untested}) == (list(vehicles)[:3], "… and 100 more")
 
 
 # Lines -----------------------------------------------------------------------------------------------------
