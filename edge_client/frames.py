@@ -20,6 +20,7 @@ from datasets.frame import FrameRef, FrameSource, resize_frame
 from datasets.label_files import count_origins, origin
 from datasets.labels import LabelSpace
 from edge_client.errors import VehicleError
+from edge_client.naming import KEYS, number_name
 from protocol.messages import SPLITS
 from protocol.plans.class_weights import NONE, ClassWeights, check_class_weights
 
@@ -119,8 +120,10 @@ class VehicleFrames:
         cache: FrameCache,
         splits: Mapping[str, Sequence[str]],
         sights: Mapping[str, Sight] = MappingProxyType({}),
+        names: str = KEYS,
     ) -> None:
-        """`splits` maps split names to frame keys, `sights` the keys of frames not seen clearly to theirs.
+        """`splits` maps split names to frame keys, `sights` the keys of frames not seen clearly to theirs;
+        `names` is one of `NAMINGS`.
 
         Raises:
             VehicleError: an unknown split or frame, or nothing to train on.
@@ -132,6 +135,7 @@ class VehicleFrames:
             raise VehicleError("the vehicle has no train frames; give it at least one")
         self._cache = cache
         self._sights = sights
+        self._names = names
         self.keys: list[str] = []
         self.splits: dict[str, tuple[int, ...]] = {}
         for split in SPLITS:
@@ -171,6 +175,10 @@ class VehicleFrames:
                 [count_classes(self.label(index), classes) for index in self.splits["train"]], axis=0
             )
         return balanced_weights(self._class_counts)
+
+    def told_name(self, index: int) -> str:
+        """What the cloud is told a frame is called."""
+        return self.keys[index] if self._names == KEYS else number_name(index)
 
     def counts(self) -> dict[str, int]:
         """Frames per split; those of `source` and `fleet` only where there are some."""

@@ -181,7 +181,9 @@ class Host:
                 opened.local_head.warm_up(self._config.warm_up)
         bundle, host = opened.bundle, msgspec.structs.replace(self._config, **opened.settings)
         splits = self._splits(config)
-        frames = VehicleFrames(self._cache(bundle.spec.image_size), splits, _sights(config, splits))
+        frames = VehicleFrames(
+            self._cache(bundle.spec.image_size), splits, _sights(config, splits), names=config.names
+        )
         session = new_session()
         gone = encode_status(Status(vehicle=config.id, session=session, online=False, beat=0))
 

@@ -10,6 +10,7 @@ from datasets.conditions import Condition
 from edge_client.conversation import DEFAULT_OFFLINE_S
 from edge_client.errors import VehicleError
 from edge_client.frames import Sight
+from edge_client.naming import KEYS, check_naming
 from edge_client.source.settings import SourceConfig
 from edge_client.spool import DEFAULT_SPOOL_MB
 from protocol.errors import SettingError
@@ -72,9 +73,12 @@ class VehicleConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """What it sees its own frames through; None = clear."""
     ood_sights: dict[str, SightConfig] = {}
     """What its ood frames were seen through by the vehicles that own them, by key; others are clear."""
+    names: str = KEYS
+    """What its frames are called to the cloud: by their `keys`, or by their `numbers` alone."""
 
     def __post_init__(self) -> None:
         check_vehicle_id(self.id)
+        check_naming(self.names)
 
 
 class HostConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True):

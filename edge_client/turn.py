@@ -337,7 +337,7 @@ class TurnTools:
             offered = {
                 index: OfferedLabel(
                     index=index,
-                    key=self.frames.keys[index],
+                    key=self.frames.told_name(index),
                     digest=label_codec.content_hash(label_HW),
                     height=label_HW.shape[0],
                     width=label_HW.shape[1],

@@ -31,6 +31,7 @@ from fleet.export.encoders import (
 )
 from fleet.many_vehicles import put_for_many
 from fleet.presets import find_preset
+from fleet.privacy import PrivacyPart
 from fleet.scenario_file import put, put_over, read_table, write_table
 from fleet.scenario_models import EncoderPart, LocalHeadPart
 from fleet.simulation.settings import SimulationPart, is_simulated
@@ -192,6 +193,7 @@ class Scenario(RunSettings, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     encoder: EncoderPart = EncoderPart()
     local_head: LocalHeadPart = LocalHeadPart()
     evaluation: EvaluationPart = EvaluationPart()
+    privacy: PrivacyPart = PrivacyPart()
     simulation: SimulationPart = SimulationPart()
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Callable, Sequence
+from os.path import commonprefix
 
 import numpy as np
 import torch
@@ -45,14 +46,15 @@ def drive_by_features(
 
 
 def drive_by_name(material: Material, effort: Effort) -> Outcome:
-    """The frame of the gallery whose name stands next to it in the order of names."""
+    """The frame of the gallery whose name stands next to it in the order of names: of the two, the one that
+    begins like it for longer."""
     gallery, drives = material.gallery(GALLERY_FRAMES)
-    ordered = sorted(zip(map(natural_key, gallery.keys), drives, strict=True))
-    keys = [key for key, _ in ordered]
+    ordered = sorted(zip(map(natural_key, gallery.keys), gallery.keys, drives, strict=True))
     told = []
-    for key in map(natural_key, material.target.keys):
-        place = bisect.bisect(keys, key)
-        told.append(ordered[min(place, len(ordered) - 1)][1])
+    for key in material.target.keys:
+        place = bisect.bisect([order for order, _, _ in ordered], natural_key(key))
+        beside = ordered[max(0, place - 1) : place + 1]
+        told.append(max(beside, key=lambda one, key=key: len(commonprefix([one[1], key])))[2])
     bits = 8 * float(np.mean([len(key.encode()) for key in material.target.keys]))
     return _told(material, told, drives, bits)
 

@@ -8,6 +8,7 @@ from functools import partial
 
 from torch import nn
 
+from edge_client.naming import KEYS
 from fleet.audit.material import UNROUNDED, Material
 from fleet.audit.recognition import drive_by_features, drive_by_name, membership
 from fleet.audit.reconstruction import (
@@ -61,7 +62,7 @@ def _unrelated(material: Material) -> nn.Module:
 def attacks_on(material: Material) -> list[Attack]:
     """All that this run gives anyone the means for, cheap ones first."""
     if material.sends_features:
-        return [*_on_labels(), *_on_features(material)]
+        return [*_on_labels(material), *_on_features(material)]
     if material.row.build is None:
         return list(_on_features_in_the_clear(material))
     return list(_on_updates())
@@ -71,7 +72,7 @@ def _planted(name: str, run: Callable[[Material, Effort], Outcome]) -> Attack:
     return Attack(name=name, observer="–", sees="a planted case", knows="all of it", run=run)
 
 
-def _on_labels() -> Iterator[Attack]:
+def _on_labels(material: Material) -> Iterator[Attack]:
     yield Attack(
         name="labels",
         observer=_BROKER,
@@ -79,9 +80,10 @@ def _on_labels() -> Iterator[Attack]:
         knows="mean colours",
         run=paint_labels,
     )
-    yield Attack(
-        name="names", observer=_BROKER, sees="names of frames", knows="names of drives", run=drive_by_name
-    )
+    if material.scenario.privacy.names == KEYS:
+        yield Attack(
+            name="names", observer=_BROKER, sees="names of frames", knows="names of drives", run=drive_by_name
+        )
 
 
 def _membership(observer: str, sees: str) -> Attack:

@@ -163,6 +163,7 @@ def _write_settings(job: Job) -> list[Path]:
             latest=str(folder) if trains and (folder := latest.folder(vehicle)) else None,
             frames=share.splits(),
             sight=share.sight,
+            names=scenario.privacy.names,
             ood_sights={key: seen_through[key] for key in share.ood if key in seen_through},
         )
         for vehicle, share in job.shares.items()

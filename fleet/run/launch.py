@@ -17,6 +17,7 @@ from rich.console import Console
 from cloud_server.algorithms.table import algorithm_row
 from cloud_server.run.results import RESULT_NAME
 from datasets.class_file import CLASSES_NAME
+from edge_client.naming import NUMBERS
 from fleet.broker import MEMORY_BUS, OWN_BROKERS
 from fleet.export.encoders import resizing_remark
 from fleet.frames.allocation import open_data, source_test_frames
@@ -36,6 +37,7 @@ from fleet.run.folder import (
     write_scenario,
 )
 from fleet.run.job import Job, read_object
+from fleet.run.names import name_predictions
 from fleet.run.reach import check_reach
 from fleet.run.resuming import resumed_scenario
 from fleet.scenario import Scenario, parse_image_size
@@ -132,6 +134,8 @@ def _launch(
                 controls=controls,
             )
         )
+    if scenario.privacy.names == NUMBERS:
+        name_predictions(run_folder, shares)
     result = read_object(run_folder / RESULT_NAME)
     failed = result.get("failed", {})
     lasting = {name: shares[name] for name in scenario.evaluated_vehicles if name not in failed}

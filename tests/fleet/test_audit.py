@@ -10,12 +10,15 @@ import pytest
 from fleet_fixtures import World
 from rich.console import Console
 
+from evaluation.predictions import prediction_name
 from fleet.audit.command import Settings, audit
 from fleet.audit.material import Material
+from fleet.audit.recognition import drive_by_name
 from fleet.audit.reconstruction import Effort, by_gradient, planted_features, planted_gradient
 from fleet.audit.scores import MOST_PSNR_DB, auc, psnr, ssim
 from fleet.errors import OperatorError
 from fleet.model.export import read_ended
+from fleet.privacy import PrivacyPart
 from fleet.report.audited import read_audit
 from fleet.run.launch import launch
 from fleet.scenario import DatasetPart, EncoderPart, Scenario
@@ -40,6 +43,7 @@ def run(tiny_world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
         dataset=DatasetPart(name="camvid", root=str(tiny_world.data_root)),
         first_order=FirstOrder(epochs=1, batch_size=4),
         local_loss=LocalLossPlan(warm_up_epochs=1, epochs=1),
+        privacy=PrivacyPart(names="numbers"),
     )
     launch(scenario, folder, resume=False, console=QUIET)
     return folder
@@ -95,11 +99,24 @@ def test_gradient_of_the_run_s_own_networks_can_be_searched(material: Material) 
     assert outcome.recovered_BHWC.shape == (2, 48, 64, 3)
 
 
+# Names ------------------------------------------------------------------------------------------------
+
+
+def test_names_tell_the_drive_unless_frames_are_called_by_numbers(run: Path, material: Material) -> None:
+    told = drive_by_name(material, effort(0))
+    assert told.scores.top1 == 1 and told.nothing.top1 == pytest.approx(0.5, abs=0.1)
+    of_the_cloud = [path for path in (run / "cloud").rglob("*") if path.is_file()]
+    assert of_the_cloud and not any(b"seq" in path.read_bytes() for path in of_the_cloud)
+    for vehicle, share in material.shares.items():
+        predicted = {path.name for path in (run / "predictions" / vehicle).iterdir()}
+        assert predicted == {prediction_name(key) for key in share.test}
+
+
 # An audit -----------------------------------------------------------------------------------------------
 
 
 def test_audit_keeps_what_is_done_and_ends_in_table_and_report(run: Path) -> None:
-    names = ("labels", "names", "membership", "places", "decoder-initial", "inversion-trained")
+    names = ("labels", "membership", "places", "decoder-initial", "inversion-trained")
     first = audit(run, Settings(**FEW, attacks=names[:2]), QUIET)
     kept = (run / "audit" / "labels.json").read_bytes()
     found = audit(run, Settings(**FEW, attacks=names), QUIET)
@@ -109,7 +126,6 @@ def test_audit_keeps_what_is_done_and_ends_in_table_and_report(run: Path) -> Non
     assert read_audit(run) == found
     by_name = {finding.attack: finding for finding in found.findings}
     assert by_name["labels"].scores.psnr_db > by_name["labels"].nothing.psnr_db  # type: ignore[operator]
-    assert by_name["names"].scores.top1 == 1 and by_name["names"].nothing.top1 == pytest.approx(0.5, abs=0.1)
     assert 0 <= by_name["membership"].scores.auc <= 1  # type: ignore[operator]
     assert by_name["decoder-initial"].bits_a_frame > 0  # type: ignore[operator]
     page = (run / "report.html").read_text(encoding="utf-8")
@@ -125,6 +141,8 @@ def test_audit_begins_nothing_after_its_time(run: Path) -> None:
 def test_what_can_t_be_audited_is_refused_in_one_line(run: Path, tmp_path: Path) -> None:
     with pytest.raises(OperatorError, match="no run of"):
         audit(tmp_path, Settings(), QUIET)
+    with pytest.raises(OperatorError, match=r"nobody the means for the attack 'names'"):
+        audit(run, Settings(attacks=("names",)), QUIET)
     with pytest.raises(OperatorError, match=r"blackfleet gives nobody the means .* 'gradient-one-frame'"):
         audit(run, Settings(attacks=("gradient-one-frame",)), QUIET)
     for wrong in ({"frames": 1}, {"steps": 0}, {"minutes": 0.0}):

@@ -117,7 +117,8 @@ def test_file_and_options_are_put_over_a_preset(tmp_path: Path) -> None:
     assert (scenario.vehicles, scenario.rounds, scenario.dataset.partition) == (20, 9, "small-shares")
     assert scenario.dataset.parts == "60/20/20" and scenario.dataset.test_split == "val"
     with pytest.raises(
-        OperatorError, match="unknown preset 'feddriven', expected one of: pretrained, feddrive, blackfed"
+        OperatorError,
+        match="unknown preset 'feddriven', expected one of: pretrained, strict, feddrive, blackfed",
     ):
         load_scenario(None, {}, preset="feddriven")
 

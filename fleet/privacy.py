@@ -1,0 +1,19 @@
+"""What of a scenario is about what vehicles keep to themselves."""
+
+from __future__ import annotations
+
+from edge_client.naming import KEYS, NAMINGS
+from protocol.plans.checks import Section
+
+
+class PrivacyPart(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What vehicles keep to themselves."""
+
+    section = "privacy"
+
+    names: str = KEYS
+    """What frames are called to broker and cloud: by their `keys`, which say of which drive and moment they
+    are, or by their `numbers` alone; predictions get their names back when the run has ended."""
+
+    def __post_init__(self) -> None:
+        self._one_of(NAMINGS, "names")
