@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Callable, Sequence
-from os.path import commonprefix
 
 import numpy as np
 import torch
@@ -54,9 +53,14 @@ def drive_by_name(material: Material, effort: Effort) -> Outcome:
     for key in material.target.keys:
         place = bisect.bisect([order for order, _, _ in ordered], natural_key(key))
         beside = ordered[max(0, place - 1) : place + 1]
-        told.append(max(beside, key=lambda one, key=key: len(commonprefix([one[1], key])))[2])
+        told.append(max(beside, key=lambda one, key=key: _alike_for(one[1], key))[2])
     bits = 8 * float(np.mean([len(key.encode()) for key in material.target.keys]))
     return _told(material, told, drives, bits)
+
+
+def _alike_for(name: str, other: str) -> int:
+    """Characters that both begin with."""
+    return next((place for place, (a, b) in enumerate(zip(name, other, strict=False)) if a != b), len(name))
 
 
 def _told(material: Material, told: Sequence[str], drives: Sequence[str], bits: float) -> Outcome:
