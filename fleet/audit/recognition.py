@@ -53,7 +53,8 @@ def drive_by_name(material: Material, effort: Effort) -> Outcome:
     for key in material.target.keys:
         place = bisect.bisect([order for order, _, _ in ordered], natural_key(key))
         beside = ordered[max(0, place - 1) : place + 1]
-        told.append(max(beside, key=lambda one, key=key: _alike_for(one[1], key))[2])
+        alike = [_alike_for(name, key) for _, name, _ in beside]
+        told.append(beside[alike.index(max(alike))][2])
     bits = 8 * float(np.mean([len(key.encode()) for key in material.target.keys]))
     return _told(material, told, drives, bits)
 
