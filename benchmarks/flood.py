@@ -206,7 +206,7 @@ class Flooded:
             resident[with_flood] = max(resident[with_flood], _status_mb(cloud.pid, "VmRSS"))
             lines, offset = _new_lines(self._folder / "log.jsonl", offset)
             for event in map(json.loads, lines):
-                if event["event"] == "turn" and event["kind"] == "learn":
+                if event["event"] == "turn" and event["kind"] not in ("initial", "final"):
                     others = event["vehicle"] != FLOODER
                     flooding.value = event["round"] % 2 == 0 and others != self._in_own_turns
                     began = (time.monotonic(), _cpu_s(cloud.pid)) if others else None

@@ -29,6 +29,7 @@ from protocol.errors import MISTAKE_CODE, Mistake
 from protocol.metrics import MetricsServer, process_families
 from protocol.mqtt.broker_url import BROKER_VARIABLE
 from protocol.mqtt.connect import connector
+from protocol.mqtt.strangers import warning_of_strangers
 from protocol.mqtt.transport import NetworkLoop
 from protocol.output import outlive_readers
 from protocol.showing import log_to_stderr, plain, show_anything
@@ -56,6 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
 
         check_device(config.device)
         with NetworkLoop() as loop, contextlib.ExitStack() as stack:
+            if warning := warning_of_strangers(options.broker, config.fleet, loop):
+                log.warning("%s", warning)
             metrics = stack.enter_context(_metrics(config, options.metrics_port))
             serve(
                 config,

@@ -13,7 +13,7 @@ from protocol.session.clock import Clock
 Item = TypeVar("Item")
 
 _FORGIVEN_PER_S = 50.0
-_MOST_OFFENCES = 500
+MOST_OFFENCES = 500
 """More in short time than any accident brings."""
 _MUTED_S = 10.0
 
@@ -109,7 +109,7 @@ class Mutes:
         offences = self._by_sender.setdefault(sender, _Offences(at=now))
         offences.count = max(0.0, offences.count - _FORGIVEN_PER_S * (now - offences.at)) + 1
         offences.at = now
-        if offences.count > _MOST_OFFENCES and now >= offences.muted_until:
+        if offences.count > MOST_OFFENCES and now >= offences.muted_until:
             offences.count = 0.0
             offences.muted_until = now + _MUTED_S
             self.muted += 1

@@ -112,6 +112,12 @@ class Intake:
         self._repeated_bytes: Counter[str] = Counter()
         """By topic, since its last whole message."""
 
+    @property
+    def held_bytes(self) -> int:
+        """Of messages whose other parts are awaited."""
+        with self._lock:
+            return self._reassembler.held_bytes
+
     def deliver(self, delivery: Delivery) -> None:
         """A transport's handler."""
         payload = delivery.payload

@@ -10,6 +10,7 @@ from brokers import configured_mosquitto, make_certificate
 from mqtt_fixtures import listening, url
 
 from fleet import broker
+from protocol.mqtt.strangers import lets_strangers_speak, warning_of_strangers
 from protocol.mqtt.transport import MqttTransport, NetworkLoop
 from protocol.session.transport import BrokerUnreachable
 
@@ -26,6 +27,19 @@ def test_refused_login_ends_the_waiting_at_once(tmp_path: Path, loop: NetworkLoo
         with pytest.raises(BrokerUnreachable, match="refused: not authorized"):
             client.connect(600)
         client.close()
+
+
+def test_it_is_noticed_whether_a_broker_lets_strangers_speak(tmp_path: Path, loop: NetworkLoop) -> None:
+    (tmp_path / "acl").write_text("user cloud\ntopic readwrite blackfleet/#\n")
+    for options, lets in (
+        ("allow_anonymous true\n", True),
+        ("allow_anonymous false\n", False),
+        (f"allow_anonymous true\nacl_file {tmp_path}/acl\n", False),
+    ):
+        with configured_mosquitto(tmp_path, options) as port:
+            address = f"mqtt://cloud:secret@127.0.0.1:{port}"
+            assert lets_strangers_speak(address, "demo", loop) is lets, options
+            assert warning_of_strangers(address, "demo", loop) == "", "only this machine's users reach it"
 
 
 def test_websocket_carries_messages_larger_than_the_socket_takes_at_once(
