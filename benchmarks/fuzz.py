@@ -2,10 +2,10 @@
 
 `python -m benchmarks.fuzz decoders --minutes 20` changes recorded messages and their pieces, and gives them
 to each decoder of what crosses the network. Inputs that bring a new outcome, or reach a new line of
-`protocol` (one input in 16 is traced), are kept and changed further. `python -m benchmarks.fuzz broker` sends
-such messages over a real broker to a cloud and vehicles at work, as each of them and as strangers, and compares
-the end of the run with that of the same run without them. Results are lines of `OUT/fuzz.jsonl`; `--merge`
-adds up those of several machines, which take other `--first-seed`s.
+`protocol` (one input in 16 is traced), are kept and changed further. `python -m benchmarks.fuzz broker`
+sends such messages over a real broker to a cloud and vehicles at work, as each of them and as strangers, and
+compares the end of the run with that of the same run without them. Results are lines of `OUT/fuzz.jsonl`;
+`--merge` adds up those of several machines, which take other `--first-seed`s.
 """
 
 from __future__ import annotations

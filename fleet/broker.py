@@ -34,6 +34,11 @@ _SYSTEM_FOLDERS = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin")
 _CONNECT_PACKET = b"\x10\x0c\x00\x04MQTT\x04\x02\x00\x05\x00\x00"  # 3.1.1, clean session, no client id
 _ACCEPTED = b"\x20\x02\x00\x00"
 
+MOST_PACKET_BYTES = 268_435_455
+"""What MQTT allows."""
+_HEADERS_BYTES = 1024
+"""At most, of a packet: topic and properties."""
+
 _MOSQUITTO_CONFIG = """\
 listener {port} {host}
 allow_anonymous true
@@ -44,8 +49,7 @@ persistence false
 # Queues without a limit: mosquitto drops silently what exceeds one. Clean sessions end with their client.
 max_queued_messages 0
 max_inflight_messages 0
-# The protocol's own limit; mosquitto 2.1 would refuse more than 2 MB.
-max_packet_size 268435455
+max_packet_size {packet_bytes}
 sys_interval 0
 connection_messages false
 log_dest stderr
@@ -80,10 +84,14 @@ def free_port() -> int:
         return port
 
 
-def broker_command(kind: Kind, port: int, workdir: Path) -> list[str]:
-    """The command line that runs a broker; it keeps its files in `workdir`."""
+def broker_command(kind: Kind, port: int, workdir: Path, *, payload_bytes: int | None = None) -> list[str]:
+    """The command line that runs a broker; it keeps its files in `workdir`.
+
+    Whoever publishes more than `payload_bytes` loses its connection; amqtt knows no such limit.
+    """
     command = [sys.executable, "-m", "fleet.broker"]
-    return [*command, "--kind", kind, "--port", str(port), "--workdir", str(workdir)]
+    limit = [] if payload_bytes is None else ["--payload-bytes", str(payload_bytes)]
+    return [*command, "--kind", kind, "--port", str(port), "--workdir", str(workdir), *limit]
 
 
 def broker_url(port: int) -> str:
@@ -120,13 +128,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--kind", default="auto", choices=("auto", *KINDS))
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--workdir", type=Path, default=Path(), help="folder for the broker's files")
+    parser.add_argument(
+        "--payload-bytes",
+        type=int,
+        default=MOST_PACKET_BYTES - _HEADERS_BYTES,
+        help="the largest that a client may publish (mosquitto); default: what MQTT allows",
+    )
     options = parser.parse_args(arguments)
     show_anything()
     try:
         kind = choose_kind(options.kind)
         _check_port(options.port)
         if kind == "mosquitto":
-            _become_mosquitto(options.port, options.workdir)
+            _become_mosquitto(options.port, options.workdir, options.payload_bytes + _HEADERS_BYTES)
         _run_amqtt(options.port)
     except MENDABLE as exc:
         print(f"broker: {exc}", file=sys.stderr)
@@ -158,12 +172,12 @@ def _check_port(port: int) -> None:
             ) from exc
 
 
-def _become_mosquitto(port: int, workdir: Path) -> None:
+def _become_mosquitto(port: int, workdir: Path, packet_bytes: int) -> None:
     program = find_mosquitto()
     assert program is not None
     workdir.mkdir(parents=True, exist_ok=True)
     config = workdir / f"mosquitto-{port}.conf"
-    config.write_text(_MOSQUITTO_CONFIG.format(port=port, host=HOST))
+    config.write_text(_MOSQUITTO_CONFIG.format(port=port, host=HOST, packet_bytes=packet_bytes))
     # In place of this process, so that whoever started it supervises the broker itself.
     os.execv(program, [program, "-c", str(config)])
 

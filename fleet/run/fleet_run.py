@@ -279,7 +279,10 @@ def _process_table(
             ProcessSpec(
                 name="broker",
                 command=broker.broker_command(
-                    broker.choose_kind(scenario.broker), port, run_folder / "processes" / "broker"
+                    broker.choose_kind(scenario.broker),
+                    port,
+                    run_folder / "processes" / "broker",
+                    payload_bytes=scenario.payload_limit_bytes,
                 ),
                 is_ready=partial(_answers, port),
                 stays=True,

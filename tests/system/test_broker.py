@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 from brokers import skip_without, start_broker
+from mqtt_fixtures import listening, wait_until
 
 from fleet import broker
+from protocol.mqtt.transport import NetworkLoop
 from protocol.session.transport import BrokerUnreachable
 
 KINDS = pytest.mark.parametrize("kind", broker.KINDS)
@@ -118,3 +120,23 @@ def test_wait_ready_is_not_taken_in_by_another_server() -> None:
 def test_command_runs_this_interpreter() -> None:
     command = broker.broker_command("amqtt", 1234, Path("run"))
     assert command[:3] == [sys.executable, "-m", "fleet.broker"] and "1234" in command
+
+
+def test_who_publishes_more_than_the_limit_loses_its_connection(tmp_path: Path) -> None:
+    skip_without("mosquitto")
+    port = broker.free_port()
+    process = subprocess.Popen(broker.broker_command("mosquitto", port, tmp_path, payload_bytes=2000))
+    try:
+        broker.wait_ready(broker.HOST, port, 30)
+        for payload_bytes, stays in ((2000, True), (1 << 20, False)):
+            with NetworkLoop() as loop:
+                client, inbox = listening(broker.broker_url(port), loop, "large", "speaker")
+                client.publish("large", bytes(payload_bytes))
+                if stays:
+                    assert len(inbox.next().payload) == payload_bytes
+                else:
+                    wait_until(lambda: client.traffic.reconnects > 0 or not client.connected)
+                client.close()
+    finally:
+        process.terminate()
+        process.wait()
