@@ -5,7 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+from enum import Enum
 from typing import Any
+
+State = Enum("State", "IDLE CONNECTING OPEN WAITING")
+"""Of a client's connection; WAITING: until it is tried again."""
 
 
 def prepare_socket(sock: Any) -> None:

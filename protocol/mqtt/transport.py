@@ -11,7 +11,6 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
-from enum import Enum
 from functools import partial
 
 import paho.mqtt.client as paho
@@ -23,7 +22,8 @@ from protocol.mqtt.credentials import Credentials
 from protocol.mqtt.network_loop import NetworkLoop as NetworkLoop
 from protocol.mqtt.paho_client import make_client, session_kept_for
 from protocol.mqtt.pump import SocketPump
-from protocol.mqtt.sockets import cut, describe_problem
+from protocol.mqtt.sockets import State, cut, describe_problem
+from protocol.mqtt.subscriptions import Subscriptions
 from protocol.session.outbox import Outbox, Waiting
 from protocol.session.transport import (
     BrokerUnreachable,
@@ -35,7 +35,6 @@ from protocol.session.transport import (
     call_guarded,
     check_topic,
     publish_packet_bytes,
-    topic_matches,
 )
 
 log = logging.getLogger(__name__)
@@ -50,7 +49,6 @@ _SAY_AFTER_S = 1.0
 
 _MQTT_5_IN_FLIGHT = 20  # paho ignores the broker's receive maximum; this is mosquitto's
 _TRANSIENT_REFUSALS = {0x88, 0x89, 0x97, 0x9F}  # server unavailable, busy, quota or connection rate exceeded
-_State = Enum("_State", "IDLE CONNECTING OPEN WAITING")
 
 
 class MqttTransport(Transport):
@@ -85,7 +83,7 @@ class MqttTransport(Transport):
         self._max_in_flight = _MQTT_5_IN_FLIGHT if self._url.version == "5" else max_in_flight
         self._traffic = Traffic()
         self._outbox = Outbox(client_id, self._traffic, max_queued)
-        self._subscriptions: dict[str, tuple[Handler, int]] = {}
+        self._subscriptions = Subscriptions()
         self._closed = False
         self._over = threading.Event()
         """Set when the client is closed and no connection is left."""
@@ -100,7 +98,7 @@ class MqttTransport(Transport):
         self._packet_limit_bytes: int | None = None
 
         # Belong to the loop's thread.
-        self._state = _State.IDLE
+        self._state = State.IDLE
         self._wanted = False
         self._session = 0
         self._ready_since = 0.0
@@ -165,7 +163,12 @@ class MqttTransport(Transport):
 
     def subscribe(self, topic_filter: str, handler: Handler, qos: int = 1) -> None:
         with self._changed:
-            self._subscriptions = {**self._subscriptions, topic_filter: (handler, qos)}
+            self._subscriptions.add(topic_filter, handler, qos)
+        self._loop.call(partial(self._send_subscribe, topic_filter))
+
+    def unsubscribe(self, topic_filter: str) -> None:
+        with self._changed:
+            self._subscriptions.remove(topic_filter)
         self._loop.call(partial(self._send_subscribe, topic_filter))
 
     def publish(
@@ -217,7 +220,7 @@ class MqttTransport(Transport):
 
     def _start(self) -> None:
         self._wanted = True
-        if self._state is _State.IDLE:
+        if self._state is State.IDLE:
             self._open()
 
     def _give_up(self) -> None:
@@ -227,7 +230,7 @@ class MqttTransport(Transport):
 
     def _finish(self) -> None:
         self._wanted = False
-        if self._state is _State.OPEN:
+        if self._state is State.OPEN:
             self._client.disconnect(properties=session_kept_for(0) if self._url.version == "5" else None)
             self._loop.events.call_later(_GOODBYE_TIMEOUT_S, self._hang_up)
             self._pump.flush()
@@ -236,9 +239,9 @@ class MqttTransport(Transport):
 
     def _open(self) -> None:
         if not self._wanted:
-            self._state = _State.IDLE
-        elif self._state in (_State.IDLE, _State.WAITING):
-            self._state = _State.CONNECTING
+            self._state = State.IDLE
+        elif self._state in (State.IDLE, State.WAITING):
+            self._state = State.CONNECTING
             self._credentials.refresh()
             self._loop.call_blocking(self._client.reconnect, self._opened)
 
@@ -249,7 +252,7 @@ class MqttTransport(Transport):
             if isinstance(problem, ssl.SSLCertVerificationError):
                 self._refuse(f"{problem.verify_message} (?ca=FILE in the URL names the authority to trust)")
             return
-        self._state = _State.OPEN
+        self._state = State.OPEN
         self._session += 1
         self._pump.watch(sock)
         self._loop.events.call_later(_HANDSHAKE_TIMEOUT_S, self._check_handshake, self._session)
@@ -259,19 +262,19 @@ class MqttTransport(Transport):
         self._pump.flush()
 
     def _check_handshake(self, session: int) -> None:
-        if session == self._session and self._state is _State.OPEN and not self._ready:
+        if session == self._session and self._state is State.OPEN and not self._ready:
             self._cause = f"connected, but no MQTT answer within {_HANDSHAKE_TIMEOUT_S:g} s"
             self._hang_up()
 
     def _keep_house(self, session: int) -> None:
-        if session == self._session and self._state is _State.OPEN:
+        if session == self._session and self._state is State.OPEN:
             self._traffic.certificate_days = self._credentials.warn()
             self._client.loop_misc()
             self._pump.flush()
             self._loop.events.call_later(_HOUSEKEEPING_S, self._keep_house, session)
 
     def _hang_up(self) -> None:
-        sock = self._client.socket() if self._state is _State.OPEN else None
+        sock = self._client.socket() if self._state is State.OPEN else None
         if sock is not None:
             cut(sock)
 
@@ -279,7 +282,7 @@ class MqttTransport(Transport):
         """There is no connection, any more or at all: try again later if that is wanted."""
         problem, self._cause = self._cause or problem, None
         self._awaited_subacks.clear()
-        self._state = _State.WAITING if self._wanted else _State.IDLE
+        self._state = State.WAITING if self._wanted else State.IDLE
         with self._changed:
             was_ready, self._ready = self._ready, False
             self._problem = problem
@@ -307,14 +310,16 @@ class MqttTransport(Transport):
             self._changed.notify_all()
 
     def _send_subscribe(self, *topic_filters: str) -> None:
-        if self._state is not _State.OPEN or not (self._ready or self._awaited_subacks):
+        if self._state is not State.OPEN or not (self._ready or self._awaited_subacks):
             return  # it will be part of the first SUBSCRIBE of the session
         self._subscribe_to(list(topic_filters))
         self._pump.flush()
 
     def _subscribe_to(self, topic_filters: list[str]) -> None:
-        wanted = [(topic_filter, self._subscriptions[topic_filter][1]) for topic_filter in topic_filters]
-        _, mid = self._client.subscribe(wanted)
+        wanted, gone = self._subscriptions.now(topic_filters)
+        if gone:
+            self._client.unsubscribe(gone)
+        _, mid = self._client.subscribe(wanted) if wanted else (0, None)
         if mid is not None:
             self._awaited_subacks[mid] = topic_filters
 
@@ -388,9 +393,8 @@ class MqttTransport(Transport):
         self._traffic.received_packets += 1
         self._traffic.received_bytes += self._packet_bytes(message.topic, payload, message.qos)
         delivery = Delivery(message.topic, payload, message.retain)
-        for topic_filter, (handler, _) in self._subscriptions.items():
-            if topic_matches(topic_filter, delivery.topic):
-                call_guarded(partial(handler, delivery), self._client_id, self._traffic)
+        for handler in self._subscriptions.handlers(delivery.topic):
+            call_guarded(partial(handler, delivery), self._client_id, self._traffic)
 
     def _on_paho_publish(self, _c: object, _d: object, mid: int, *_: object) -> None:
         self._outbox.acknowledge(mid)

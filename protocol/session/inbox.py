@@ -1,8 +1,9 @@
-"""What has arrived and waits to be read: senders take turns, and one that talks nonsense is not heard."""
+"""What has arrived and waits to be read: senders take turns, and one that is too much is not heard."""
 
 from __future__ import annotations
 
 import queue
+import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,10 +13,11 @@ from protocol.session.clock import Clock
 
 Item = TypeVar("Item")
 
-_FORGIVEN_PER_S = 50.0
-MOST_OFFENCES = 500
-"""More in short time than any accident brings."""
-_MUTED_S = 10.0
+FORGIVEN_PER_S, MOST_OFFENCES = 50.0, 500
+"""Refused messages: more in short time than any accident brings."""
+HEARD_PER_S, MOST_HEARD = 4_000.0, 20_000
+"""All messages and parts: more than a vehicle sends that waits for answers."""
+_MUTED_S, _LONGEST_MUTE_S = 10.0, 320.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,44 +83,89 @@ class FairInbox(queue.Queue[Waiting[Item]]):
         return waiting
 
 
-@dataclass(slots=True)
-class _Offences:
-    count: float = 0.0
-    at: float = 0.0
-    muted_until: float = float("-inf")
+class _Bucket:
+    """Counts what runs off at a steady rate."""
+
+    def __init__(self, per_s: float, most: int, now: float) -> None:
+        self._per_s, self._most, self._at = per_s, most, now
+        self._level = 0.0
+
+    def overflows(self, now: float) -> bool:
+        """Whether one more is too much; then it is empty again."""
+        self._level = max(0.0, self._level - self._per_s * (now - self._at)) + 1
+        self._at = now
+        if self._level <= self._most:
+            return False
+        self._level = 0.0
+        return True
+
+
+class _Sender:
+    """What is known of one sender."""
+
+    def __init__(self, now: float) -> None:
+        self.refused = _Bucket(FORGIVEN_PER_S, MOST_OFFENCES, now)
+        self.heard = _Bucket(HEARD_PER_S, MOST_HEARD, now)
+        self.muted_until = float("-inf")
+        self.mutes = 0
 
 
 class Mutes:
-    """Whom nobody listens to for a while, because what they say is refused again and again.
+    """Whom nobody listens to for a while: who is refused again and again, or sends more than anybody needs.
 
-    Written by the reader's thread, read by the network's.
+    A mute is twice as long as the one before, if that ended less than its own time ago.
     """
 
-    def __init__(self, clock: Clock, say: Callable[[str, int, float], None]) -> None:
-        """`say` hears of each mute: whose, the how manieth it is, and for how many seconds."""
+    def __init__(self, clock: Clock, on_mute: Callable[[str, int, float], None]) -> None:
+        """`on_mute` hears of each one: whose, the how manieth it is of all, and for how many seconds."""
         self.unheard = 0
-        """Messages of muted senders."""
-        self.muted = 0
+        """Messages of muted senders that came all the same."""
+        self.count = 0
         self._clock = clock
-        self._say = say
-        self._by_sender: dict[str, _Offences] = {}
+        self._on_mute = on_mute
+        self._lock = threading.Lock()
+        self._senders: dict[str, _Sender] = {}
 
     def refused(self, sender: str) -> None:
-        """Something that this sender said was refused."""
-        now = self._clock.now()
-        offences = self._by_sender.setdefault(sender, _Offences(at=now))
-        offences.count = max(0.0, offences.count - _FORGIVEN_PER_S * (now - offences.at)) + 1
-        offences.at = now
-        if offences.count > MOST_OFFENCES and now >= offences.muted_until:
-            offences.count = 0.0
-            offences.muted_until = now + _MUTED_S
-            self.muted += 1
-            self._say(sender, self.muted, _MUTED_S)
+        """Something that this sender said was refused; called by the reader."""
+        with self._lock:
+            known, now = self._sender(sender)
+            told = self._mute(known, now) if known.refused.overflows(now) else None
+        if told is not None:
+            self._on_mute(sender, *told)
 
-    def is_muted(self, sender: str) -> bool:
-        """Whether a message of this sender is to be left out; it is counted."""
-        offences = self._by_sender.get(sender)
-        if offences is None or self._clock.now() >= offences.muted_until:
-            return False
-        self.unheard += 1
-        return True
+    def hears(self, sender: str) -> bool:
+        """Whether a message of this sender is to be kept; called by the network thread for each."""
+        with self._lock:
+            known, now = self._sender(sender)
+            if now < known.muted_until:
+                self.unheard += 1
+                return False
+            told = self._mute(known, now) if known.heard.overflows(now) else None
+        if told is not None:
+            self._on_mute(sender, *told)
+        return told is None
+
+    def muted(self) -> frozenset[str]:
+        """Who is muted now."""
+        with self._lock:
+            now = self._clock.now()
+            return frozenset(name for name, known in self._senders.items() if now < known.muted_until)
+
+    def _sender(self, sender: str) -> tuple[_Sender, float]:
+        now = self._clock.now()
+        known = self._senders.get(sender)
+        if known is None:
+            known = self._senders[sender] = _Sender(now)
+        return known, now
+
+    def _mute(self, known: _Sender, now: float) -> tuple[int, float] | None:
+        if now < known.muted_until:
+            return None
+        seconds = min(_MUTED_S * 2**known.mutes, _LONGEST_MUTE_S)
+        if known.mutes and now - known.muted_until > seconds / 2:
+            known.mutes, seconds = 0, _MUTED_S
+        known.mutes += 1
+        known.muted_until = now + seconds
+        self.count += 1
+        return self.count, seconds

@@ -72,7 +72,7 @@ class _Item:
 
 
 def _ignore() -> None:
-    """Nobody sleeps until something arrives."""
+    """Nobody wants to know."""
 
 
 class Intake:
@@ -105,7 +105,10 @@ class Intake:
         self._inbox: FairInbox[_Item | Malformed] = FairInbox(
             most=_INBOX_SIZE, most_of_one=_MOST_OF_ONE, most_bytes_of_one=2 * limit_bytes
         )
-        self._mutes = Mutes(clock, _log_mute)
+        self.mutes = Mutes(clock, self._note_mute)
+        """The empty name stands for all that are not in the fleet."""
+        self.on_mute: Callable[[], None] = _ignore
+        """Called when somebody is no longer heard, by any thread."""
         self._lock = threading.Lock()
         """Around the reassembler, which deliveries and reconnections share."""
         self._reassembler = Reassembler(limit_bytes, MAX_UNFINISHED)
@@ -128,7 +131,7 @@ class Intake:
         except WireError as error:
             self._put(Malformed(vehicle="", reason=str(error), packet_bytes=0), len(payload))
             return
-        if self._mutes.is_muted(self._sender(address.vehicle)):
+        if not self.mutes.hears(self._sender(address.vehicle)):
             return
         word = parts.read_word(payload)
         if word is not None and address.channel is not topics.STATUS:
@@ -156,7 +159,14 @@ class Intake:
 
     def refused(self, vehicle: str) -> None:
         """A message of this sender was refused: if it goes on so, it is not heard for a while."""
-        self._mutes.refused(self._sender(vehicle))
+        self.mutes.refused(self._sender(vehicle))
+
+    def _note_mute(self, sender: str, count: int, seconds: float) -> None:
+        if is_logged(count, first=10):
+            whose = repr(sender) if sender else "who is not in this fleet"
+            words = "%s sends too much, or what is refused: not heard for %g s (mute %d so far)"
+            log.warning(words, whose, seconds, count)
+        self.on_mute()
 
     def _sender(self, vehicle: str) -> str:
         """Whose turn and room a message takes: those of no vehicle of the fleet share one."""
@@ -200,12 +210,6 @@ class Intake:
                 log.warning("no room for messages of %r: %d dropped so far", vehicle, self.dropped)
         self._clock.notify(self._inbox)
         self.on_arrival()
-
-
-def _log_mute(sender: str, count: int, seconds: float) -> None:
-    if is_logged(count, first=10):
-        whose = repr(sender) if sender else "whoever is not in this fleet"
-        log.warning("%s talks nonsense: not heard for %g s (mute %d so far)", whose, seconds, count)
 
 
 def _decode(item: _Item) -> Received | Malformed:

@@ -283,6 +283,11 @@ class CloudLink(_Link):
     ) -> None:
         """`vehicles` alone may send messages in parts, so that no stranger fills the memory; None: anyone."""
         self._vehicles = None if vehicles is None else frozenset(vehicles)
+        self._listening = threading.Lock()
+        self._listens_to: frozenset[str] = frozenset()
+        """Filters."""
+        self._unheard: frozenset[str] = frozenset()
+        """Who was muted when they were made."""
         self.undelivered = 0
         """Messages that were not sent because too many waited."""
         super().__init__(
@@ -303,9 +308,37 @@ class CloudLink(_Link):
         Raises:
             BrokerUnreachable: no connection within `timeout_s`, or before `stop` was set.
         """
-        self.transport.subscribe(topics.topic_filter(topics.UP, self.fleet), self._intake.deliver)
-        self.transport.subscribe(topics.topic_filter(topics.STATUS, self.fleet), self._intake.deliver)
+        self._intake.on_mute = self._listen
+        self._listen()
         self.transport.connect(timeout_s, stop)
+
+    def receive(self, timeout_s: float) -> Received | Malformed | None:
+        if self._intake.mutes.muted() != self._unheard:
+            self._listen()
+        return super().receive(timeout_s)
+
+    def _listen(self) -> None:
+        """Subscribe to all but those who are muted: what they send must not fill the line from the broker."""
+        with self._listening:
+            muted = self._intake.mutes.muted()
+            wanted = self._filters(muted)
+            for topic_filter in self._listens_to - wanted:
+                self.transport.unsubscribe(topic_filter)
+            for topic_filter in sorted(wanted - self._listens_to):
+                self.transport.subscribe(topic_filter, self._intake.deliver)
+            self._listens_to, self._unheard = wanted, muted
+
+    def _filters(self, muted: frozenset[str]) -> frozenset[str]:
+        if not muted or self._vehicles is None:
+            return frozenset(
+                topics.topic_filter(channel, self.fleet) for channel in (topics.UP, topics.STATUS)
+            )
+        heard = {topics.CLOUD_ID, *self._vehicles} - muted
+        return frozenset(
+            topics.topic(channel, self.fleet, vehicle)
+            for vehicle in heard
+            for channel in (topics.UP, topics.STATUS)
+        )
 
     def send(self, vehicle: str, message: messages.Down) -> Sending:
         """Put one message to a vehicle on its way; the others' don't wait for it.

@@ -228,6 +228,12 @@ class MemoryTransport(Transport):
             if self._connected:
                 self._bus.send_retained(self, topic_filter)
 
+    def unsubscribe(self, topic_filter: str) -> None:
+        with self._bus.lock:
+            self._subscriptions = {
+                known: handler for known, handler in self._subscriptions.items() if known != topic_filter
+            }
+
     def publish(
         self,
         topic: str,

@@ -91,6 +91,9 @@ class Transport(Protocol):
         brokers differ in how often they then deliver.
         """
 
+    def unsubscribe(self, topic_filter: str) -> None:
+        """No longer be handed what matches this filter; what is on its way may still come."""
+
     def publish(
         self,
         topic: str,

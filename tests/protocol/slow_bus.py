@@ -74,6 +74,9 @@ class SlowTransport(Transport):
     def subscribe(self, topic_filter: str, handler: Handler, qos: int = 1) -> None:
         self.handlers[topic_filter] = handler
 
+    def unsubscribe(self, topic_filter: str) -> None:
+        self.handlers.pop(topic_filter, None)
+
     def publish(
         self,
         topic: str,

@@ -56,10 +56,27 @@ def test_mute_takes_many_refusals_in_short_time_and_ends() -> None:
     for _ in range(501):
         mutes.refused("flooder")
     assert told == [("flooder", 1, 10.0)]
-    assert mutes.is_muted("flooder") and not mutes.is_muted("unlucky")
+    assert mutes.muted() == {"flooder"}
+    assert not mutes.hears("flooder") and mutes.hears("unlucky")
     assert mutes.unheard == 1
     clock.time_s += 10.1
-    assert not mutes.is_muted("flooder")
+    assert mutes.muted() == frozenset() and mutes.hears("flooder")
+    for _ in range(501):
+        mutes.refused("flooder")
+    assert told[-1] == ("flooder", 2, 20.0), "who goes on is muted for longer"
+
+
+def test_mute_comes_of_sending_too_much_whatever_it_is() -> None:
+    clock, told = _Clock(), list[tuple[str, int, float]]()
+    mutes = Mutes(clock, lambda *words: told.append(words))  # type: ignore[arg-type]  # tells the time only
+    for _ in range(40_000):
+        clock.time_s += 1 / 3000
+        assert mutes.hears("fast")
+    heard = 0
+    while not told:
+        clock.time_s += 1e-4
+        heard += mutes.hears("flooder")
+    assert 20_000 <= heard < 40_000 and told == [("flooder", 1, 10.0)]
 
 
 def test_refused_flood_is_cut_off_before_it_is_read(caplog: pytest.LogCaptureFixture) -> None:
@@ -77,6 +94,7 @@ def test_refused_flood_is_cut_off_before_it_is_read(caplog: pytest.LogCaptureFix
         if received is not None:
             link.refused(received.vehicle)
     assert 500 <= heard <= 600
-    assert sum("talks nonsense" in record.message for record in caplog.records) == 1
+    assert sum("not heard for 10 s" in record.message for record in caplog.records) == 1
     flooder.publish(topic(UP, "f", "car-2"), b"\x07")
     assert isinstance(link.receive(0), Malformed), "others are heard as before"
+    assert transport.traffic.received_packets < 700, "the broker does not even send it"
