@@ -31,9 +31,11 @@ KILLS = ("killed", "broker killed", "killed in a write", "torn write")
 OTHERS = ("stopped", "line cut", "line silent", "broker anew", "no room", "file too large", "clock jump")
 _WITHIN: Sequence[Within] = ("killed in a write", "torn write", "no room", "file too large")
 _CLOCK_NAME = "clock"
-_LIMIT_S = 240.0
+_LIMIT_S = 600.0
 _FAREWELL_S = 20.0
 _MOST_SURPRISES = 3
+_MISTAKE = 2
+"""The exit code of whoever can't go on until somebody has seen to it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,33 +164,42 @@ class Storm:
                 continue
             self._note_end(role, code)
             if role.name == "cloud":
-                for other in self._roles:
-                    if other.over:  # told that all was over, and needed again
+                for other in self._roles[1:]:
+                    # Told that all was over, and needed again; or, after a mistake, all begins anew, as when
+                    # an operator resumes the run: of a host's vehicles one may have ended alone.
+                    if other.over or code == _MISTAKE:
+                        self._end(other)
                         self._start(other)
             self._start(role)
         return False
 
     def _note_end(self, role: _Role, code: int) -> None:
-        by_itself = role.fault is not None and code == {
-            "killed in a write": -signal.SIGKILL,
-            "torn write": -signal.SIGXFSZ,
-            "no room": 2,
-            "file too large": 2,
-        }.get(role.fault.kind)
-        if by_itself and role.fault is not None:
-            self.outcome.faults[role.fault.kind] += 1
-            self._excused_until = time.monotonic() + 15 * (code == 2)
-        elif not (code == 2 and time.monotonic() < self._excused_until):
-            # Whoever says that its disk is full ends others' run with 2; nothing else may.
-            self.outcome.surprises.append(f"{role.name} ended with {code}: {_last_line(role.log)}")
-            if len(self.outcome.surprises) > _MOST_SURPRISES:
-                raise StormError(f"{self.outcome.surprises}")
+        codes = {"killed in a write": -signal.SIGKILL, "torn write": -signal.SIGXFSZ}
+        fault = role.fault
+        if fault is not None and code == codes.get(fault.kind, _MISTAKE):
+            self.outcome.faults[fault.kind] += 1
+            role.fault = None
+            self._excused_until = time.monotonic() + 15 * (code == _MISTAKE)
+            return
+        # A vehicle whose disk is full says so, and the cloud ends the run with it; nothing else may.
+        full = [other for other in self._roles if other.fault is not None and other.fault.kind not in codes]
+        if code == _MISTAKE and role.name == "cloud" and full and "can't go on" in _last_line(role.log):
+            return
+        if code == _MISTAKE and time.monotonic() < self._excused_until:
+            return
+        self.outcome.surprises.append(f"{role.name} ended with {code}: {_last_line(role.log)}")
+        if len(self.outcome.surprises) > _MOST_SURPRISES:
+            raise StormError(f"{self.outcome.surprises}")
+
+    @staticmethod
+    def _end(role: _Role) -> None:
+        if role.process is not None and role.process.exitcode is None:
+            role.process.kill()
+            role.process.join()
 
     def _end_all(self) -> None:
         for role in getattr(self, "_roles", []):
-            if role.process is not None and role.process.exitcode is None:
-                role.process.kill()
-                role.process.join()
+            self._end(role)
         if self._broker is not None:
             self._broker.kill()
             self._broker.wait()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator
 
 from protocol.session.transport import Handler, topic_matches
 
 
 class Subscriptions:
-    """By filter; changed by any thread under the caller's lock, read without one."""
+    """By filter; may be changed and read by any thread."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._exact: dict[str, tuple[Handler, int]] = {}
         self._with_wildcards: dict[str, tuple[Handler, int]] = {}
 
@@ -18,25 +20,28 @@ class Subscriptions:
         return bool(self._exact or self._with_wildcards)
 
     def __iter__(self) -> Iterator[str]:
-        return iter([*self._with_wildcards, *self._exact])
+        with self._lock:
+            return iter([*self._with_wildcards, *self._exact])
 
     def add(self, topic_filter: str, handler: Handler, qos: int) -> None:
         """Subscribe; a filter has one handler."""
-        if "+" in topic_filter or "#" in topic_filter:
-            self._with_wildcards = {**self._with_wildcards, topic_filter: (handler, qos)}
-        else:
-            self._exact[topic_filter] = (handler, qos)
+        with self._lock:
+            if "+" in topic_filter or "#" in topic_filter:
+                self._with_wildcards = {**self._with_wildcards, topic_filter: (handler, qos)}
+            else:
+                self._exact[topic_filter] = (handler, qos)
 
     def remove(self, topic_filter: str) -> None:
         """No longer subscribe; what is not there needs no removal."""
-        self._with_wildcards = {
-            known: how for known, how in self._with_wildcards.items() if known != topic_filter
-        }
-        self._exact.pop(topic_filter, None)
+        with self._lock:
+            kept = {known: how for known, how in self._with_wildcards.items() if known != topic_filter}
+            self._with_wildcards = kept
+            self._exact.pop(topic_filter, None)
 
     def now(self, topic_filters: Iterable[str]) -> tuple[list[tuple[str, int]], list[str]]:
         """Those of the filters that are subscribed to, with the level wanted, and those that are not."""
-        known = {**self._with_wildcards, **self._exact}
+        with self._lock:
+            known = {**self._with_wildcards, **self._exact}
         wanted = [(each, known[each][1]) for each in topic_filters if each in known]
         return wanted, [each for each in topic_filters if each not in known]
 

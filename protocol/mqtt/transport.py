@@ -162,13 +162,11 @@ class MqttTransport(Transport):
         )
 
     def subscribe(self, topic_filter: str, handler: Handler, qos: int = 1) -> None:
-        with self._changed:
-            self._subscriptions.add(topic_filter, handler, qos)
+        self._subscriptions.add(topic_filter, handler, qos)
         self._loop.call(partial(self._send_subscribe, topic_filter))
 
     def unsubscribe(self, topic_filter: str) -> None:
-        with self._changed:
-            self._subscriptions.remove(topic_filter)
+        self._subscriptions.remove(topic_filter)
         self._loop.call(partial(self._send_subscribe, topic_filter))
 
     def publish(
@@ -319,8 +317,7 @@ class MqttTransport(Transport):
         wanted, gone = self._subscriptions.now(topic_filters)
         if gone:
             self._client.unsubscribe(gone)
-        _, mid = self._client.subscribe(wanted) if wanted else (0, None)
-        if mid is not None:
+        if wanted and (mid := self._client.subscribe(wanted)[1]) is not None:
             self._awaited_subacks[mid] = topic_filters
 
     def _session_up(self) -> None:
