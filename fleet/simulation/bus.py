@@ -147,6 +147,9 @@ class LinkedTransport(Transport):
     def subscribe(self, topic_filter: str, handler: Handler, qos: int = 1) -> None:
         self._inner.subscribe(topic_filter, partial(self._arrive, handler, qos), qos)
 
+    def unsubscribe(self, topic_filter: str) -> None:
+        self._inner.unsubscribe(topic_filter)
+
     def publish(
         self,
         topic: str,

@@ -191,6 +191,8 @@ class Intake:
             with self._lock:
                 arrival = self._reassembler.take(delivery.topic, delivery.payload, cost)
         except parts.PartsError as error:
+            # Counted here already: a reader that is slow would let much more come.
+            self.refused(address.vehicle)
             self._put(_Item(address, str(error), cost), cost)
             return None
         if arrival.repeated:

@@ -53,7 +53,7 @@ def test_mute_takes_many_refusals_in_short_time_and_ends() -> None:
         clock.time_s += 0.025
         mutes.refused("unlucky")
     assert not told
-    for _ in range(501):
+    for _ in range(201):
         mutes.refused("flooder")
     assert told == [("flooder", 1, 10.0)]
     assert mutes.muted() == {"flooder"}
@@ -61,7 +61,7 @@ def test_mute_takes_many_refusals_in_short_time_and_ends() -> None:
     assert mutes.unheard == 1
     clock.time_s += 10.1
     assert mutes.muted() == frozenset() and mutes.hears("flooder")
-    for _ in range(501):
+    for _ in range(201):
         mutes.refused("flooder")
     assert told[-1] == ("flooder", 2, 20.0), "who goes on is muted for longer"
 
@@ -76,7 +76,7 @@ def test_mute_comes_of_sending_too_much_whatever_it_is() -> None:
     while not told:
         clock.time_s += 1e-4
         heard += mutes.hears("flooder")
-    assert 20_000 <= heard < 40_000 and told == [("flooder", 1, 10.0)]
+    assert 5_000 <= heard < 10_000 and told == [("flooder", 1, 10.0)]
 
 
 def test_refused_flood_is_cut_off_before_it_is_read(caplog: pytest.LogCaptureFixture) -> None:
@@ -93,8 +93,8 @@ def test_refused_flood_is_cut_off_before_it_is_read(caplog: pytest.LogCaptureFix
         heard += isinstance(received, Malformed)
         if received is not None:
             link.refused(received.vehicle)
-    assert 500 <= heard <= 600
+    assert 100 <= heard <= 250
     assert sum("not heard for 10 s" in record.message for record in caplog.records) == 1
     flooder.publish(topic(UP, "f", "car-2"), b"\x07")
     assert isinstance(link.receive(0), Malformed), "others are heard as before"
-    assert transport.traffic.received_packets < 700, "the broker does not even send it"
+    assert transport.traffic.received_packets < 400, "the broker does not even send it"
