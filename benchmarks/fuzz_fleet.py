@@ -40,7 +40,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 """What is recorded."""
 _UNDER_FIRE: dict[str, Any] = {"algorithm": "blackfed-v2", "rounds": 12}
-_FORGERIES = messages.Turn | messages.Finish | messages.Welcome | messages.Reject
+_FORGERIES = messages.Turn | messages.Finish | messages.Welcome | messages.Reject | messages.Status
 """What a broker's access list must keep others from saying to a vehicle: whole, they are heeded."""
 _LIMIT_S = 900.0
 
@@ -119,15 +119,17 @@ def _aim(topic: str, fleet: str, draw: random.Random) -> str:
     return topics.topic(channel, fleet, vehicle)
 
 
-_DOWN: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(messages.Down)
+_DECODER: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(messages.Down | messages.Status)
 
 
 def _is_forgery(topic: str, payload: bytes) -> bool:
-    if not topic.endswith(topics.DOWN.name):
+    """Whether it is whole, and what a vehicle heeds: a message to it, or a sign of life of a cloud."""
+    address = topics.parse(topic)
+    if address.channel is not topics.DOWN and address.vehicle != topics.CLOUD_ID:
         return False
     try:
         message = parts.whole_message(payload)
-        return message is not None and isinstance(_DOWN.decode(message), _FORGERIES)
+        return message is not None and isinstance(_DECODER.decode(message), _FORGERIES)
     except (parts.PartsError, msgspec.DecodeError, UnicodeDecodeError):
         return False
 

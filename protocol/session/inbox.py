@@ -15,7 +15,7 @@ Item = TypeVar("Item")
 
 FORGIVEN_PER_S, MOST_OFFENCES = 50.0, 200
 """Refused messages: more in short time than any accident brings."""
-HEARD_PER_S, MOST_HEARD = 4_000.0, 5_000
+HEARD_PER_S, MOST_HEARD = 1_000.0, 5_000
 """All messages and parts: more than a vehicle sends that waits for answers."""
 _MUTED_S, _LONGEST_MUTE_S = 10.0, 320.0
 
@@ -90,9 +90,9 @@ class _Bucket:
         self._per_s, self._most, self._at = per_s, most, now
         self._level = 0.0
 
-    def overflows(self, now: float) -> bool:
+    def overflows(self, now: float, weight: float = 1.0) -> bool:
         """Whether one more is too much; then it is empty again."""
-        self._level = max(0.0, self._level - self._per_s * (now - self._at)) + 1
+        self._level = max(0.0, self._level - self._per_s * (now - self._at)) + weight
         self._at = now
         if self._level <= self._most:
             return False
@@ -134,14 +134,14 @@ class Mutes:
         if told is not None:
             self._on_mute(sender, *told)
 
-    def hears(self, sender: str) -> bool:
-        """Whether a message of this sender is to be kept; called by the network thread for each."""
+    def hears(self, sender: str, weight: float = 1.0) -> bool:
+        """Whether a message of this sender is to be kept, which counts so much; called for each of them."""
         with self._lock:
             known, now = self._sender(sender)
             if now < known.muted_until:
                 self.unheard += 1
                 return False
-            told = self._mute(known, now) if known.heard.overflows(now) else None
+            told = self._mute(known, now) if known.heard.overflows(now, weight) else None
         if told is not None:
             self._on_mute(sender, *told)
         return told is None

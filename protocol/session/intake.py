@@ -32,6 +32,8 @@ MAX_UNFINISHED = 8
 _INBOX_SIZE = 20_000
 _MOST_OF_ONE = 1_000
 """Messages of one sender that wait to be read; a vehicle has four requests under way."""
+_LARGE_PART_BYTES = 1000
+"""What a large message is sent in at least; of these many come in a short time."""
 
 AnyMessage = (
     messages.Up | messages.Down | messages.Status | messages.Events | messages.Sight | messages.Classes
@@ -131,7 +133,9 @@ class Intake:
         except WireError as error:
             self._put(Malformed(vehicle="", reason=str(error), packet_bytes=0), len(payload))
             return
-        if not self.mutes.hears(self._sender(address.vehicle)):
+        is_large_part = len(payload) >= _LARGE_PART_BYTES and parts.is_part(payload)
+        weight = 1 / 8 if is_large_part else 1.0
+        if not self.mutes.hears(self._sender(address.vehicle), weight):
             return
         word = parts.read_word(payload)
         if word is not None and address.channel is not topics.STATUS:
