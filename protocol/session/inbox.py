@@ -15,7 +15,7 @@ Item = TypeVar("Item")
 
 FORGIVEN_PER_S, MOST_OFFENCES = 50.0, 200
 """Refused messages: more in short time than any accident brings."""
-HEARD_PER_S, MOST_HEARD = 1_000.0, 5_000
+HEARD_PER_S, MOST_HEARD = 1_000.0, 10_000
 """All messages and parts: more than a vehicle sends that waits for answers."""
 _MUTED_S, _LONGEST_MUTE_S = 10.0, 320.0
 

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 MAX_UNFINISHED = 8
 """Messages of one sender that may have arrived in part; a vehicle has at most four requests under way."""
 _INBOX_SIZE = 20_000
-_MOST_OF_ONE = 4_000
+_MOST_OF_ONE = 8_000
 """Messages of one sender that wait to be read; a vehicle has four requests under way."""
 _LARGE_PART_BYTES = 1000
 """What a large message is sent in at least; of these many come in a short time."""
