@@ -6,9 +6,10 @@ import argparse
 import contextlib
 import logging
 import os
+import ssl
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from edge_client.source.options import add_source_options, source_config
 from edge_client.source.recording import Recording, recorded_frames
 from edge_client.spool import DEFAULT_SPOOL_MB
 from edge_client.through_cloud import CLOUD, ThroughCloud
+from edge_client.updates.pull import Pulled, UpdatePull, check_update_url
 from protocol.doors import FOREIGN_CHOICE
 from protocol.errors import MENDABLE, MISTAKE_CODE
 from protocol.metrics import MetricsServer, process_families
@@ -58,12 +60,13 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.broker is None:
             raise VehicleError("--broker missing; give the broker's URL, for instance mqtt://127.0.0.1:1883")
-        config = _with_update_key(_config(options), options)
+        config = _with_updates(_config(options), options)
         watchdog = Watchdog(os.environ)
         with (
             NetworkLoop() as loop,
             _serving(config, watchdog) as serving,
             _recorded(config, stop, serving) as recording,
+            _pulling(config, options.broker) as pulled,
         ):
             frames = None if recording is None else recording.frames
             host = Host(
@@ -74,6 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
                 watchdog=watchdog,
                 seeing=partial(_seeing, recording, serving),
                 through_cloud=serving if isinstance(serving, ThroughCloud) else None,
+                pulled=pulled,
             )
             with _metrics(host, options.metrics_port):
                 host.run()
@@ -219,6 +223,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "folder that ?identity= of the broker's URL names; without either no update is taken",
     )
     parser.add_argument(
+        "--update-url",
+        metavar="URL",
+        help="an https:// address of a signed update, looked at every 15 minutes; default: only what the "
+        "cloud offers",
+    )
+    parser.add_argument(
         "--offline-s",
         type=float,
         default=DEFAULT_OFFLINE_S,
@@ -265,11 +275,27 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _with_update_key(config: HostConfig, options: argparse.Namespace) -> HostConfig:
-    """The host's settings with the key that the options name, or the broker's URL.
+@contextlib.contextmanager
+def _pulling(config: HostConfig, broker: str) -> Iterator[Callable[[], Pulled | None]]:
+    """What was fetched from an address of updates, where there is one: of servers that the system trusts, or
+    the authority of the broker's URL."""
+    if config.update_url is None:
+        yield lambda: None
+        return
+    context = ssl.create_default_context()
+    url = parse_broker_url(broker)
+    if (ca := url.ca if url.identity is None else url.identity / "ca.crt") is not None:
+        context.load_verify_locations(ca)
+    with UpdatePull(config.update_url, Path(config.vehicles[0].state) / "pulled", context) as pull:
+        yield pull.newest
+
+
+def _with_updates(config: HostConfig, options: argparse.Namespace) -> HostConfig:
+    """The host's settings with the key that the options name, or the broker's URL, and where to look.
 
     Raises:
         KeyFault: a key that was named is none, or can't be used here.
+        VehicleError: updates are to be fetched, and there is no key to check them by.
     """
     key = options.update_key or config.update_key
     if key is not None:
@@ -277,7 +303,12 @@ def _with_update_key(config: HostConfig, options: argparse.Namespace) -> HostCon
     elif (identity := parse_broker_url(options.broker).identity) is not None:
         found = identity / PUBLIC_NAME
         key = str(found) if found.exists() else None
-    return msgspec.structs.replace(config, update_key=key)
+    url = options.update_url or config.update_url
+    if url is not None:
+        check_update_url(url)
+    if url is not None and key is None:
+        raise VehicleError("updates from --update-url need the operator's public key: give --update-key, too")
+    return msgspec.structs.replace(config, update_key=key, update_url=url)
 
 
 def _batch_sizes(text: str) -> tuple[int, ...]:

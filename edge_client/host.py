@@ -34,6 +34,7 @@ from edge_client.opening import Openings
 from edge_client.own_frames import check_own_frames
 from edge_client.permission import Permission
 from edge_client.recent import Seeing
+from edge_client.updates.pull import Pulled
 from edge_client.vehicle import Vehicle, VehicleSettings, new_session
 from protocol.errors import MENDABLE
 from protocol.local_model import largest_message_bytes
@@ -86,10 +87,12 @@ class Host:
         clock: Clock = REAL_CLOCK,
         most_workers: int = MOST_WORKERS,
         through_cloud: ShowsCloud | None = None,
+        pulled: Callable[[], Pulled | None] = lambda: None,
     ) -> None:
         """Open data set and bundles; `connect` makes each vehicle's transport, `recorded` are the frames of
         the config's source, `watchdog` hears of each vehicle's loop, `seeing` tells how its camera comes on;
-        at most `most_workers` turns are under way at once; `through_cloud` shows the cloud what is seen.
+        at most `most_workers` turns are under way at once; `through_cloud` shows the cloud what is seen;
+        `pulled` is the update that was fetched last by other means than the cloud.
 
         Raises:
             VehicleError, BundleError, DatasetError, OSError: something is missing or does not fit.
@@ -122,6 +125,7 @@ class Host:
         self._clock = clock
         self._most_workers = most_workers
         self._through_cloud = through_cloud
+        self._pulled = pulled
         self._watchdog = watchdog or Watchdog()
         self._permission = Permission(config.when, poll_s=config.when_poll_s)
         self.health: MachineHealth | None = None
@@ -232,7 +236,7 @@ class Host:
             frames=frames,
             label_space=self._source.label_space.name,
             states=opening.states(opened),
-            updates=opening.intake(link, frames, retry_s=host.retry_s),
+            updates=opening.intake(link, frames, retry_s=host.retry_s, pulled=self._pulled),
             local_model=opened.models.local_model(
                 config.local_model, bundle, config.predictions, config.latest
             ),

@@ -13,6 +13,7 @@ from edge_client.frames import Sight
 from edge_client.naming import KEYS, check_naming
 from edge_client.source.settings import SourceConfig
 from edge_client.spool import DEFAULT_SPOOL_MB
+from edge_client.updates.pull import check_update_url
 from protocol.errors import SettingError
 from protocol.json_files import decode_json
 from protocol.session.link import DEFAULT_PAYLOAD_LIMIT_BYTES, SMALLEST_PAYLOAD_LIMIT_BYTES
@@ -127,6 +128,8 @@ class HostConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True)
     always (`edge_client.permission`)."""
     update_key: str | None = None
     """File of the operator's public key, with which updates must be signed; None = no update is taken."""
+    update_url: str | None = None
+    """An https:// address from which updates are fetched, too; None = the cloud's alone."""
     when_poll_s: float = 10.0
     """How often that is looked at."""
     health: bool = False
@@ -157,6 +160,8 @@ class HostConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True)
         for name in _DURATIONS:
             if not getattr(self, name) > 0:
                 raise SettingError(f"{name} must be above 0, got {getattr(self, name)}")
+        if self.update_url is not None:
+            check_update_url(self.update_url)
         if self.spool_mb < 0:
             raise SettingError(f"spool_mb must be at least 0, got {self.spool_mb}")
 

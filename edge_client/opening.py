@@ -22,6 +22,7 @@ from edge_client.state import StateStore
 from edge_client.state_files import StateDatabase, StateFiles
 from edge_client.updates.carry import Carry
 from edge_client.updates.intake import UpdateIntake
+from edge_client.updates.pull import Pulled
 from edge_client.updates.record import Staged
 from edge_client.updates.settings import read_settings
 from edge_client.updates.store import UpdateStore
@@ -178,14 +179,22 @@ class Opening:
                     raise
                 self._updates.roll_back(reason_of(error))
 
-    def intake(self, link: VehicleLink, frames: VehicleFrames, *, retry_s: float) -> UpdateIntake:
-        """What fetches updates over `link`, and tries them on some `frames`, too."""
+    def intake(
+        self,
+        link: VehicleLink,
+        frames: VehicleFrames,
+        *,
+        retry_s: float,
+        pulled: Callable[[], Pulled | None],
+    ) -> UpdateIntake:
+        """What fetches updates over `link`, takes `pulled` ones, and tries them on some `frames`, too."""
         train = frames.splits["train"][:_TRIAL_FRAMES]
         return UpdateIntake(
             self._updates,
             link,
             retry_s=retry_s,
             start_trial=lambda staged: self._start_trial(staged, frames.images(train)),
+            pulled=pulled,
         )
 
     def _start_trial(self, staged: Staged, image_BHWC: NDArray[np.uint8]) -> RunningTrial:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from edge_client.updates.pull import Pulled
 from edge_client.updates.record import Staged
 from edge_client.updates.store import NO_KEY, UpdateStore, described
 from edge_client.updates.trial import RunningTrial
@@ -52,13 +53,17 @@ class UpdateIntake:
         *,
         retry_s: float,
         start_trial: Callable[[Staged], RunningTrial],
+        pulled: Callable[[], Pulled | None] = lambda: None,
     ) -> None:
         """`start_trial` starts the trial inference of what is staged, or raises why it can't; what is not
-        answered is asked for again after `retry_s`."""
+        answered is asked for again after `retry_s`; `pulled` has come by other means than the cloud."""
         self._store = store
         self._link = link
         self._retry_s = retry_s
         self._start_trial = start_trial
+        self._pulled = pulled
+        self._seen_digest = ""
+        """Of what had come by other means when that was looked at last."""
         self._fetching: _Fetching | None = None
         self._trial: RunningTrial | None = None
         self._passing: tuple[UpdateNote, ...] = ()
@@ -86,6 +91,7 @@ class UpdateIntake:
             OSError: the state folder can't be written.
         """
         self._store.at_work(False)
+        self._consider_pulled()
         self._look_after_trial()
         staged = self._store.record.staged
         if staged is not None and staged.passed:
@@ -135,10 +141,17 @@ class UpdateIntake:
             log.warning("an update can't be fetched: %s", error)
             self._fetching = None
 
-    def take_file(self, path: Path) -> None:
-        """An update that has come by other means than the cloud; it is not touched."""
+    def _consider_pulled(self) -> None:
+        pulled, record = self._pulled(), self._store.record
+        if pulled is None or pulled.digest == self._seen_digest:
+            return
+        if self._fetching is not None or record.staged is not None or record.trial is not None:
+            return  # one after the other
+        self._seen_digest = pulled.digest
+        if record.note_of(pulled.digest) is not None:
+            return
         try:
-            self._take_in(path, None)
+            self._take_in(pulled.path, None)
         except OSError as error:
             log.warning("an update can't be taken in: %s", error)
 

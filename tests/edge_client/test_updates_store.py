@@ -7,15 +7,19 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from edge_client.errors import StateError
+from edge_client.updates.intake import Renewed, UpdateIntake
+from edge_client.updates.pull import Pulled
 from edge_client.updates.record import RECORD_NAME
 from edge_client.updates.store import MOST_DEATHS, MOST_TRIALS, UpdateStore
 from protocol.messages import Version
 from protocol.openssl import run_openssl
+from protocol.session.link import VehicleLink
+from protocol.session.memory import MemoryBus
 from protocol.update_file import Manifest, UpdateError, digest_of, encode_manifest, pack, packed_file
 from protocol.update_signature import PRIVATE_NAME, PUBLIC_NAME, make_key, public_key, sign
 
@@ -229,6 +233,43 @@ def test_refused_update_is_not_kept(keys: Path, operator: Operator, tmp_path: Pa
     stranger = Version(kind="head", name="x", version=1, digest="0" * 64)
     store.refuse(stranger, "no")
     assert [note.state for note in store.record.notes] == ["refused", "refused"]
+
+
+class _Passes:
+    """A trial that has found nothing."""
+
+    def outcome(self) -> str:
+        return ""
+
+    def close(self) -> None:
+        """It has ended."""
+
+
+def test_what_has_come_by_other_means_is_taken_once(keys: Path, operator: Operator, tmp_path: Path) -> None:
+    pulled = [operator.update(1)]
+    store = opened(keys, tmp_path / "state")
+
+    def intake() -> UpdateIntake:
+        return UpdateIntake(
+            store,
+            VehicleLink(MemoryBus().client("car"), FLEET, CAR),
+            retry_s=1.0,
+            start_trial=lambda staged: cast(Any, _Passes()),
+            pulled=lambda: Pulled(pulled[-1], digest_of(pulled[-1])),
+        )
+
+    with pytest.raises(Renewed):
+        for _ in range(3):
+            intake().at_rest(is_welcome=False)
+    renewed = intake()
+    renewed.at_rest(is_welcome=False)
+    renewed.turn_begins()
+    renewed.turn_done()
+    pulled.append(operator.update(2, fleet="another"))
+    for _ in range(3):
+        renewed.at_rest(is_welcome=False)
+    assert in_use(store) == 1
+    assert [note.state for note in store.record.notes] == ["used"]
 
 
 def test_openssl_is_there() -> None:
