@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections import OrderedDict
 from functools import partial
 
@@ -72,7 +71,7 @@ class Serving:
         """By vehicle: the frame that is to be answered next."""
         self._stop = threading.Event()
         self._refusals = 0
-        self._told_s = time.monotonic()
+        self._told_s = self._link.clock.now()
         self._told_frames = 0
         self._thread = threading.Thread(target=self._run, name="serving", daemon=True)
 
@@ -100,14 +99,14 @@ class Serving:
 
     def report(self) -> None:
         """Tell the run's recorders once a minute, if there was anything to do."""
-        if time.monotonic() - self._told_s > _REPORT_S:
+        if self._link.clock.now() - self._told_s > _REPORT_S:
             self._tell()
 
     def _tell(self) -> None:
         served = {name: r.served for name, r in self._registry.vehicles.items() if r.served.frames}
         frames = sum(counts.frames for counts in served.values())
-        elapsed_s = max(time.monotonic() - self._told_s, 1e-6)
-        new, self._told_s, self._told_frames = frames - self._told_frames, time.monotonic(), frames
+        elapsed_s = max(self._link.clock.now() - self._told_s, 1e-6)
+        new, self._told_s, self._told_frames = frames - self._told_frames, self._link.clock.now(), frames
         if new <= 0:
             return
         log.info("serving: %d class maps so far, %.1f a second", frames, new / elapsed_s)
@@ -128,7 +127,7 @@ class Serving:
             self._take_in()
             if not self._newest:
                 continue
-            began_s = time.monotonic()
+            began_s = self._link.clock.now()
             _, received = self._newest.popitem(last=False)
             try:
                 self._answer(received)
@@ -136,7 +135,7 @@ class Serving:
                 self._refusals += 1
                 if is_logged(self._refusals):
                     log.exception("a frame of %s can't be served: %s", received.vehicle, error)
-            took_s = time.monotonic() - began_s
+            took_s = self._link.clock.now() - began_s
             self._stop.wait(took_s * (1 / self._share - 1))
 
     def _take_in(self) -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import torch
+from rich import box
 from rich.console import Console
 from rich.status import Status
-from rich.table import Table
 
 from cloud_server.run.results import RESULT_NAME
 from fleet.audit.material import Material
@@ -34,6 +34,7 @@ from fleet.report.audited import (
 from fleet.report.page import write_report
 from fleet.run.folder import readable_by_owner_alone
 from fleet.show.encoded import encoded
+from fleet.show.screen import Column, FittedTable
 from protocol.atomic import write_bytes_atomic
 from protocol.errors import SettingError
 from protocol.noise import derive_seed
@@ -230,14 +231,15 @@ def _pictures(keys: Sequence[str], frames: Sequence[str], kept: dict[str, _Kept]
 
 def _say(audited: Audit, console: Console) -> None:
     content = audit_table(audited)
-    table = Table(
-        title=f"{audited.algorithm}: {audited.vehicle} at {audited.image_size}", caption=content.caption
+    table = FittedTable(
+        [Column(column, left=number < 4) for number, column in enumerate(content.columns)],
+        title=f"{audited.algorithm}: {audited.vehicle} at {audited.image_size}",
+        box=box.SIMPLE_HEAD,
     )
-    for number, column in enumerate(content.columns):
-        table.add_column(column, justify="left" if number < 4 else "right")
+    table.caption = content.caption
     for row in content.rows:
         table.add_row(*row)
-    console.print(table, markup=False)
+    console.print(table)
     if audited.left_out:
         console.print(
             f"no time for: {', '.join(audited.left_out)}; the same command goes on with them",

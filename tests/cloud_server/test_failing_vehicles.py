@@ -14,7 +14,7 @@ from fleet_fixtures import TinyFleet, World
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 from supervision import Supervisor
 
-import edge_client.state
+import edge_client.state_files
 from cloud_server.config import PatienceConfig
 from cloud_server.errors import CloudError
 from cloud_server.run.ended import EndedRun
@@ -58,7 +58,7 @@ def _disk_is_full(monkeypatch: pytest.MonkeyPatch, first_turn: int) -> None:
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         write_bytes_atomic(path, content)
 
-    monkeypatch.setattr(edge_client.state, "write_bytes_atomic", write)
+    monkeypatch.setattr(edge_client.state_files, "write_bytes_atomic", write)
 
 
 WAYS: dict[str, tuple[Callable[[pytest.MonkeyPatch, int], None], str]] = {

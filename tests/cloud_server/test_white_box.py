@@ -219,7 +219,7 @@ def test_individual_vehicle_learns_the_same_alone_and_in_company(tiny_world: Wor
     company = _run(TinyFleet(tiny_world, tmp_path / "company", algorithm="individual"))
     one, other = alone.fingerprint(), company.fingerprint()
     mine = [name for name in one if name.endswith(f"of {CAR}")]
-    assert any("state" in name for name in mine) and any("network" in name for name in mine)
+    assert any("turn" in name for name in mine) and any("network" in name for name in mine)
     assert {name: one[name] for name in mine} == {name: other[name] for name in mine}
     for split in ("local_miou", "ood_miou"):
         assert alone.result()["vehicles"][CAR][split] == company.result()["vehicles"][CAR][split]
