@@ -18,6 +18,7 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from rich.console import Console
 from rich.table import Table
 
@@ -102,6 +103,9 @@ def draw(curves: Mapping[tuple[str, str], Sequence[Point]], target: float, path:
             )
         panel.axhline(target, color="#8a94a3", linewidth=0.8)
         panel.set_xscale("log")
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.xaxis.set_major_formatter("{x:g}")
+        panel.xaxis.set_minor_formatter(NullFormatter())
         panel.set_title(link, fontsize=10)
         panel.set_xlabel("virtual seconds", fontsize=9)
         panel.grid(color="#e4e7ec", linewidth=0.6)

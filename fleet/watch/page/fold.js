@@ -79,6 +79,9 @@ const Fold = (() => {
     columns.ratedBytes[at] = bytes;
   }
 
+  // Whether the operator has killed its process, and not revived it.
+  const isDead = (state, vehicle) => Object.keys(state.dead).some((name) => state.processes[name]?.includes(vehicle));
+
   const PLAIN = {
     processes(state, event) {
       state.processes = event.processes;
@@ -188,7 +191,9 @@ const Fold = (() => {
     },
     turn(state, event, at) {
       Object.assign(state, { round: event.round, kind: event.kind });
-      state.state[at] = event.kind === "learn" || event.kind === "train" ? LEARNING : TESTED;
+      // A turn is granted to a vehicle whose process is dead, too: it waits for it.
+      if (!isDead(state, event.vehicle))
+        state.state[at] = event.kind === "learn" || event.kind === "train" ? LEARNING : TESTED;
       state.columns.stage[at] = event.stage;
       state.columns.round[at] = event.round;
     },
