@@ -17,6 +17,7 @@ import typer
 from cloud_server.algorithms.table import ALGORITHM_DOOR
 from datasets.catalog import LABELLED_CHOICES
 from evaluation.official_python import VARIABLE
+from fleet.cli.audit import audit
 from fleet.cli.dataset_and_encoder import dataset_app, encoder_app
 from fleet.cli.interrupts import stopping_line
 from fleet.cli.label import label
@@ -45,7 +46,6 @@ app.add_typer(dataset_app, name="dataset")
 app.add_typer(encoder_app, name="encoder")
 app.add_typer(update_app, name="update")
 app.command()(provision)
-app.command()(label)
 
 
 @app.callback()
@@ -335,43 +335,8 @@ def report(
         recording.write(folder, screen())
 
 
-@app.command()
-def audit(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run that has ended.")],
-    vehicle: Annotated[
-        str | None,
-        typer.Option(help="Whose frames are attacked; default: the best on its own test frames."),
-    ] = None,
-    attacks: Annotated[
-        str | None, typer.Option(help="Some of the attacks, comma-separated; default: all.")
-    ] = None,
-    frames: Annotated[int, typer.Option(help="Test frames that are attacked, evenly spaced.")] = 12,
-    shadow_frames: Annotated[
-        int, typer.Option(help="Most frames of the other vehicles that attackers have.")
-    ] = 120,
-    steps: Annotated[int, typer.Option(help="Steps of each attack that learns or searches.")] = 300,
-    minutes: Annotated[
-        float | None,
-        typer.Option(help="Begin no attack later than this; the same command goes on with the others."),
-    ] = None,
-) -> None:
-    """Attack what crossed in a run, and say what of its frames an observer gets back.
-
-    Each attack is kept in RUN/audit when it is done, and shown in the run's report.
-    """
-    from fleet.audit.command import Settings
-    from fleet.audit.command import audit as attack
-
-    settings = Settings(
-        vehicle=vehicle,
-        attacks=tuple(attacks.split(",")) if attacks else (),
-        frames=frames,
-        shadow_frames=shadow_frames,
-        steps=steps,
-        minutes=minutes,
-    )
-    with stopping_line("go on with the same command"):
-        attack(run_folder, settings, screen())
+app.command()(label)
+app.command()(audit)
 
 
 @app.command()

@@ -15,7 +15,6 @@ from collections.abc import Callable, Collection
 import msgspec
 
 from protocol import messages
-from protocol.codec.weights import WeightTensor
 from protocol.errors import BlackfleetError
 from protocol.seldom import is_logged
 from protocol.session import parts, topics
@@ -24,6 +23,7 @@ from protocol.session.intake import AnyMessage, Intake, Malformed, Received
 from protocol.session.outgoing import Outgoing, Sending
 from protocol.session.parts import MessageTooLarge
 from protocol.session.transport import Transport, Will, publish_packet_bytes
+from protocol.session.weights_bodies import WeightsBodies
 
 __all__ = [
     "CloudLink",
@@ -43,7 +43,6 @@ Connect = Callable[[str, Will, Callable[[], None]], Transport]
 
 DEFAULT_PAYLOAD_LIMIT_BYTES = 128 * 1024 - 256
 """Under the smallest hard packet limit of the cloud brokers, with room for the topic."""
-
 SMALLEST_PAYLOAD_LIMIT_BYTES = 1024
 
 MAX_MESSAGE_BYTES = messages.DEFAULT_LIMIT_BYTES
@@ -52,8 +51,7 @@ MOST_WAITING_BYTES = 8 * 1024 * 1024
 MOST_WAITING = 64
 """Messages to one vehicle that have not set out; its requests under way are four."""
 _MOST_WAITING_EVENTS = 8
-_STALL_S = 5.0
-_DRAIN_S = 3.0
+_STALL_S, _DRAIN_S = 5.0, 3.0
 _ENCODER = msgspec.msgpack.Encoder()
 
 
@@ -82,7 +80,7 @@ class _Link:
         self._payload_limit_bytes = payload_limit_bytes
         self._limits: dict[str, int] = {}
         """By vehicle: the largest message that it takes, as it has announced."""
-        self._bodies = _WeightsBodies()
+        self._bodies = WeightsBodies()
         self._message_ids = itertools.count(secrets.randbits(48))
         self._outgoing = Outgoing(transport, clock, stall_s)
         self._intakes: list[Intake] = []
@@ -395,22 +393,6 @@ class CloudLink(_Link):
     def forget(self, vehicle: str) -> None:
         """Send nothing more of what is on its way to a vehicle: it has lost its meaning."""
         self._outgoing.forget(topics.topic(topics.DOWN, self.fleet, vehicle))
-
-
-class _WeightsBodies:
-    """Encodes the same weights once, however many vehicles they go to."""
-
-    def __init__(self) -> None:
-        self._tensors: tuple[WeightTensor, ...] | None = None
-        self._body = b""
-
-    def encode(self, message: messages.Weights) -> list[bytes]:
-        """The message in two pieces: what is the vehicle's own, and what all have in common."""
-        if message.tensors is not self._tensors:
-            self._tensors, self._body = message.tensors, _ENCODER.encode(message.tensors)
-        # The tensors are the last field; an empty array takes one byte.
-        head = _ENCODER.encode(msgspec.structs.replace(message, tensors=()))[:-1]
-        return [head, self._body]
 
 
 def encode_status(status: messages.Status) -> bytes:

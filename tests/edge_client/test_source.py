@@ -15,7 +15,6 @@ import pytest
 from numpy.typing import NDArray
 
 from datasets.labels import CAMVID
-from edge_client.command import _config, _parse
 from edge_client.errors import VehicleError
 from edge_client.source import live
 from edge_client.source.capture import CaptureError, OpenCVCapture
@@ -379,30 +378,6 @@ def test_drive_that_can_not_serve_a_run_is_a_mistake_in_one_line(
         path.write_bytes(drive.read_bytes() if isinstance(content, str) else content)
     with pytest.raises(Mistake, match=reason):
         take(config(path, tmp_path / "r", **settings))
-
-
-def options(*words: str) -> SourceConfig | None:
-    arguments = ("--fleet", "f", "--vehicle", "v", "--bundle", "b", "--state", "s", *words)
-    return _config(_parse(list(arguments))).source
-
-
-def test_options_describe_a_source(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = options("--source", "a.mp4", "--source-size", "1280x720", "--source-loop", "--keep-every", "2")
-    assert given == SourceConfig(uri="a.mp4", recording="s/recording", size=(1280, 720), loop=True, every_s=2)
-    monkeypatch.setenv("BLACKFLEET_SOURCE", "rtsp://user:secret@host/a")
-    assert options("--frames", "9") == SourceConfig(
-        uri="rtsp://user:secret@host/a", recording="s/recording", frames=9
-    )
-    assert options("--data-root", "d") is None, "a data set that is named counts for more"
-    for words, reason in (
-        (("--data-root", "d", "--source-loop"), "--source-loop is about a camera"),
-        (("--source", "csi://0", "--dataset", "camvid"), "--source and --dataset exclude each other"),
-        (("--source", "csi://0", "--source-size", "big"), "WIDTHxHEIGHT, for instance 1280x720"),
-        (("--source", "csi://0", "--frames", "2"), "frames must be at least 3"),
-        (("--source", "csi://0", "--keep-changed", "2"), "changed must be from 0 to 1"),
-    ):
-        with pytest.raises(Mistake, match=reason):
-            options(*words)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def _completed(line: str) -> list[str]:
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
-        ("blackfleet la", ["label", "launch"]),
+        ("blackfleet la", ["launch", "label"]),
         ("blackfleet dataset ", ["generate", "describe"]),
         ("blackfleet launch --algo", ["--algorithm"]),
         ("blackfleet launch --algorithm ", list(ALGORITHMS)),
