@@ -40,11 +40,7 @@ from protocol.errors import MENDABLE
 from protocol.local_model import largest_message_bytes
 from protocol.messages import Health, Status
 from protocol.session.clock import REAL_CLOCK, Clock
-from protocol.session.link import (
-    Connect,
-    VehicleLink,
-    encode_status,
-)
+from protocol.session.link import Connect, VehicleLink, encode_status
 from protocol.session.presence import Presence, heartbeat
 from protocol.session.topics import STATUS, client_id, topic
 from protocol.session.transport import Will

@@ -6,7 +6,6 @@ Shapes: H W rows and columns of the camera's picture, h w those of the encoder's
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,9 +18,8 @@ from numpy.typing import NDArray
 from datasets.frame import resize_image
 from datasets.labels import LabelSpace
 from edge_client.encoder.runtime import Encoder
-from edge_client.predict.newest import NewestFrame, Taken
-from edge_client.predict.served import Served
-from edge_client.recent import Seeing
+from edge_client.predict.newest import Taken
+from edge_client.predict.newest_served import NewestServed
 from protocol.codec.deflate import CodecError
 from protocol.codec.labels import decode_label
 from protocol.codec.quantiser import UncodableError
@@ -56,7 +54,7 @@ class _Line:
     label_space: LabelSpace
 
 
-class ThroughCloud:
+class ThroughCloud(NewestServed):
     """A context in which frames that are offered are served; its folder always holds a whole class map.
 
     One frame is under way, and the newest one waits. An answer that comes later than `answer_s` is dropped.
@@ -70,9 +68,8 @@ class ThroughCloud:
         Raises:
             OSError: it can't be made.
         """
-        self._frames = NewestFrame(alive)
+        super().__init__(folder, alive)
         self._alive = alive
-        self._served = Served(folder)
         self._answer_s = answer_s
         self._line: _Line | None = None
         self._theta: NDArray[np.float32] | None = None
@@ -84,16 +81,6 @@ class ThroughCloud:
         self._complaints = 0
         self.late = 0
         """Frames whose answer did not come in time."""
-        self._thread = threading.Thread(target=self._run, name="serving", daemon=True)
-
-    def __enter__(self) -> ThroughCloud:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._frames.end()
-        self._thread.join()
-        log.info("served: %s", self)
 
     def attach(self, link: VehicleLink, session: str, encoder: Encoder, label_space: LabelSpace) -> None:
         """From now on there is a way to the cloud, once θ is told; the encoder is used by no other thread."""
@@ -105,29 +92,13 @@ class ThroughCloud:
         self._theta = theta.copy()
 
     @property
-    def served(self) -> int:
-        """Frames whose class maps were written."""
-        return self._served.pace.served
-
-    @property
     def dropped(self) -> int:
         """Frames that a newer one has replaced before their turn came, or whose answer came too late."""
-        return self._frames.dropped + self.late
+        return super().dropped + self.late
 
-    def offer(self, image_HWC: NDArray[np.uint8]) -> None:
-        """A picture has come, uint8 BGR [H, W, 3]; it is served unless a newer one comes before."""
-        self._frames.offer(image_HWC)
-
-    def uncertainty(self) -> float | None:
-        """See `Served.uncertainty`."""
-        return self._served.uncertainty()
-
-    def seeing(self) -> Seeing:
-        """How fast class maps come; frames' ages are round trips."""
-        return self._served.seeing()
-
-    def __str__(self) -> str:
-        return f"{self._served.pace}; {self.dropped} frames dropped; by the cloud"
+    @property
+    def _by(self) -> str:
+        return "by the cloud"
 
     # In its own thread ------------------------------------------------------------------------------------
 
@@ -135,17 +106,11 @@ class ThroughCloud:
         while not self._frames.is_over:
             line, theta = self._line, self._theta
             if line is None or theta is None or not line.link.transport.connected:
-                self._rest(_POLL_S)
+                self._frames.rest(_POLL_S)
             elif self._coding is None:
                 self._ask(line)
             elif (taken := self._frames.take()) is not None:
                 self._serve(line, theta, self._coding, taken)
-
-    def _rest(self, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while not self._frames.is_over and time.monotonic() < deadline:
-            self._alive()
-            time.sleep(min(_POLL_S, seconds))
 
     def _ask(self, line: _Line) -> None:
         """Whether the cloud serves; patiently, for it may not be there yet, or may not have welcomed us."""
@@ -238,5 +203,5 @@ class ThroughCloud:
         is_news = self._complaints >= patient and is_logged(self._complaints, first=patient)
         if not self._frames.is_over and is_news:
             log.warning("not served: %s", reason)
-        self._rest(self._pause_s)
+        self._frames.rest(self._pause_s)
         self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)

@@ -60,6 +60,14 @@ class NewestFrame:
         """Whether that was said."""
         return self._is_over
 
+    def rest(self, seconds: float) -> None:
+        """Wait for so long, or until it is over."""
+        deadline = time.monotonic() + seconds
+        with self._condition:
+            while not self._is_over and (left_s := deadline - time.monotonic()) > 0:
+                self._alive()
+                self._condition.wait(min(left_s, _POLL_S))
+
     def take(self) -> Taken | None:
         """Wait for a frame; None: it is over."""
         with self._condition:
