@@ -37,8 +37,6 @@ LINKS: dict[str, dict[str, Any]] = {
     AWAY: {
         "simulation.link": "lte",
         "simulation.availability": "markov:30/30",
-        "patience.give_up_s": 86400.0,
-        "patience.join_s": 3600.0,
     },
 }
 """What each puts over the others' settings, by scenario key."""

@@ -34,6 +34,7 @@ from fleet.presets import find_preset
 from fleet.privacy import PrivacyPart
 from fleet.scenario_file import put, put_over, read_table, write_table
 from fleet.scenario_models import EncoderPart, LocalHeadPart
+from fleet.simulation.patience import put_for_absences
 from fleet.simulation.settings import SimulationPart, is_simulated
 from fleet.start import FEATURES_NAME, NETWORK_NAME
 from fleet.start import FOLDER_NAME as START_FOLDER
@@ -368,6 +369,7 @@ def load_scenario(
         content["broker"] = MEMORY_BUS  # the one bus on which links are simulated
     if kept is None:
         put_for_many(content)
+        put_for_absences(content)
     try:
         return msgspec.convert(content, Scenario)
     except msgspec.ValidationError as error:

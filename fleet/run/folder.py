@@ -17,6 +17,7 @@ from fleet.broker import MEMORY_BUS, OWN_BROKERS
 from fleet.errors import OperatorError
 from fleet.export.encoders import is_onnx_file
 from fleet.scenario import Scenario, load_scenario, save_scenario
+from fleet.simulation.availability import is_trace
 from protocol.atomic import write_bytes_atomic
 from protocol.mqtt.broker_url import parse_broker_url
 
@@ -141,9 +142,12 @@ def with_absolute_paths(scenario: Scenario) -> Scenario:
         if path is not None:
             part = msgspec.structs.replace(part, **{name: str(Path(path).absolute())})
             scenario = msgspec.structs.replace(scenario, **{sections[0]: part}) if sections else part
+    part = scenario.simulation
+    if is_trace(part.availability):
+        part = msgspec.structs.replace(part, availability=str(Path(part.availability).absolute()))
     encoder = msgspec.structs.replace(scenario.encoder, name=_absolute_file(scenario.encoder.name))
     encoders = {vehicle: _absolute_file(name) for vehicle, name in scenario.encoders.items()}
-    return msgspec.structs.replace(scenario, encoder=encoder, encoders=encoders)
+    return msgspec.structs.replace(scenario, encoder=encoder, encoders=encoders, simulation=part)
 
 
 def _absolute_file(encoder: str) -> str:

@@ -44,6 +44,7 @@ from fleet.scenario import Scenario, parse_image_size
 from fleet.show.board_pictures import put_on_board
 from fleet.show.overlays import draw_overlays
 from fleet.show.progress import result_table
+from fleet.simulation.patience import remark_on_absences
 from fleet.start import FOLDER_NAME as START_FOLDER
 from fleet.start import Start
 from protocol.doors import file_name
@@ -150,11 +151,12 @@ def _launch(
 
 def _remarks_of_settings(scenario: Scenario) -> tuple[str, ...]:
     """That frames are resized to another size than asked for, where they are, what the algorithm heeds not,
-    and what a large fleet does by default."""
+    and what a large fleet, or one whose vehicles are away, does by default."""
     asked, fitting = parse_image_size(scenario.image_size), scenario.frame_size
     of_size = None if fitting == asked else resizing_remark(asked, fitting)
     of_algorithm = algorithm_row(scenario.algorithm).remark(scenario)
-    remarks = (of_size, of_algorithm, remark_on_many(scenario))
+    of_absences = remark_on_absences(scenario.simulation, scenario.patience)
+    remarks = (of_size, of_algorithm, remark_on_many(scenario), of_absences)
     return tuple(remark for remark in remarks if remark is not None)
 
 

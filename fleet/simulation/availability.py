@@ -11,7 +11,8 @@ from __future__ import annotations
 import csv
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,21 @@ from protocol.noise import derive_seed
 ALWAYS = "always"
 _WINDOWS, _MARKOV = "windows:", "markov:"
 _COLUMNS = ["vehicle", "from_s", "to_s", "there"]
+_LONGEST_MEANS = 30.0
+"""Of a random absence's mean: one in 10¹³ is longer than so many."""
+
+
+@dataclass(frozen=True)
+class Absences:
+    """What vehicles' absences come to, seconds; one that never ends counts as none."""
+
+    first_s: float
+    """The longest at the start."""
+    longest_s: float
+    all_s: float = 0.0
+    """All of one vehicle's, where they are known beforehand."""
+    per_s: float = 0.0
+    """For each second that it is there, where they are random."""
 
 
 class Timeline:
@@ -64,12 +80,15 @@ def timelines(text: str, vehicles: tuple[str, ...], seed: int) -> dict[str, Time
     if text == ALWAYS:
         return {}
     if text.startswith(_WINDOWS):
-        ends = _windows(text)
-        return {vehicle: _of_ends(ends) for vehicle in vehicles}
+        first, changes = _of_ends(_windows(text))
+        return {vehicle: Timeline(first, iter(changes)) for vehicle in vehicles}
     if text.startswith(_MARKOV):
         means = _means(text)
         return {vehicle: _markov(*means, derive_seed(seed, "away", vehicle)) for vehicle in vehicles}
-    return _trace(Path(text), vehicles)
+    return {
+        vehicle: Timeline(first, iter(changes))
+        for vehicle, (first, changes) in _trace(Path(text), vehicles).items()
+    }
 
 
 def check_availability(text: str, vehicles: tuple[str, ...]) -> None:
@@ -77,10 +96,41 @@ def check_availability(text: str, vehicles: tuple[str, ...]) -> None:
     timelines(text, vehicles, 0)
 
 
-def _of_ends(ends: list[float]) -> Timeline:
+def absences(text: str) -> Absences:
+    """What an availability takes away.
+
+    Raises:
+        SettingError: see `timelines`; of a trace, whose vehicles it names is not looked at.
+    """
+    if text == ALWAYS:
+        return Absences(0.0, 0.0)
+    if text.startswith(_MARKOV):
+        there_s, away_s = _means(text)
+        longest_s = _LONGEST_MEANS * away_s
+        return Absences(longest_s, longest_s, per_s=away_s / there_s)
+    courses = [_of_ends(_windows(text))] if text.startswith(_WINDOWS) else _trace(Path(text)).values()
+    away = [list(_away(*course)) for course in courses]
+    first_s = max((end for spans in away for start, end in spans if start == 0), default=0.0)
+    longest_s = max((end - start for spans in away for start, end in spans), default=0.0)
+    all_s = max((sum(end - start for start, end in spans) for spans in away), default=0.0)
+    return Absences(first_s, longest_s, all_s)
+
+
+def is_trace(text: str) -> bool:
+    """Whether an availability names a file."""
+    return text != ALWAYS and not text.startswith((_WINDOWS, _MARKOV))
+
+
+def _away(first: bool, changes: Sequence[float]) -> Iterator[tuple[float, float]]:
+    """From when to when a vehicle is away, but for an absence that never ends."""
+    bounds = list(changes) if first else [0.0, *changes]
+    return zip(bounds[::2], bounds[1::2], strict=False)
+
+
+def _of_ends(ends: list[float]) -> tuple[bool, list[float]]:
     """There from the first end to the second, and so on."""
     first = ends[0] == 0
-    return Timeline(first, iter(ends[1:] if first else ends))
+    return first, ends[1:] if first else ends
 
 
 def _windows(text: str) -> list[float]:
@@ -121,7 +171,8 @@ def _markov(there_s: float, away_s: float, seed: int) -> Timeline:
     return Timeline(first, changes())
 
 
-def _trace(path: Path, vehicles: tuple[str, ...]) -> dict[str, Timeline]:
+def _trace(path: Path, vehicles: tuple[str, ...] | None = None) -> dict[str, tuple[bool, list[float]]]:
+    """Whether each vehicle is there at 0 s, and when that changes; None: any vehicle may be named."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.reader(file))
@@ -142,14 +193,14 @@ def _trace(path: Path, vehicles: tuple[str, ...]) -> dict[str, Timeline]:
 def _add_row(
     where: str,
     row: list[str],
-    vehicles: tuple[str, ...],
+    vehicles: tuple[str, ...] | None,
     ends: dict[str, float],
     states: dict[str, list[tuple[float, bool]]],
 ) -> None:
     if len(row) != len(_COLUMNS) or row[3] not in ("yes", "no"):
         raise SettingError(f"{where}: expected VEHICLE,FROM,TO,yes or no, got {','.join(row)!r}")
     vehicle, start, end = row[0], _seconds(row[1]), _seconds(row[2]) if row[2] else math.inf
-    if vehicle not in vehicles:
+    if vehicles is not None and vehicle not in vehicles:
         raise SettingError(f"{where}: vehicle {vehicle!r} is not in this fleet")
     if start is None or end is None or start >= end:
         raise SettingError(
@@ -166,9 +217,9 @@ def _add_row(
     states.setdefault(vehicle, []).append((start, row[3] == "yes"))
 
 
-def _of_states(rows: list[tuple[float, bool]]) -> Timeline:
+def _of_states(rows: list[tuple[float, bool]]) -> tuple[bool, list[float]]:
     changes = [start for (_, before), (start, after) in itertools.pairwise(rows) if before != after]
-    return Timeline(rows[0][1], iter(changes))
+    return rows[0][1], changes
 
 
 def _seconds(text: str) -> float | None:

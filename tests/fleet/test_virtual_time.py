@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from fleet_fixtures import CARS, FLEET, TinyFleet
@@ -21,6 +22,7 @@ from fleet.scenario import load_scenario
 from fleet.simulation.availability import Timeline, timelines
 from fleet.simulation.devices import DEVICES
 from fleet.simulation.line import Line
+from fleet.simulation.patience import remark_on_absences
 from fleet.simulation.settings import SimulationPart
 from fleet.simulation.spent import Spent
 from fleet.simulation.virtual_clock import Event, EventQueue, VirtualClock
@@ -190,6 +192,35 @@ def test_mistake_in_a_trace_is_one_line(rows: str, said: str, tmp_path: Path) ->
     with pytest.raises(BlackfleetError, match=r"^[^\n]*$") as caught:
         timelines(str(trace), ("car-01", "car-02"), 0)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("availability", "patience"),
+    [
+        ("always", (120, 600, 21600)),
+        ("markov:300/60", (120 + 1800, 600 + 1800, 21600 * 1.2)),
+        ("windows:50-100,400-500,600-", (120 + 50, 600 + 300, 21600 + 450)),
+        ("trace.csv", (120 + 4, 600 + 30, 21600 + 34)),
+    ],
+)
+def test_cloud_waits_as_long_as_vehicles_are_away_unless_told_otherwise(
+    availability: str, patience: tuple[float, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "trace.csv").write_text(
+        "vehicle,from_s,to_s,there\ncar-01,0,4,no\ncar-01,4,8,yes\ncar-01,8,38,no\ncar-01,38,50,yes\n"
+        "car-02,0,9,yes\ncar-02,9,,no\n"
+    )
+    settings = {"simulation": {"time": "virtual", "availability": availability}}
+    scenario = load_scenario(None, settings)
+    part = scenario.patience
+    assert (part.join_s, part.give_up_s, part.turn_s) == pytest.approx(patience)
+    remark = remark_on_absences(scenario.simulation, part)
+    assert (remark is None) == (availability == "always")
+    own = load_scenario(None, {**settings, "patience.give_up_s": 7.0}).patience
+    assert own == msgspec.structs.replace(part, give_up_s=7.0)
+    said = remark_on_absences(scenario.simulation, own)
+    assert said is None if availability == "always" else said and "patience: give_up_s 7 s" in said
 
 
 @pytest.mark.parametrize(
