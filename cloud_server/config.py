@@ -244,9 +244,9 @@ class CloudConfig(RunSettings, frozen=True, kw_only=True, forbid_unknown_fields=
     label_space: str = "cityscapes"
     """Name of the classes (`datasets.catalog.label_space`); a path is relative to the run folder."""
     feature_shapes: tuple[tuple[int, int, int], ...] | None = None
-    """C, H, W that vehicles may declare, each gets an input stem; None = what the first one declares."""
+    """C, H, W that vehicles may declare, each gets an input stem; None = what most of them declare."""
     image_size: tuple[int, int] | None = None
-    """Width, height of the frames that encoders see; None = what the first vehicle declares."""
+    """Width, height of the frames that encoders see; None = what most vehicles declare."""
     evaluated: tuple[str, ...] | None = None
     """The vehicles that are evaluated at the start and at the end, and stand for the others; None = all."""
     store_capacity: int = 16

@@ -37,7 +37,7 @@ BlackfleetError                 the root
 │   └── RequestError            cloud_server.errors: a request that doesn't fit
 ├── UncodableError              protocol.codec.quantiser: not finite, or too much for the bytes allowed
 ├── MessageTooLarge             protocol.session.parts: more than its receiver takes; nothing was sent
-├── TooManyWaiting              protocol.session.link: no more is kept for a vehicle that takes in too little
+├── TooManyWaiting              protocol.session.end: no more is kept for a vehicle that takes in too little
 ├── CaptureError                edge_client.source.capture: a camera that gives nothing now, and may come back
 └── DivergedError               cloud_server.training.trainer: a loss or gradient that is not finite
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cloud_server.desk.registry import shape_text
+from cloud_server.desk.agreement import shape_text
 from cloud_server.desk.turns import Features
 from cloud_server.errors import CloudError, RequestError
 from cloud_server.training.trainer import DivergedError, Trainer

@@ -11,7 +11,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from cloud_server.desk.registry import Registry, shape_text
+from cloud_server.desk.agreement import shape_text
+from cloud_server.desk.registry import Registry
 from cloud_server.desk.turns import ActiveTurn
 from cloud_server.errors import RequestError
 from cloud_server.storage.label_store import LabelStore

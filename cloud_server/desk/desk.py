@@ -152,7 +152,9 @@ class Desk:
             health = status.health if status.session == record.session else None
             if health is not None and record.health_is_due(health, self._link.clock.now()):
                 self._events.event("health", vehicle=status.vehicle, **msgspec.structs.asdict(health))
-            if status.session in record.former:
+            if self._was_displaced(status.vehicle, status.session):
+                self._put_back(status.vehicle)
+            elif status.session in record.former:
                 self._refuse_second(status.vehicle, status.session)
 
     def _hello(self, hello: Hello) -> None:
@@ -162,8 +164,15 @@ class Desk:
             self._registry.record(hello.vehicle).refused = str(error)
             self._reject(hello.vehicle, hello.session, 0, str(error), final=True)
             return
+        record = self._registry.record(hello.vehicle)
+        if self._was_displaced(hello.vehicle, hello.session):
+            self._put_back(hello.vehicle)
+            return
+        if hello.session in record.former:
+            self._refuse_second(hello.vehicle, hello.session)
+            return
         if self._newcomers.must_wait(hello):
-            if self._registry.record(hello.vehicle).is_news("second process"):
+            if record.is_news("second process"):
                 log.warning(
                     "a second process says that it is vehicle %s: it waits until the first one is gone",
                     hello.vehicle,
@@ -177,6 +186,25 @@ class Desk:
         if refused is not None:
             self._refuse_second(vehicle, refused.session)
 
+    def _was_displaced(self, vehicle: str, session: str) -> bool:
+        displaced = self._registry.record(vehicle).displaced
+        return displaced is not None and displaced.session == session
+
+    def _put_back(self, vehicle: str) -> None:
+        """A process that was taken for dead speaks: it was first, and who took its place may be nobody."""
+        record = self._registry.record(vehicle)
+        assert record.displaced is not None, "see `_was_displaced`"
+        if record.is_news("put back"):
+            log.warning("the earlier process of vehicle %s lives: it is the vehicle again", vehicle)
+        newcomer = record.session
+        self._take_in(record.displaced)
+        record.displaced = None
+        self._refuse_second(vehicle, newcomer)
+
+    def turn_away(self, hello: Hello, reason: str) -> None:
+        """A vehicle that was taken in does not fit after all."""
+        self._reject(hello.vehicle, hello.session, 0, reason, final=True)
+
     def _refuse_second(self, vehicle: str, session: str) -> None:
         reason = "another process of this vehicle is at work; stop it, or give this one an id of its own"
         self._reject(vehicle, session, 0, reason, final=True)
@@ -187,7 +215,7 @@ class Desk:
         except RequestError as error:
             self._reject(hello.vehicle, hello.session, 0, str(error), final=True)
             return
-        self._link.forget(hello.vehicle)
+        self._link.meet(hello.vehicle, hello.session)
         self.send(hello.vehicle, Welcome(vehicle=hello.vehicle, session=hello.session))
         if is_new:
             record = self._registry.vehicles[hello.vehicle]
@@ -266,7 +294,7 @@ class Desk:
         try:
             sending = self._link.send(vehicle, message)
         except MessageTooLarge as error:
-            self.failure = CloudError(f"{error}; it belongs to another run, or has another local model")
+            self._note_too_large(vehicle, error)
             return None
         except TooManyWaiting as error:
             known = self._registry.vehicles.get(vehicle)
@@ -282,6 +310,15 @@ class Desk:
         if isinstance(message, Turn):
             self.active[vehicle].granting = sending
         return sending
+
+    def _note_too_large(self, vehicle: str, error: MessageTooLarge) -> None:
+        """A vehicle says that it takes too little: its turn can't be done, and nobody else's ends."""
+        active, known = self.active.get(vehicle), self._registry.vehicles.get(vehicle)
+        if known is not None and known.is_news("too large"):
+            log.warning("%s", error)
+            self._events.event("undelivered", vehicle=vehicle, reason=str(error))
+        if active is not None and not active.done and active.failed is None:
+            active.failed = f"{error}; it belongs to another run, or has another local model"
 
     def _reject(self, vehicle: str, grant: str, step: int, reason: str, *, final: bool) -> None:
         self._note_reject(vehicle, reason)

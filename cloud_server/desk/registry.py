@@ -8,16 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from cloud_server.desk.agreement import Agreement
 from cloud_server.desk.declaration import Declaration
 from cloud_server.desk.ledger import UploadCounts
 from cloud_server.desk.served import ServedCounts
 from cloud_server.desk.versions import UsedVersion, with_turn
 from cloud_server.desk.work import WorkCounts
 from cloud_server.errors import CloudError, RequestError
-from protocol.codec.bits import check_frame_bytes
-from protocol.errors import SettingError
 from protocol.messages import (
-    PROTOCOL_VERSION,
     SPLITS,
     Health,
     Hello,
@@ -30,7 +28,6 @@ from protocol.messages import (
     Upload,
     Version,
 )
-from protocol.messages.up import LOCAL_HEAD, WHOLE_NETWORK
 from protocol.seldom import is_logged
 from protocol.session.clock import REAL_CLOCK, Clock
 
@@ -38,13 +35,6 @@ log = logging.getLogger(__name__)
 
 Entry = TypeVar("Entry")
 
-_MISSING = {
-    LOCAL_HEAD: "this vehicle has no local head (--local-head, or local_head in its settings)",
-    WHOLE_NETWORK: "this vehicle has no local model (--local-model, or local_model in its settings)",
-}
-
-MOST_FRAMES = 1_000_000
-"""That one vehicle may declare: what is made for each of its frames stays within the memory."""
 _LOGGED = 1000
 """Times: more than a bad link brings in weeks, and no more than a disk can take."""
 _HEALTH_TOLD_EVERY_S = 300.0
@@ -69,6 +59,9 @@ class VehicleRecord:
     """Whether a process of this vehicle is online, by session, as the broker and they themselves say."""
     former: list[str] = field(default_factory=list)
     """Sessions that another one has succeeded."""
+    displaced: Hello | None = None
+    """Of the process whose place the present one took because nothing was heard of it, not because it was
+    known to be gone; None once the present one has finished a turn."""
     pending: dict[str, Counter[str]] = field(default_factory=dict)
     """PUBLISH bytes of processes that have not been taken in, by session and message type."""
     last_seen: float = 0.0
@@ -146,7 +139,7 @@ class VehicleRecord:
 
     def note_turn(self, turn: int) -> None:
         """A turn was finished, with what the vehicle runs now."""
-        declared = self.declared
+        declared, self.displaced = self.declared, None
         assert declared is not None, "a vehicle with a turn has joined"
         self.versions = with_turn(
             self.versions,
@@ -163,13 +156,19 @@ class VehicleRecord:
         else:
             _newest(self.pending, session, Counter())[kind] += packet_bytes
 
-    def take_in(self, hello: Hello, now: float) -> None:
-        """From now on the vehicle is the process that says this hello."""
+    def take_in(self, hello: Hello, now: float, *, is_bound: bool = True) -> None:
+        """From now on the vehicle is the process that says this hello, and what it declared when it joined
+        binds it, unless it is not bound yet."""
         if self.session not in ("", hello.session):
+            if self.displaced is None and not self.is_gone:
+                self.displaced = self.hello
             self.former = [*self.former, self.session][-_MOST_SESSIONS:]
             self.health = None
+        if hello.session in self.former:
+            self.former.remove(hello.session)
         self.hello, self.session, self.last_seen = hello, hello.session, now
-        self.declared = self.declared or Declaration.of(hello)
+        if not is_bound or self.declared is None:
+            self.declared = Declaration.of(hello)
         self.refused = ""
         self.sessions = {hello.session: True}
         self.uplink += self.pending.get(hello.session, Counter())
@@ -213,16 +212,20 @@ class Registry:
         equipment: Sequence[str] = (),
         clock: Clock = REAL_CLOCK,
     ) -> None:
-        """`feature_shapes` are those that vehicles may declare; None = that of the first one for all; so is
-        `image_size` (width, height).
+        """`feature_shapes` are those that vehicles may declare; None = the one that most have when it is
+        settled; so is `image_size` (width, height).
         `frame_bytes`: see `CloudConfig`; `equipment` is what every vehicle must have."""
         self.vehicles = {vehicle: VehicleRecord() for vehicle in vehicles}
-        self.label_space = label_space
-        self.feature_shapes = None if feature_shapes is None else tuple(feature_shapes)
-        self._frame_bytes = frame_bytes
-        self._equipment = tuple(equipment)
+        self.agreement = Agreement(
+            label_space=label_space,
+            feature_shapes=None if feature_shapes is None else tuple(feature_shapes),
+            image_size=image_size,
+            frame_bytes=frame_bytes,
+            equipment=tuple(equipment),
+        )
         self._clock = clock
-        self.image_size = image_size
+        self._bound: set[str] = set()
+        """Vehicles that may no longer declare something else than they have."""
         self.announced: dict[str, Version] = {}
         """Updates of bundles, by what the bundle is known by: vehicles may come back with them."""
         self.shares_encoder: bool | None = None
@@ -234,8 +237,14 @@ class Registry:
         """What an earlier process of this cloud knew of the vehicles."""
         for vehicle, declaration in declared.items():
             self.vehicles[vehicle].declared = declaration
+            self._bound.add(vehicle)
         for vehicle, reason in failed.items():
             self.vehicles[vehicle].failed = reason
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Width, height in pixels of all frames; None: not settled yet."""
+        return self.agreement.image_size
 
     @property
     def declared(self) -> dict[str, Declaration]:
@@ -264,48 +273,28 @@ class Registry:
             RequestError: it doesn't; the reason is for its operator.
         """
         record = self.record(hello.vehicle)
-        if hello.protocol != PROTOCOL_VERSION:
-            raise RequestError(f"protocol version {hello.protocol}, this cloud speaks {PROTOCOL_VERSION}")
         if record.failed:
             raise RequestError(f"it has failed in this run, which goes on without it: {record.failed}")
-        if hello.label_space != self.label_space:
-            raise RequestError(f"labels of {hello.label_space!r}, this run is about {self.label_space!r}")
-        if min(hello.feature_shape) < 1 or min(hello.image_size) < 1:
-            raise RequestError(f"impossible feature shape {hello.feature_shape} of {hello.image_size}")
-        for name in self._equipment:
-            if name not in hello.equipment:
-                raise RequestError(f"{_MISSING[name]}, which this run's algorithm needs of every vehicle")
-        if self.feature_shapes is not None and hello.feature_shape not in self.feature_shapes:
-            raise RequestError(
-                f"encoder {hello.encoder!r} gives features of shape {shape_text(hello.feature_shape)}, the "
-                f"cloud's network takes {' or '.join(map(shape_text, self.feature_shapes))}; export the "
-                f"bundle for this run"
-            )
-        if self._frame_bytes is not None:
-            try:
-                check_frame_bytes(self._frame_bytes, hello.feature_shape)
-            except SettingError as error:
-                raise RequestError(str(error)) from error
-        if self.image_size is not None and hello.image_size != self.image_size:
-            raise RequestError(
-                f"images of {shape_text(hello.image_size)} pixels, this run uses "
-                f"{shape_text(self.image_size)}"
-            )
-        if (count := sum(hello.frames.values())) > MOST_FRAMES:
-            raise RequestError(f"{count} frames are declared; a vehicle may have {MOST_FRAMES} at most")
-        for split in ("train", "val", "test"):
-            if hello.frames.get(split, 0) < 1:
-                raise RequestError(f"no {split} frames; every vehicle needs train, val and test frames")
+        self.agreement.check(hello)
         declared, announced = record.declared, {} if self.shares_encoder else self.announced
-        difference = declared.difference(Declaration.of(hello), announced) if declared else ""
-        if difference:
-            raise RequestError(difference)
-        for split, makers in hello.labels.items():
-            if sum(makers.values()) != hello.frames.get(split, 0):
-                raise RequestError(
-                    f"labels of {sum(makers.values())} {split} frames are told, it has "
-                    f"{hello.frames.get(split, 0)}"
-                )
+        if declared is not None and hello.vehicle in self._bound:
+            difference = declared.difference(Declaration.of(hello), announced)
+            if difference:
+                raise RequestError(difference)
+
+    def settle(self) -> list[tuple[Hello, str]]:
+        """The run begins with those who are there: what they have declared binds them from now on.
+
+        Returns the hellos of those who are turned away, with why: they have other sizes than most.
+        """
+        turned_away = []
+        for vehicle, reason in self.agreement.settle(self.declared).items():
+            record = self.vehicles[vehicle]
+            hello, record.hello, record.declared, record.refused = record.hello, None, None, reason
+            if hello is not None:
+                turned_away.append((hello, reason))
+        self._bound.update(self.declared)
+        return turned_away
 
     def admit(self, hello: Hello) -> bool:
         """Take a vehicle in; True if this is a process that was not known before.
@@ -315,11 +304,8 @@ class Registry:
         """
         self.check(hello)
         record = self.record(hello.vehicle)
-        if self.feature_shapes is None:
-            self.feature_shapes = (hello.feature_shape,)
-        self.image_size = hello.image_size
         is_new = record.session != hello.session
-        record.take_in(hello, self._clock.now())
+        record.take_in(hello, self._clock.now(), is_bound=hello.vehicle in self._bound)
         return is_new
 
     def note_status(self, status: Status) -> None:
@@ -393,8 +379,3 @@ def _newest(entries: dict[str, Entry], session: str, entry: Entry) -> Entry:
             del entries[oldest]
         entries[session] = entry
     return entries[session]
-
-
-def shape_text(sizes: Sequence[int]) -> str:
-    """Sizes as people write them: `64x48`."""
-    return "x".join(map(str, sizes))

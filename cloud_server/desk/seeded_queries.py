@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from cloud_server.desk.registry import shape_text
+from cloud_server.desk.agreement import shape_text
 from cloud_server.errors import RequestError
 from protocol.codec.quantiser import UncodableError
 from protocol.codec.tensor import EncodedTensor, encode

@@ -59,7 +59,7 @@ class EndedRun:
         registry.know(roster.declared, roster.failed)
         if registry.declared:  # of those that never joined nothing is known
             config = self.config = msgspec.structs.replace(config, vehicles=tuple(registry.declared))
-        registry.image_size = next((joined.image_size for joined in roster.declared.values()), None)
+        registry.settle()
         self._trainer = build_trainer(config, registry, run_folder, num_classes=classes.num_classes)
         with LabelStore(run_folder / "cloud" / "labels", num_classes=classes.num_classes) as labels:
             self._algorithm: Algorithm = build_algorithm(

@@ -240,8 +240,8 @@ class Server:
         """
         patience, records = self._config.patience, self._registry.vehicles
         deadline = self._link.clock.now() + patience.join_s
-        while missing := self._registry.missing():
-            if self._link.clock.now() > deadline:
+        while (missing := self._registry.missing()) or self._turn_away():
+            if missing and self._link.clock.now() > deadline:
                 absence = f"did not join within {patience.join_s:g} s"
                 refused = [f"{name} {records[name].refused}" for name in missing if records[name].refused]
                 said = (
@@ -254,14 +254,28 @@ class Server:
                     deadline = self._link.clock.now() + patience.join_s
                 elif patience.on_failure == "continue" and any(record.hello for record in records.values()):
                     log.warning("the run goes on without them: %s", said)
+                    self._turn_away()
                     return {
                         name: f"{absence}{records[name].refused and ': ' + records[name].refused}"
-                        for name in missing
+                        for name in self._registry.missing()
                     }
                 else:
                     raise CloudError(said)
             self._serve()
         return {}
+
+    def _turn_away(self) -> bool:
+        """The vehicles that are there settle what the settings leave open; whether some then don't fit."""
+        turned_away = self._registry.settle()
+        for hello, reason in turned_away:
+            log.warning(
+                "vehicle %s is turned away: %s; image_size and feature_shapes in the cloud's settings "
+                "(--config) say what is right, or else most vehicles do",
+                hello.vehicle,
+                reason,
+            )
+            self._desk.turn_away(hello, reason)
+        return bool(turned_away)
 
     def _leave_out(self, absent: Mapping[str, str]) -> None:
         """From here on the run is of those who have ever joined; of others nobody knows what they have."""

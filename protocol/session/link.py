@@ -6,26 +6,32 @@ decodes and checks the sender. Nothing is sent that its receiver has said to be 
 
 from __future__ import annotations
 
-import itertools
 import logging
-import secrets
 import threading
 from collections.abc import Callable, Collection
 
-import msgspec
-
 from protocol import messages
-from protocol.errors import BlackfleetError
 from protocol.seldom import is_logged
-from protocol.session import parts, topics
+from protocol.session import topics
 from protocol.session.clock import REAL_CLOCK, Clock
-from protocol.session.intake import AnyMessage, Intake, Malformed, Received
-from protocol.session.outgoing import Outgoing, Sending
+from protocol.session.end import (
+    DEFAULT_PAYLOAD_LIMIT_BYTES,
+    MAX_MESSAGE_BYTES,
+    SMALLEST_PAYLOAD_LIMIT_BYTES,
+    Connect,
+    End,
+    TooManyWaiting,
+    encode_status,
+)
+from protocol.session.intake import Intake, Malformed, Received
+from protocol.session.outgoing import Sending
 from protocol.session.parts import MessageTooLarge
-from protocol.session.transport import Transport, Will, publish_packet_bytes
-from protocol.session.weights_bodies import WeightsBodies
+from protocol.session.transport import Transport
 
 __all__ = [
+    "DEFAULT_PAYLOAD_LIMIT_BYTES",
+    "MAX_MESSAGE_BYTES",
+    "SMALLEST_PAYLOAD_LIMIT_BYTES",
     "CloudLink",
     "Connect",
     "Malformed",
@@ -34,161 +40,22 @@ __all__ = [
     "Sending",
     "TooManyWaiting",
     "VehicleLink",
+    "encode_status",
 ]
 
 log = logging.getLogger(__name__)
 
-Connect = Callable[[str, Will, Callable[[], None]], Transport]
-"""Makes a transport from (client id, last will, what to do after each connect)."""
-
-DEFAULT_PAYLOAD_LIMIT_BYTES = 128 * 1024 - 256
-"""Under the smallest hard packet limit of the cloud brokers, with room for the topic."""
-SMALLEST_PAYLOAD_LIMIT_BYTES = 1024
-
-MAX_MESSAGE_BYTES = messages.DEFAULT_LIMIT_BYTES
 MOST_WAITING_BYTES = 8 * 1024 * 1024
 """Of a vehicle's requests that have not set out; beyond it makes no new one, unless none waits."""
 MOST_WAITING = 64
 """Messages to one vehicle that have not set out; its requests under way are four."""
 _MOST_WAITING_EVENTS = 8
-_STALL_S, _DRAIN_S = 5.0, 3.0
-_ENCODER = msgspec.msgpack.Encoder()
+_MOST_SESSIONS = 8
+"""Of one vehicle, remembered at a time."""
+_STALL_S = 5.0
 
 
-class TooManyWaiting(BlackfleetError):
-    """A vehicle for which so much waits that no more is kept; whoever misses an answer asks for it again."""
-
-
-class _Link:
-    """What both ends share."""
-
-    def __init__(
-        self,
-        transport: Transport,
-        fleet: str,
-        *,
-        payload_limit_bytes: int,
-        limit_bytes: int,
-        stall_s: float,
-        clock: Clock,
-    ) -> None:
-        self.transport = transport
-        self.fleet = topics.check_id(fleet, "fleet id")
-        self.clock = clock
-        self.limit_bytes = limit_bytes
-        """The largest message that this end takes; its status says so."""
-        self._payload_limit_bytes = payload_limit_bytes
-        self._limits: dict[str, int] = {}
-        """By vehicle: the largest message that it takes, as it has announced."""
-        self._bodies = WeightsBodies()
-        self._message_ids = itertools.count(secrets.randbits(48))
-        self._outgoing = Outgoing(transport, clock, stall_s)
-        self._intakes: list[Intake] = []
-        self._intake = self._new_intake()
-
-    def _new_intake(self) -> Intake:
-        intake = Intake(
-            clock=self.clock,
-            limit_bytes=self.limit_bytes,
-            may_send_parts=self._may_send_parts,
-            say=self._outgoing.say,
-            heed=self._outgoing.heed,
-        )
-        self._intakes.append(intake)
-        return intake
-
-    def _aside(self, topic_filter: str) -> Intake:
-        """What arrives on these topics, for another thread than the one that reads all else."""
-        intake = self._new_intake()
-        self.transport.subscribe(topic_filter, intake.deliver)
-        return intake
-
-    @property
-    def dropped(self) -> int:
-        """Messages that arrived and for which there was no room."""
-        return self._intake.dropped
-
-    def resume(self) -> None:
-        """To be called after each (re)connect: what was on its way goes on where it stopped."""
-        for intake in self._intakes:
-            intake.resume()
-
-    def receive(self, timeout_s: float) -> Received | Malformed | None:
-        """The next message, or None when `timeout_s` has passed without a whole one."""
-        self._outgoing.tick()
-        received = self._intake.receive(timeout_s)
-        if isinstance(received, Received) and isinstance(received.message, messages.Status):
-            self._note_limit(received.message)
-        return received
-
-    def announce(self, status: messages.Status) -> int:
-        """Publish a retained status, in place of one that still waits; returns the bytes that this adds.
-
-        What is known of this end's link is put into it.
-        """
-        round_trip_s = self._outgoing.round_trip_s
-        status = msgspec.structs.replace(
-            status,
-            limit_bytes=self.limit_bytes,
-            round_trip_ms=None if round_trip_s is None else max(0, round(1000 * round_trip_s)),
-            reconnects=self.transport.traffic.reconnects,
-            certificate_days=self.transport.traffic.certificate_days,
-        )
-        sending = self._sending(topics.STATUS, status.vehicle, status)
-        return sending.packet_bytes - self._outgoing.replace_waiting(sending)
-
-    def close(self) -> None:
-        """Send what waits, for a short time, and say goodbye."""
-        self._outgoing.drain(_DRAIN_S)
-        self.transport.close()
-
-    def _may_send_parts(self, vehicle: str) -> bool:
-        """Whether room is kept for unfinished messages of this sender."""
-        del vehicle
-        return True
-
-    def _note_limit(self, status: messages.Status) -> None:
-        if self._may_send_parts(status.vehicle):
-            self._limits[status.vehicle] = status.limit_bytes
-
-    def _send(self, channel: topics.Channel, vehicle: str, receiver: str, message: AnyMessage) -> Sending:
-        """Put a message on its way.
-
-        Raises:
-            MessageTooLarge: its receiver could not take it; nothing is sent.
-        """
-        self.clock.catch_up()
-        sending = self._sending(channel, vehicle, message)
-        limit_bytes = self._limits.get(receiver, MAX_MESSAGE_BYTES)
-        if sending.frames.message_bytes > limit_bytes:
-            raise MessageTooLarge(
-                f"a message {type(message).__name__} of {sending.frames.message_bytes} bytes is more than "
-                f"the {limit_bytes} bytes that {receiver!r} takes"
-            )
-        self._outgoing.send(sending)
-        return sending
-
-    def _sending(self, channel: topics.Channel, vehicle: str, message: AnyMessage) -> Sending:
-        topic = topics.topic(channel, self.fleet, vehicle)
-        limit_bytes = self._publish_limit_bytes(topic, channel.qos)
-        frames = parts.Framed(self._encode(message), limit_bytes, next(self._message_ids))
-        return Sending(frames, topic, qos=channel.qos, retain=channel.retained)
-
-    def _publish_limit_bytes(self, topic: str, qos: int) -> int:
-        """The largest payload that goes in one publish."""
-        limit_bytes = self._payload_limit_bytes
-        if self.transport.packet_limit_bytes is None:
-            return limit_bytes
-        header_bytes = publish_packet_bytes(topic, limit_bytes, qos) - limit_bytes
-        return min(limit_bytes, self.transport.packet_limit_bytes - header_bytes)
-
-    def _encode(self, message: AnyMessage) -> list[bytes]:
-        if isinstance(message, messages.Weights):
-            return self._bodies.encode(message)
-        return [_ENCODER.encode(message)]
-
-
-class VehicleLink(_Link):
+class VehicleLink(End):
     """A vehicle's end: sends up, receives down messages and the cloud's status."""
 
     def __init__(
@@ -211,7 +78,14 @@ class VehicleLink(_Link):
             clock=clock,
         )
         self.vehicle = topics.check_vehicle_id(vehicle)
+        self._cloud_limit_bytes = MAX_MESSAGE_BYTES
         self._up = topics.topic(topics.UP, self.fleet, self.vehicle)
+
+    def _note_limit(self, status: messages.Status) -> None:
+        self._cloud_limit_bytes = status.limit_bytes
+
+    def _limit_of(self, receiver: str) -> int:
+        return self._cloud_limit_bytes
 
     def on_arrival(self, wake: Callable[[], None]) -> None:
         """Have `wake` called, by the network thread, when there is something to receive; before `open`."""
@@ -265,7 +139,7 @@ class VehicleLink(_Link):
         self._outgoing.forget(self._up)
 
 
-class CloudLink(_Link):
+class CloudLink(End):
     """The cloud's end: receives all vehicles' messages and statuses, sends to one vehicle at a time."""
 
     def __init__(
@@ -286,6 +160,10 @@ class CloudLink(_Link):
         """Filters."""
         self._unheard: frozenset[str] = frozenset()
         """Who was muted when they were made."""
+        self._sessions: dict[str, str] = {}
+        """By vehicle: its process that has been taken in."""
+        self._limits: dict[str, dict[str, int]] = {}
+        """By vehicle and session: the largest message that it takes, as it has announced."""
         self.undelivered = 0
         """Messages that were not sent because too many waited."""
         super().__init__(
@@ -299,6 +177,20 @@ class CloudLink(_Link):
 
     def _may_send_parts(self, vehicle: str) -> bool:
         return self._vehicles is None or vehicle in self._vehicles
+
+    def _note_limit(self, status: messages.Status) -> None:
+        if not self._may_send_parts(status.vehicle):
+            return
+        known = self._limits.setdefault(status.vehicle, {})
+        known.pop(status.session, None)
+        known[status.session] = status.limit_bytes
+        others = [session for session in known if session != self._sessions.get(status.vehicle)]
+        for oldest in others[:-_MOST_SESSIONS]:
+            del known[oldest]
+
+    def _limit_of(self, receiver: str) -> int:
+        session = self._sessions.get(receiver, "")
+        return self._limits.get(receiver, {}).get(session, MAX_MESSAGE_BYTES)
 
     def open(self, timeout_s: float, stop: threading.Event | None = None) -> None:
         """Connect and subscribe to the fleet.
@@ -390,11 +282,7 @@ class CloudLink(_Link):
         """Note that a message of this vehicle was refused; if very many are, it is not heard for a while."""
         self._intake.refused(vehicle)
 
-    def forget(self, vehicle: str) -> None:
-        """Send nothing more of what is on its way to a vehicle: it has lost its meaning."""
+    def meet(self, vehicle: str, session: str) -> None:
+        """This process is the vehicle from now on: what is on its way to it has lost its meaning."""
+        self._sessions[vehicle] = session
         self._outgoing.forget(topics.topic(topics.DOWN, self.fleet, vehicle))
-
-
-def encode_status(status: messages.Status) -> bytes:
-    """The payload of a status, for a last will that the broker publishes in the sender's name."""
-    return parts.split(_ENCODER.encode(status), DEFAULT_PAYLOAD_LIMIT_BYTES, 0)[0]

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 from fleet_fixtures import CARS, TinyFleet, tag
 from supervision import Supervisor
 
+from cloud_server.desk.desk import Desk
 from cloud_server.desk.newcomers import Newcomers
 from cloud_server.desk.registry import Registry
+from cloud_server.desk.turns import ActiveTurn
+from cloud_server.events import Events
+from cloud_server.storage.label_store import LabelStore
 from edge_client.errors import VehicleError
 from edge_client.host import Host
-from protocol.messages import PROTOCOL_VERSION, Hello, Status
+from protocol.messages import PROTOCOL_VERSION, Hello, Status, Turn
+from protocol.session.link import CloudLink, Received
 from protocol.session.memory import MemoryBus
 
 FIRST, SECOND, THIRD = (letter * 16 for letter in "abc")
@@ -127,6 +133,69 @@ def test_bytes_of_a_process_count_when_it_is_taken_in(registry: Registry) -> Non
         record.count_up(f"{number:016x}", "status", 1)
         record.note(f"{number:016x}", online=True)
     assert (len(record.pending), len(record.sessions)) == (8, 8)
+
+
+@pytest.fixture
+def desk(registry: Registry, tmp_path: Path) -> Desk:
+    with LabelStore(tmp_path / "labels", num_classes=11) as labels:
+        return Desk(
+            CloudLink(MemoryBus().client("cloud"), "test"),
+            registry=registry,
+            labels=labels,
+            events=Events(),
+            max_answers_per_frame=8,
+            heartbeat_s=10.0,
+            retry_s=1.0,
+        )
+
+
+def _say(desk: Desk, message: Hello | Status) -> None:
+    desk.handle(Received(vehicle="car-1", message=message, packet_bytes=1))
+
+
+def _lives(session: str, **more: Any) -> Status:
+    return Status(vehicle="car-1", session=session, online=True, beat=1, **more)
+
+
+def test_process_that_was_only_silent_is_the_vehicle_again_when_it_speaks(
+    registry: Registry, desk: Desk
+) -> None:
+    record = registry.record("car-1")
+    registry.admit(_hello(SECOND))  # nothing was heard of the first for long
+    _say(desk, _lives(SECOND))
+    assert record.session == SECOND
+    _say(desk, _lives(FIRST))
+    assert (record.session, record.former, record.displaced) == (FIRST, [SECOND], None)
+    for message in (_hello(SECOND), _lives(SECOND), _hello(SECOND)):
+        _say(desk, message)
+    assert record.session == FIRST
+    registry.admit(_hello(SECOND))
+    record.note_turn(0)  # it has learnt something that the first does not have
+    _say(desk, _lives(FIRST))
+    assert record.session == SECOND
+
+
+def test_vehicle_that_says_that_it_takes_nothing_fails_alone(registry: Registry, desk: Desk) -> None:
+    turn = Turn(
+        vehicle="car-1",
+        grant="0" * 16,
+        turn_id=0,
+        step=0,
+        after_turn=None,
+        seed=0,
+        learner=None,
+        epochs=0,
+        batches=0,
+        batch_size=1,
+        uploads=(),
+    )
+    desk.active["car-1"] = active = ActiveTurn(turn=turn, granted_at=0.0)
+    _say(desk, _hello(FIRST))
+    for session, is_heeded in ((SECOND, False), (FIRST, True)):
+        desk._link._note_limit(_lives(session, limit_bytes=1))
+        desk.send("car-1", turn)
+        assert bool(active.failed) == is_heeded
+    assert desk.failure is None and "takes; it belongs to another run" in str(active.failed)
 
 
 def test_copy_of_a_vehicle_is_refused_and_the_run_goes_on_with_the_same_bits(

@@ -39,16 +39,39 @@ def _status(session: str, *, online: bool) -> Status:
     return Status(vehicle="car-1", session=session, online=online, beat=0)
 
 
-def test_first_vehicle_says_what_the_others_must_have() -> None:
-    registry = _registry()
-    assert registry.missing() == ["car-1", "car-2"]
+def test_what_most_vehicles_have_is_the_run_s_whoever_came_first() -> None:
+    cars = ("car-1", "car-2", "car-3")
+    registry = Registry(cars, label_space="camvid", feature_shapes=None)
+    assert registry.missing() == [*cars]
+    liar = _hello(vehicle="car-3", feature_shape=(8, 6, 8), image_size=(128, 96))
+    assert registry.admit(liar)
     assert registry.admit(_hello())
-    assert registry.missing() == ["car-2"]
-    assert (registry.feature_shape("car-1"), registry.image_size) == ((4, 6, 8), (64, 48))
-    with pytest.raises(RequestError, match="features of shape 4x9x8, the cloud's network takes 4x6x8"):
-        registry.admit(_hello(vehicle="car-2", feature_shape=(4, 9, 8)))
     assert registry.admit(_hello(vehicle="car-2", bundle_digest="another", encoder="another"))
-    assert registry.missing() == []
+    [(hello, reason)] = registry.settle()
+    assert hello == liar and reason.startswith(
+        "encoder 'stride8-c4' gives features of shape 8x6x8, the cloud"
+    )
+    assert (registry.feature_shape("car-1"), registry.image_size) == ((4, 6, 8), (64, 48))
+    assert registry.missing() == ["car-3"] and list(registry.declared) == ["car-1", "car-2"]
+    with pytest.raises(RequestError, match="features of shape 8x6x8, the cloud's network takes 4x6x8"):
+        registry.admit(liar)
+    registry.admit(_hello(vehicle="car-3"))
+    assert registry.settle() == [] and registry.missing() == []
+
+
+def test_of_two_vehicles_that_differ_the_first_of_the_operator_s_list_fits() -> None:
+    registry = _registry()
+    registry.admit(_hello(vehicle="car-2", image_size=(32, 24)))
+    registry.admit(_hello())
+    [(hello, reason)] = registry.settle()
+    assert (hello.vehicle, reason) == ("car-2", "images of 32x24 pixels, this run uses 64x48")
+
+
+def test_until_the_run_begins_a_vehicle_may_say_something_else() -> None:
+    registry = _registry()
+    registry.admit(_hello(frames={"train": 9, "val": 2, "test": 3}))
+    registry.admit(_hello(session="b" * 16))
+    assert len(registry.frames("car-1", "train")) == 5
 
 
 def test_repeated_hello_is_not_new_and_that_of_a_new_process_is() -> None:
@@ -66,6 +89,7 @@ def test_repeated_hello_is_not_new_and_that_of_a_new_process_is() -> None:
         ({"label_space": "cityscapes"}, "labels of 'cityscapes', this run is about 'camvid'"),
         ({"feature_shape": (0, 6, 8)}, "impossible feature shape"),
         ({"image_size": (64, -1)}, "impossible feature shape"),
+        ({"image_size": (2**30, 2**30)}, "impossible feature shape"),
         ({"feature_shape": (8, 6, 8)}, "the cloud's network takes 4x6x8; export the bundle for this run"),
         ({"frames": {"train": 0, "val": 2, "test": 3}}, "no train frames"),
         ({"frames": {"train": 5, "val": 2}}, "no test frames"),
@@ -99,6 +123,7 @@ def test_hello_that_does_not_fit_is_refused_and_changes_nothing(change: dict[str
 def test_vehicle_may_not_come_back_as_another(change: dict[str, Any], named: str, resumed: bool) -> None:
     registry = _registry()
     registry.admit(_hello())
+    registry.settle()
     if resumed:
         declared = registry.declared
         registry = _registry()
