@@ -171,7 +171,8 @@ class RunSettings(Ways, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Messages are sent in parts of at most this size; brokers have limits of their own."""
     participation: Participation = ALL
     """Vehicles that take part in a round: `all`, or so many, or such a share of them (below 1), drawn from
-    the seed for each round."""
+    the seed for each round; `first:M/N`: of N drawn the first M that finish; `async:K`: nobody is waited for,
+    K contributions are a round."""
     public_events: bool = True
     """The cloud says on the bus what happens, scores and losses among it, for `blackfleet watch BROKER_URL`;
     false = only who is there can be seen."""

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from cloud_server.algorithms.base import Context, TurnPlan, evaluation_plan, upload_limits
+from cloud_server.algorithms.closing import overlaps
 from cloud_server.algorithms.kept_loss_maps import KeptLossMaps
 from cloud_server.algorithms.one_network import OneNetwork
 from cloud_server.algorithms.replay import EVERYONE
@@ -74,6 +75,7 @@ class BlackFleet(OneNetwork):
             if one_encoder(config)
             else all_together(config.vehicles, config.rounds)
         )
+        self._overlaps = overlaps(config)
         self._arrived: dict[str, Mapping[str, Features]] = {}
         """By vehicle: what it has uploaded in this stage, once its turn is done."""
 
@@ -164,7 +166,8 @@ class BlackFleet(OneNetwork):
 
     def _keep_loss_maps(self, stage: Stage) -> None:
         """Where the loss lies after the learning: what the vehicles weight theirs by in the next round."""
-        self._loss_maps.clear()
+        if not self._overlaps:  # else those of a turn under way may be asked for
+            self._loss_maps.clear()
         if not self._weights_losses or stage.round == self._config.rounds:
             return
         for vehicle in stage.vehicles:

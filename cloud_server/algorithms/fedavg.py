@@ -31,6 +31,7 @@ from cloud_server.errors import CloudError, RequestError
 from cloud_server.schedule import Kind, Stage
 from cloud_server.training.averages import Average, LocalUpdate, average, negative_variance
 from cloud_server.training.server_optimizers import build_server_optimizer
+from cloud_server.training.staleness import caught_up
 from evaluation.errors import EvaluationError
 from evaluation.scores import ConfusionMatrix
 from protocol.batches import batch_count
@@ -53,6 +54,10 @@ class _Report:
     update: LocalUpdate | None = None
     scores: dict[str, tuple[int, ConfusionMatrix]] = field(default_factory=dict)
     """By split: number of frames, counts over them."""
+    begun: WeightArrays = field(default_factory=dict)
+    """The weights that the turn began with."""
+    begun_after: int = 0
+    """How often the cloud had moved them by then."""
 
 
 class FedAvg:
@@ -89,6 +94,8 @@ class FedAvg:
         self._optimizer = build_server_optimizer(self._federated)
         self._reports: dict[str, _Report] = {}
         self._done: set[str] = set()
+        self._moves = 0
+        """How often this process has moved the weights."""
         self._best_miou = -math.inf
         self._rounds_without_gain = 0
         self.stages = federated_stages(self._config)
@@ -123,6 +130,12 @@ class FedAvg:
         self._reports[vehicle] = _Report()
 
     def weights(self) -> tuple[WeightTensor, ...]:
+        """The global weights."""
+        return self._packed
+
+    def begin_at(self, turn: Turn) -> tuple[WeightTensor, ...]:
+        report = self._reports[turn.vehicle]
+        report.begun, report.begun_after = self._weights, self._moves
         return self._packed
 
     def take_update(self, turn: Turn, update: Update) -> None:
@@ -190,14 +203,18 @@ class FedAvg:
     def stage_done(self, stage: Stage) -> None:
         if stage.kind is Kind.TRAIN:
             # In the fleet's order, whatever the order of arrival: sums of floats depend on it.
-            updates = {
-                vehicle: self._reports[vehicle].update for vehicle in stage.vehicles if vehicle in self._done
-            }
+            reports = {vehicle: self._reports[vehicle] for vehicle in stage.vehicles if vehicle in self._done}
             self._average(
-                stage, {vehicle: update for vehicle, update in updates.items() if update is not None}
+                stage,
+                {
+                    vehicle: self._caught_up(report, report.update)
+                    for vehicle, report in reports.items()
+                    if report.update is not None
+                },
             )
             self._note_gain(stage)
-        self._reports.clear()
+        for vehicle in self._done:
+            del self._reports[vehicle]  # those of others may be of turns that go on
         self._done.clear()
 
     # What a checkpoint holds --------------------------------------------------------------------------
@@ -240,6 +257,13 @@ class FedAvg:
 
     # A round's end ------------------------------------------------------------------------------------
 
+    def _caught_up(self, report: _Report, update: LocalUpdate) -> LocalUpdate:
+        """The update as it counts now, where the weights have moved since its turn began."""
+        behind = self._moves - report.begun_after
+        if behind == 0:
+            return update
+        return caught_up(update, report.begun, self._weights, behind, self._statistics)
+
     def _average(self, stage: Stage, updates: Mapping[str, LocalUpdate]) -> None:
         """Statistics become the average; parameters what the server's optimiser makes of it."""
         averaged = average(updates, self._weights, self._federated)
@@ -260,6 +284,7 @@ class FedAvg:
                 raise CloudError(f"the global weights diverged ({name}); lower federated.server_rate")
         self._weights = {name: array.astype(np.float32) for name, array in moved.items()}
         self._packed = pack(self._weights)
+        self._moves += 1
 
     def _note_unlikely(self, stage: Stage, averaged: Average) -> None:
         """Tell whose weights count less than they would."""

@@ -101,6 +101,10 @@ class AlgorithmRow(Generic[A]):
     """What `sharing.encoder` may say besides `none`: ways in which its vehicles can have one encoder."""
     knows_present_frames: bool = False
     """What `present` says is done for its vehicles: statistics of their own, pseudo-labels, the guard."""
+    side_by_side: bool = False
+    """Vehicles of a round learn side by side, and a round may end without some of them."""
+    rounds_overlap: bool = False
+    """A vehicle's turn may begin in one round and count in a later one."""
     cloud_rests: bool = False
     """The cloud's network does next to nothing during a turn: every core may be a vehicle's."""
     trains_in_turns: bool = False

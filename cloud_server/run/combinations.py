@@ -64,7 +64,7 @@ def check_combination(config: CloudConfig) -> None:
                 f"a network that does not learn (network.learns is false) takes no steps: {name} must be 0, "
                 f"got {steps:g}"
             )
-    check_participation(config, in_one_place=row.build is None)
+    check_participation(config, row, ALGORITHMS.values())
     _check_augmentation(row, config)
     _check_sharing(row, config)
     if row.needs.whole_network:

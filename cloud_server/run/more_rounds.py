@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cloud_server.algorithms.closing import overlaps
 from cloud_server.algorithms.table import algorithm_row
 from cloud_server.config import CloudConfig
 from cloud_server.errors import CloudError
@@ -50,6 +51,8 @@ def _what_spans_all_rounds(config: CloudConfig) -> str | None:
     row = algorithm_row(config.algorithm)
     if not row.may_go_on:
         return f"{row.name} does not promise that a longer run begins like a shorter one"
+    if overlaps(config):
+        return "turns that span rounds (participation async, late.work keep) ended with the last one"
     schedules = {"first_order.schedule": config.first_order.schedule}
     if row.needs.local_head:
         schedules["local_loss.schedule"] = config.way(LocalLossPlan).schedule

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from cloud_server.algorithms.base import Algorithm, MayTakeBack
+from cloud_server.algorithms.closing import closing_of, overlaps
 from cloud_server.config import CloudConfig
 from cloud_server.desk.desk import Desk
 from cloud_server.desk.ledger import UploadLedger
@@ -85,6 +87,9 @@ class StageTurns:
         self._serve = serve
         self._seconds_disconnected = seconds_disconnected
         self._clock = clock
+        self._running: dict[str, TurnTime] = {}
+        """By vehicle: turns under way, perhaps of an earlier stage."""
+        self._overlaps = overlaps(config)
 
     def run(self, stage: Stage) -> None:
         """Run a stage's turns; where it has a deadline, again if all of them missed it.
@@ -114,52 +119,82 @@ class StageTurns:
         )
 
     def _run_turns(self, stage: Stage, vehicles: Sequence[str]) -> tuple[str, ...]:
-        """These vehicles' turns, several at a time; returns whose were finished, in the same order."""
-        waiting = list(vehicles)
-        running: dict[str, TurnTime] = {}
-        finished = set()
-        while waiting or running:
+        """These vehicles' turns, several at a time, until the stage closes; returns whose were finished, in
+        the same order, and after them those that are late from an earlier stage."""
+        closing, opened_at, running = closing_of(self._config, stage), self._clock.now(), self._running
+        if not closing.keeps_late:
+            self._let_go(stage)
+        waiting = self._longest_waiting([vehicle for vehicle in vehicles if vehicle not in running])
+        finished: set[str] = set()
+        while waiting or any(vehicle in running for vehicle in vehicles):
+            if closing.is_over(len(finished), self._clock.now() - opened_at):
+                break
             while waiting and len(running) < self._config.parallel_turns:
                 vehicle = waiting.pop(0)
                 running[vehicle] = TurnTime(self._clock.now())
                 self._grant(stage, vehicle)
             self._serve()
-            for vehicle in sorted(running):
-                active = self._desk.active[vehicle]
-                running[vehicle].look(self._clock.now(), is_paused=self._registry.vehicles[vehicle].is_paused)
-                if active.done:
-                    del running[vehicle]
-                    self._finish(stage, active)
+            for vehicle in sorted(running, key=self._arrival):
+                if len(finished) == closing.enough:
+                    break
+                if self._look_at(stage, vehicle):
                     finished.add(vehicle)
-                elif failure := active.failed or self._given_up(stage, vehicle, running[vehicle]):
-                    if self._config.patience.on_failure == "wait":
-                        running[vehicle] = TurnTime(self._clock.now())
-                        self._await(stage, active, failure)
-                        continue
-                    del running[vehicle]
-                    self._fail(stage, active, failure)
-                elif (
-                    stage.deadline_s is not None
-                    and self._clock.now() - running[vehicle].began_at > stage.deadline_s
-                ):
-                    del running[vehicle]
-                    self._drop(stage, active)
-                elif active.abandoned:
-                    if self._registry.vehicles[vehicle].is_news("restarted"):
-                        log.warning("turn %d of vehicle %s starts over", stage.number, vehicle)
-                        self._events.event("restarted", vehicle=vehicle, stage=stage.number)
-                    self._discard(active)
-                    self._grant(stage, vehicle)
-                else:
-                    self._look_after(stage, vehicle, active)
-        return tuple(vehicle for vehicle in vehicles if vehicle in finished)
+        if not closing.keeps_late:
+            self._let_go(stage)
+        late = (v for v in self._config.vehicles if v in finished and v not in vehicles)
+        return (*(vehicle for vehicle in vehicles if vehicle in finished), *late)
 
-    def _drop(self, stage: Stage, active: ActiveTurn) -> None:
+    def _look_at(self, stage: Stage, vehicle: str) -> bool:
+        """Go on with a turn that is under way; whether it is finished."""
+        active, time = self._desk.active[vehicle], self._running[vehicle]
+        time.look(self._clock.now(), is_paused=self._registry.vehicles[vehicle].is_paused)
+        if active.done:
+            del self._running[vehicle]
+            self._finish(stage, active)
+            return True
+        if failure := active.failed or self._given_up(stage, vehicle, time):
+            if self._config.patience.on_failure == "wait":
+                self._running[vehicle] = TurnTime(self._clock.now())
+                self._await(stage, active, failure)
+                return False
+            del self._running[vehicle]
+            self._fail(stage, active, failure)
+        elif stage.deadline_s is not None and self._clock.now() - time.began_at > stage.deadline_s:
+            del self._running[vehicle]
+            self._drop(stage, active, f"took over {stage.deadline_s:g} s")
+        elif active.abandoned:
+            if self._registry.vehicles[vehicle].is_news("restarted"):
+                log.warning("turn %d of vehicle %s starts over", active.turn.turn_id, vehicle)
+                self._events.event("restarted", vehicle=vehicle, stage=stage.number)
+            self._discard(active)
+            self._grant(stage, vehicle)
+        else:
+            self._look_after(stage, vehicle, active)
+        return False
+
+    def _arrival(self, vehicle: str) -> tuple[float, str]:
+        """Whose turn was done first comes first."""
+        active = self._desk.active[vehicle]
+        return (active.done_at if active.done else math.inf), vehicle
+
+    def _longest_waiting(self, vehicles: Sequence[str]) -> list[str]:
+        """Those first whose latest turn is the oldest: where rounds overlap and turns are few, each has its
+        share of them."""
+        latest = {vehicle: self._last_trained.get(vehicle, -1) for vehicle in vehicles}
+        return sorted(vehicles, key=latest.__getitem__) if self._overlaps else list(vehicles)
+
+    def _let_go(self, stage: Stage) -> None:
+        """The round goes on without those that are late."""
+        for vehicle in sorted(self._running):
+            del self._running[vehicle]
+            self._drop(stage, self._desk.active[vehicle], "was not done when the round ended")
+
+    def _drop(self, stage: Stage, active: ActiveTurn, why: str) -> None:
         """Go on without a vehicle: whatever it still sends in this turn is stale."""
         vehicle = active.turn.vehicle
         active.abandoned = True
         self._discard(active)
-        log.warning("turn %d of vehicle %s took over %g s: dropped", stage.number, vehicle, stage.deadline_s)
+        log.warning("turn %d of vehicle %s %s: dropped", active.turn.turn_id, vehicle, why)
         self._events.event("dropped", vehicle=vehicle, stage=stage.number, round=stage.round)
 
     def _await(self, stage: Stage, active: ActiveTurn, reason: str) -> None:
@@ -235,7 +270,7 @@ class StageTurns:
         vehicle = active.turn.vehicle
         record = self._registry.vehicles[vehicle]
         record.queries += active.queries
-        record.note_turn(stage.number)
+        record.note_turn(active.turn.turn_id)
         self._ledger.acknowledge(vehicle, active.uploaded["train"])
         if stage.kind in (Kind.LEARN, Kind.TRAIN):
             record.work.add(active.work)
@@ -251,7 +286,7 @@ class StageTurns:
         if taken_back:
             log.warning("turn %d of vehicle %s is taken back: it was for the worse", stage.number, vehicle)
         elif active.turn.learner is not None:
-            self._last_trained[vehicle] = stage.number
+            self._last_trained[vehicle] = active.turn.turn_id
         self._events.event(
             "turn_done",
             stage=stage.number,
@@ -262,6 +297,7 @@ class StageTurns:
             turn_queries=active.queries,
             vehicle_s=round(active.done_at - active.granted_at, 3),
             queries=record.queries,
+            **({"behind": stage.number - active.turn.turn_id} if self._overlaps and stage.kind is Kind.TRAIN else {}),
             **record.traffic(),
         )
 

@@ -25,7 +25,18 @@ LEARNING = OptionGroup(
             "participation",
             "participation",
             str,
-            "Vehicles drawn for each round: all; a number, such as 200; or a share below 1, such as 0.2.",
+            "Vehicles of a round: all; a number or share of them, drawn: 200, 0.2; first:M/N: M of N drawn; "
+            "async:K: K contributions, nobody waits.",
+        ),
+        ScenarioOption(
+            "deadline", "late.deadline_s", float, "Longest that a round waits for its vehicles, in seconds."
+        ),
+        ScenarioOption(
+            "late_work",
+            "late.work",
+            str,
+            "Work that is late for a round: drop it, or keep it for the round in which it is done.",
+            choices=("drop", "keep"),
         ),
         ScenarioOption(
             "class_weights",

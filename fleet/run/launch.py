@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 from rich.console import Console
 
+from cloud_server.algorithms.closing import depends_on_pace
 from cloud_server.algorithms.table import algorithm_row
 from cloud_server.run.results import RESULT_NAME
 from datasets.class_file import CLASSES_NAME
@@ -156,8 +157,19 @@ def _remarks_of_settings(scenario: Scenario) -> tuple[str, ...]:
     of_size = None if fitting == asked else resizing_remark(asked, fitting)
     of_algorithm = algorithm_row(scenario.algorithm).remark(scenario)
     of_absences = remark_on_absences(scenario.simulation, scenario.patience)
-    remarks = (of_size, of_algorithm, remark_on_many(scenario), of_absences)
+    of_pace = _remark_on_pace(scenario)
+    remarks = (of_size, of_algorithm, remark_on_many(scenario), of_absences, of_pace)
     return tuple(remark for remark in remarks if remark is not None)
+
+
+def _remark_on_pace(scenario: Scenario) -> str | None:
+    """That results depend on who is faster, where that is no part of a simulation."""
+    if scenario.simulation.time == "virtual" or not depends_on_pace(scenario):
+        return None
+    return (
+        "who counts in a round depends on who is faster: the same seed may end with other bits; with "
+        "--time virtual it does not"
+    )
 
 
 def _say(remarks: tuple[str, ...], console: Console) -> None:

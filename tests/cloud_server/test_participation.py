@@ -71,7 +71,10 @@ def test_anything_else_is_refused_in_one_line(said: Participation) -> None:
     ("changes", "reason"),
     [
         ({"participation": 21}, "participation 21 is more than the 20 vehicles of the fleet"),
-        ({"participation": 5, "algorithm": "centralized"}, "has all frames in one place: it must be all"),
+        (
+            {"participation": 5, "algorithm": "centralized"},
+            "has all frames in one place: participation must be all",
+        ),
         (
             {"participation": 5, "algorithm": "fedavg", "federated": FederatedPlan(client_fraction=0.5)},
             "both draw a round's vehicles; give one of them",

@@ -14,8 +14,8 @@ from protocol.messages import Ack, FetchWeights, SplitScores, Turn, TurnDone, Up
 class ExchangesWeights(ChecksEnd, Protocol):
     """An algorithm whose vehicles train the whole network and send weights."""
 
-    def weights(self) -> tuple[WeightTensor, ...]:
-        """The global weights that the stage's turns start from."""
+    def begin_at(self, turn: Turn) -> tuple[WeightTensor, ...]:
+        """The global weights, which the turn begins with."""
         ...
 
     def take_update(self, turn: Turn, update: Update) -> None:
@@ -44,7 +44,7 @@ def weight_handlers(algorithm: ExchangesWeights) -> Handlers:
 
 
 def _send(algorithm: ExchangesWeights, request: FetchWeights, visit: Visit) -> Weights:
-    return Weights(**identity(request), tensors=algorithm.weights())
+    return Weights(**identity(request), tensors=algorithm.begin_at(visit.active.turn))
 
 
 def _take_update(algorithm: ExchangesWeights, request: Update, visit: Visit) -> Ack:
