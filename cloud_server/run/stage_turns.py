@@ -297,7 +297,11 @@ class StageTurns:
             turn_queries=active.queries,
             vehicle_s=round(active.done_at - active.granted_at, 3),
             queries=record.queries,
-            **({"behind": stage.number - active.turn.turn_id} if self._overlaps and stage.kind is Kind.TRAIN else {}),
+            **(
+                {"behind": stage.number - active.turn.turn_id}
+                if self._overlaps and stage.kind is Kind.TRAIN
+                else {}
+            ),
             **record.traffic(),
         )
 
