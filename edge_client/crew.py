@@ -26,8 +26,10 @@ _AT_THE_DOOR = 4
 """Vehicles that connect, or leave, at once: that waits for the network."""
 _LEAST_CONNECT_S = 1.0
 """For a vehicle that comes to connect after the time for it has run out, as others were slow."""
-_LOOK_S = 0.001
-"""What it takes to look at a waiting vehicle, generously: a round of looks takes no more than its period."""
+_LOOK_S = 0.004
+"""A vehicle's share of the period in which all that wait are looked at; a look takes a fortieth of it."""
+_HEED_STOP_S = 0.5
+"""That nobody goes unseen for longer once the process is asked to stop."""
 _IDLE_S = 60.0
 
 
@@ -81,13 +83,16 @@ class Crew:
         connect_timeout_s: float,
         look_every_s: float,
         most_workers: int = MOST_WORKERS,
+        must_stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`look_every_s`: how long a vehicle that nothing arrives for goes unseen, at the least."""
+        """`look_every_s`: how long a vehicle that nothing arrives for goes unseen, at the least; of many
+        vehicles longer, but when the process `must_stop`."""
         self._seats = seats
         self._clock = clock
         self._connect_timeout_s = connect_timeout_s
         self._connect_by = clock.now() + connect_timeout_s
         self._look_every_s = max(look_every_s, _LOOK_S * len(seats))
+        self._must_stop = must_stop
         self._woken: queue.Queue[Seat] = queue.Queue()
         self._door = _Workers(min(_AT_THE_DOOR, len(seats)), clock)
         self._workers = _Workers(min(most_workers, len(seats)), clock)
@@ -105,31 +110,33 @@ class Crew:
         own_name = thread.name
         for seat in self._seats:
             self._door.do(partial(self._open, seat, None))
-        look_at = self._clock.now()
+        looked_at = float("-inf")
         try:
             while any(seat.at is not _At.GONE for seat in self._seats):
-                now = self._clock.now()
-                if now >= look_at:
+                if self._clock.now() >= looked_at + self._period_s():
                     for seat in self._seats:
                         self._look(seat)
-                    look_at = self._clock.now() + self._look_every_s
-                self._heed_woken(look_at)
+                    looked_at = self._clock.now()
+                self._heed_woken(looked_at)
         finally:
             thread.name = own_name
             self._workers.close()
             self._door.close()
 
-    def _heed_woken(self, until: float) -> None:
-        """Look at those for whom something has arrived, until it is time to look at all."""
-        while (left_s := until - self._clock.now()) > 0:
+    def _heed_woken(self, looked_at: float) -> None:
+        """Look at those for whom something has arrived, until it is time to look at all again."""
+        while (left_s := looked_at + self._period_s() - self._clock.now()) > 0:
             try:
-                seat = self._clock.take(self._woken, left_s)
+                seat = self._clock.take(self._woken, min(left_s, _HEED_STOP_S))
             except queue.Empty:
-                return
+                continue
             seat.woken = False
             self._look(seat)
             if seat.at is _At.GONE:
                 return
+
+    def _period_s(self) -> float:
+        return min(self._look_every_s, _HEED_STOP_S) if self._must_stop() else self._look_every_s
 
     def _look(self, seat: Seat) -> None:
         if seat.at is _At.LINE:

@@ -152,6 +152,7 @@ class Host:
             connect_timeout_s=self._config.connect_timeout_s,
             look_every_s=min(self._config.retry_s, _LOOK_S),
             most_workers=self._most_workers,
+            must_stop=self._stop.is_set,
         )
         self._wakes = [partial(crew.wake, seat) for seat in seats]
         for wake, (_, _, link, _) in zip(self._wakes, self._vehicles, strict=True):

@@ -15,6 +15,7 @@ from fleet.scenario_file import put
 MANY = 100
 """Vehicles above which a fleet has these defaults."""
 _CITY_FRAMES = 60
+_BEATS_PER_S, _LEAST_BEAT_S, _MOST_BEAT_S = 25, 10.0, 120.0
 _FOR_MANY: Mapping[str, Any] = {
     "evaluation.vehicles": 50,
     "evaluation.overlays": 1,
@@ -30,7 +31,8 @@ def put_for_many(content: dict[str, Any]) -> None:
     vehicles = content.get("vehicles")
     if not isinstance(vehicles, int) or vehicles <= MANY:
         return
-    for key, value in {**_FOR_MANY, **_cities(vehicles, content.get("dataset"))}.items():
+    many = {**_FOR_MANY, "patience.heartbeat_s": _heartbeat_s(vehicles)}
+    for key, value in {**many, **_cities(vehicles, content.get("dataset"))}.items():
         section, _, name = key.partition(".")
         given = content.get(section, {})
         if isinstance(given, Mapping) and name not in given:
@@ -53,6 +55,11 @@ def remark_on_many(scenario: Any) -> str | None:
         f"{scenario.vehicles} vehicles: short turns, and a sample of the fleet is tested, unless you say "
         f"otherwise ({', '.join(kept)})"
     )
+
+
+def _heartbeat_s(vehicles: int) -> float:
+    """Between two signs of life of a vehicle: those of all must not keep cloud, broker and vehicles busy."""
+    return min(_MOST_BEAT_S, max(_LEAST_BEAT_S, vehicles / _BEATS_PER_S))
 
 
 def _cities(vehicles: int, dataset: Any) -> dict[str, Any]:

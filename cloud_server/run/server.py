@@ -390,6 +390,8 @@ class Server:
     def _count_statuses(self) -> None:
         """The cloud's status goes to every vehicle that is there: it is part of their downlink."""
         sent = self._presence.bytes_sent
+        if sent == self._statuses_counted:
+            return
         for record in self._registry.vehicles.values():
             if record.online and record.hello:
                 record.downlink["status"] += sent - self._statuses_counted

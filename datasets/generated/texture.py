@@ -198,6 +198,13 @@ def _window(
     image[top + height : top + height + 2, max(left - 2, 0) : left + width + 2] *= 0.7
 
 
+def _around(centre: float, reach: float, size: int) -> slice:
+    """The pixels, of `size` from -1 to 1, in which a bough covers more than the empty -1, and some."""
+    scale, wide = (size - 1) / 2, 1.42 * reach
+    first, last = (centre - wide + 1) * scale - 2, (centre + wide + 1) * scale + 3
+    return slice(max(0, int(first)), max(0, int(last)))
+
+
 def crown(
     draws: Draws, shape: str, leaves: Colour, sun_side: float, light: Colour, shade: Colour
 ) -> tuple[Image, ...]:
@@ -213,18 +220,21 @@ def crown(
     """
     size = 192
     ys, xs = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j].astype(np.float32)
-    cover = np.full((size, size), -1.0, np.float32)
-    bulge = np.zeros((size, size), np.float32)
+    promoted = (xs[:1] - np.float64(0)).dtype  # of what follows, which numpy 1 and 2 decide differently
+    cover, bulge = np.full((size, size), -1.0, promoted), np.zeros((size, size), promoted)
     for bough in range(64):
         angle, radius = draws.uniform(0, 2 * np.pi), draws.uniform(0, 1) ** 0.5
         y = np.sin(angle) * radius * 0.68
         limit = {"round": 0.66, "tall": 0.36, "conifer": 0.1 + 0.5 * (y + 0.68) / 1.36, "hedge": 1.0}[shape]
         x = np.cos(angle) * radius * limit
         reach = draws.uniform(0.20, 0.32) if bough < 16 and shape != "conifer" else draws.uniform(0.09, 0.19)
-        distance = 1 - ((xs - x) ** 2 + (ys - y) ** 2) / reach**2
-        above = distance > cover
-        bulge = np.where(above, 0.6 * (y - ys) / reach + 0.6 * sun_side * (xs - x) / reach, bulge)
-        cover = np.maximum(cover, distance)
+        near = _around(y, reach, size), _around(x, reach, size)
+        xs_near, ys_near = xs[near], ys[near]
+        distance = 1 - ((xs_near - x) ** 2 + (ys_near - y) ** 2) / reach**2
+        above = distance > cover[near]
+        lit_side = 0.6 * (y - ys_near) / reach + 0.6 * sun_side * (xs_near - x) / reach
+        bulge[near] = np.where(above, lit_side, bulge[near])
+        cover[near] = np.maximum(cover[near], distance)
     row, column = draws.integer(0, TILE_PX - size), draws.integer(0, TILE_PX - size)
     leaf = leaf_tile()[row : row + size, column : column + size]
     if shape == "hedge":

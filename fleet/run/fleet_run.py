@@ -169,7 +169,7 @@ def _write_settings(job: Job) -> list[Path]:
         for vehicle, share in job.shares.items()
     ]
     paths: list[Path] = []
-    for members in _hosts_of(vehicles, scenario.per_host):
+    for members in _hosts_of(vehicles, scenario, hosts_folder if job.has_begun else None):
         host = HostConfig(
             fleet=scenario.fleet_id,
             dataset=scenario.dataset.name,
@@ -197,15 +197,35 @@ def _write_settings(job: Job) -> list[Path]:
     return paths
 
 
-def _hosts_of(vehicles: Sequence[VehicleConfig], per_host: int) -> Iterator[Sequence[VehicleConfig]]:
+def _hosts_of(
+    vehicles: Sequence[VehicleConfig], scenario: Scenario, begun: Path | None
+) -> Iterator[Sequence[VehicleConfig]]:
     """Whose vehicles share a process: neighbours; of many vehicles those far apart, as turns are granted in
-    the fleet's order, and a process computes one turn at a time."""
+    the fleet's order, and a process computes one turn at a time. Those that are tested have turns of their
+    own, and so are dealt by themselves. In a run that has begun each stays where its state is: `begun` is
+    the folder of the hosts' settings."""
+    per_host = scenario.per_host
     hosts = -(-len(vehicles) // per_host)
-    for number in range(hosts):
-        if len(vehicles) > MANY:
-            yield vehicles[number::hosts]
-        else:
+    if len(vehicles) <= MANY:
+        for number in range(hosts):
             yield vehicles[number * per_host : (number + 1) * per_host]
+        return
+    by_id = {vehicle.id: vehicle for vehicle in vehicles}
+    known = [] if begun is None else _members(begun)
+    if {name for names in known for name in names} == set(by_id):
+        yield from ([by_id[name] for name in names] for names in known)
+        return
+    tested = set(scenario.evaluated_vehicles)
+    dealt = [[v for v in vehicles if (v.id in tested) is is_tested] for is_tested in (True, False)]
+    for number in range(hosts):
+        members = {v.id for part in dealt for v in part[number::hosts]}
+        yield [vehicle for vehicle in vehicles if vehicle.id in members]
+
+
+def _members(hosts_folder: Path) -> list[list[str]]:
+    """Whose vehicles share a process, by the settings that hosts have."""
+    paths = sorted(hosts_folder.glob("host-*.json"), key=lambda path: (len(path.name), path.name))
+    return [[vehicle.id for vehicle in read_host_config(path).vehicles] for path in paths]
 
 
 def _state_database(run_folder: Path, host: int, vehicles: int) -> str | None:

@@ -119,8 +119,7 @@ class Progress(Recorder):
                     f"val mIoU {_number(event['miou'])} (best {_number(event['best'])})"
                     f"  {self._clock.left()}"
                 )
-                tail = "  ".join(filter(None, (*self._sent(), self._clock.left())))
-                self._say(*self._summaries.score(period, "val", event["miou"], line, tail))
+                self._say(*self._summaries.score(period, "val", event["miou"], line, self._tail))
             case "evaluation":
                 view.miou = event["miou"]
                 line = (
@@ -155,6 +154,10 @@ class Progress(Recorder):
     def _say(self, *lines: str) -> None:
         for line in lines if self._live is None else ():
             self._console.print(plain(line), highlight=False, markup=False, soft_wrap=True)
+
+    def _tail(self) -> str:
+        """Of a line about all vehicles."""
+        return "  ".join(filter(None, (*self._sent(), self._clock.left())))
 
     def _sent(self) -> tuple[str, str]:
         """What all vehicles have sent, and got."""

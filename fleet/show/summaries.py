@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 EACH_UP_TO = 16
@@ -44,16 +44,18 @@ class Summaries:
         self._period = ""
         self._values: dict[str, list[float]] = {}
         """By kind of score: those of this period, all of them."""
-        self._tails: dict[str, str] = {}
+        self._tails: dict[str, Callable[[], str]] = {}
         self._summed: Counter[str] = Counter()
         """By kind of score: vehicles that a line has told of."""
         self._told: Counter[str] = Counter()
         self._untold: Counter[str] = Counter()
         self._heard: Counter[str] = Counter()
 
-    def score(self, period: str, kind: str, value: float | None, line: str, tail: str = "") -> list[str]:
+    def score(
+        self, period: str, kind: str, value: float | None, line: str, tail: Callable[[], str] = lambda: ""
+    ) -> list[str]:
         """Of a vehicle that got `value` in a round or evaluation `period`, and the line that says so; `tail`
-        is what a line about all vehicles ends with."""
+        makes what a line about all vehicles ends with."""
         if self._vehicles <= EACH_UP_TO:
             return [line]
         lines = self.rest() if period != self._period else []
@@ -92,4 +94,4 @@ class Summaries:
             else "–"
         )
         parts = (self._period, kind, f"{heard} of {self._vehicles} vehicles", f"mIoU {spread}")
-        return "  ".join(filter(None, (*parts, self._tails[kind])))
+        return "  ".join(filter(None, (*parts, self._tails[kind]())))

@@ -125,6 +125,8 @@ class Mutes:
         self._on_mute = on_mute
         self._lock = threading.Lock()
         self._senders: dict[str, _Sender] = {}
+        self._latest_end = float("-inf")
+        """Of all mutes: nobody is muted from then on, which is asked for each message."""
 
     def refused(self, sender: str) -> None:
         """Something that this sender said was refused; called by the reader."""
@@ -150,6 +152,8 @@ class Mutes:
         """Who is muted now."""
         with self._lock:
             now = self._clock.now()
+            if now >= self._latest_end:
+                return frozenset()
             return frozenset(name for name, known in self._senders.items() if now < known.muted_until)
 
     def _sender(self, sender: str) -> tuple[_Sender, float]:
@@ -167,5 +171,6 @@ class Mutes:
             known.mutes, seconds = 0, _MUTED_S
         known.mutes += 1
         known.muted_until = now + seconds
+        self._latest_end = max(self._latest_end, known.muted_until)
         self.count += 1
         return self.count, seconds

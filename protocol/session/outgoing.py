@@ -180,6 +180,8 @@ class Outgoing:
         with self._changed:
             self._ticked_at = now = self._clock.now()
             for lane in self._lanes.values():
+                if not (lane.queue or lane.unconfirmed):
+                    continue  # most of a large fleet's
                 for sending in lane.in_parts():
                     if not connected or sending.unacknowledged:
                         sending.moved_at = now
