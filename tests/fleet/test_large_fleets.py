@@ -189,3 +189,11 @@ def test_a_round_in_which_not_all_took_part_is_told_before_the_next() -> None:
     lines = [line for line in _lines(1000, validated=50) if "  val  " in line]
     ends = "  val  50 of 1000 vehicles  mIoU 0.025 on average, 0.000 to 0.049  0 B up  0 B down"
     assert lines == [f"round {number}/2{ends}" for number in (1, 2)]
+
+
+@pytest.mark.parametrize(("vehicles", "heartbeat_s"), [(100, 10.0), (101, 10.0), (1000, 40.0), (10_000, 120.0)])
+def test_signs_of_life_of_a_large_fleet_come_more_seldom_unless_said_otherwise(
+    vehicles: int, heartbeat_s: float
+) -> None:
+    assert load_scenario(None, {"vehicles": vehicles}).patience.heartbeat_s == heartbeat_s
+    assert load_scenario(None, {"vehicles": vehicles, "patience.heartbeat_s": 7.0}).patience.heartbeat_s == 7.0
