@@ -191,9 +191,13 @@ def test_a_round_in_which_not_all_took_part_is_told_before_the_next() -> None:
     assert lines == [f"round {number}/2{ends}" for number in (1, 2)]
 
 
-@pytest.mark.parametrize(("vehicles", "heartbeat_s"), [(100, 10.0), (101, 10.0), (1000, 40.0), (10_000, 120.0)])
+@pytest.mark.parametrize(
+    ("vehicles", "heartbeat_s"), [(100, 10.0), (101, 10.0), (1000, 40.0), (10_000, 120.0)]
+)
 def test_signs_of_life_of_a_large_fleet_come_more_seldom_unless_said_otherwise(
     vehicles: int, heartbeat_s: float
 ) -> None:
     assert load_scenario(None, {"vehicles": vehicles}).patience.heartbeat_s == heartbeat_s
-    assert load_scenario(None, {"vehicles": vehicles, "patience.heartbeat_s": 7.0}).patience.heartbeat_s == 7.0
+    assert (
+        load_scenario(None, {"vehicles": vehicles, "patience.heartbeat_s": 7.0}).patience.heartbeat_s == 7.0
+    )
