@@ -56,6 +56,8 @@ class Settings:
     shadow_frames: int = 120
     steps: int = 300
     minutes: float | None = None
+    threads: int | None = None
+    """That compute; None = as many as there are cores to use."""
 
     def __post_init__(self) -> None:
         for name, value in (("frames", self.frames), ("shadow-frames", self.shadow_frames)):
@@ -93,7 +95,7 @@ def audit(run_folder: Path, settings: Settings, console: Console) -> Audit:
     attacks = _chosen(attacks_on(material), settings.attacks, scenario.algorithm)
     folder = run_folder / FOLDER_NAME
     identity = _identity(run_folder, vehicle, settings)
-    with readable_by_owner_alone(), _threads(usable_cores()):
+    with readable_by_owner_alone(), _threads(settings.threads or usable_cores()):
         folder.mkdir(exist_ok=True)
         frames = _write_pictures(folder, "frame", material.target.image_BHWC)
         kept: dict[str, _Kept] = {}
