@@ -89,7 +89,10 @@ def run_under_fire(recorded: Path, out: Path, seed: int, per_second: int) -> dic
             time.sleep(max(0.0, due - time.monotonic()))
         crashes = _crashes(folder)
         if cloud.exitcode != 0:
-            return _line(sent, same=False, crashes=[*crashes, f"the cloud's exit code: {cloud.exitcode}"])
+            ends = [f"{name}: {_last_line(folder, name)}" for name in ("cloud", "host-01", "host-02")]
+            crashes += [f"the cloud's exit code: {cloud.exitcode}", *ends]
+            shutil.copytree(folder / "processes", out / f"failed-{seed}", dirs_exist_ok=True)
+            return _line(sent, same=False, crashes=crashes)
     result, peace = (json.loads((each / "result.json").read_bytes()) for each in (folder, template))
     same = all(
         result[key] == peace[key] for key in ("confusion", "mean_local_miou", "mean_ood_miou", "steps")
@@ -198,6 +201,11 @@ def _crashes(folder: Path) -> list[str]:
         if "Traceback" in text:
             found.append(f"{log.stem}: {text[text.index('Traceback') :][:2000]}")
     return found
+
+
+def _last_line(folder: Path, name: str) -> str:
+    lines = (folder / "processes" / f"{name}.log").read_text(errors="replace").splitlines()
+    return lines[-1][:500] if lines else ""
 
 
 def _resident_mb(process: BaseProcess) -> float:

@@ -27,11 +27,14 @@ from datasets.class_file import is_class_file
 from datasets.readers import tabled
 from protocol.errors import MISTAKE_CODE, Mistake
 from protocol.metrics import MetricsServer, process_families
-from protocol.mqtt.broker_url import BROKER_VARIABLE
+from protocol.mqtt.broker_url import BROKER_VARIABLE, parse_broker_url
 from protocol.mqtt.connect import connector
 from protocol.mqtt.strangers import warning_of_strangers
 from protocol.mqtt.transport import NetworkLoop
 from protocol.output import outlive_readers
+from protocol.seal_files import FOLDER_NAME as SEALS
+from protocol.seal_files import check_seal, has_seal
+from protocol.session.topics import CLOUD_ID
 from protocol.showing import log_to_stderr, plain, show_anything
 from protocol.stopping import STOPPED_CODE, on_stop_signal
 from protocol.watchdog import Watchdog
@@ -57,7 +60,10 @@ def main(arguments: list[str] | None = None) -> int:
 
         check_device(config.device)
         with NetworkLoop() as loop, contextlib.ExitStack() as stack:
-            if warning := warning_of_strangers(options.broker, config.fleet, loop):
+            seals = _seals(options)
+            if warning := warning_of_strangers(
+                options.broker, config.fleet, loop, are_sealed=seals is not None
+            ):
                 log.warning("%s", warning)
             metrics = stack.enter_context(_metrics(config, options.metrics_port))
             serve(
@@ -68,6 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
                 stop=stop,
                 recorders=[metrics] if metrics is not None else [],
                 watchdog=Watchdog(os.environ),
+                seals=seals,
             )
     except Stopped:
         log.info("stopped; everything committed is in %s", options.run_dir)
@@ -157,6 +164,13 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         help="answer vehicles that drive (their --serve cloud): class maps of what they see, in the run and "
         "after it, until stopped",
     )
+    parser.add_argument(
+        "--seals",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of the run's key, cloud.seal: vehicles with theirs hear this cloud alone, and it them; "
+        "default: RUN_DIR/seals, or what ?identity= of the broker's URL names, where there is one",
+    )
     parser.add_argument("--resume", action="store_true", help="go on with the run in RUN_DIR")
     parser.add_argument(
         "--metrics-port",
@@ -165,6 +179,19 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     return parser.parse_args(arguments)
+
+
+def _seals(options: argparse.Namespace) -> Path | None:
+    """The folder of the run's key: as the option says, the run's own, or where the certificates are.
+
+    Raises:
+        SealFault: the option names a folder without.
+    """
+    if options.seals is not None:
+        check_seal(options.seals, CLOUD_ID)
+        return Path(options.seals)
+    places = (options.run_dir / SEALS, parse_broker_url(options.broker).identity)
+    return next((place for place in places if place is not None and has_seal(place, CLOUD_ID)), None)
 
 
 def _classes(name: str | None) -> dict[str, str]:

@@ -37,6 +37,7 @@ from protocol.mqtt.broker_url import BROKER_VARIABLE, parse_broker_url
 from protocol.mqtt.connect import connector
 from protocol.mqtt.transport import NetworkLoop
 from protocol.output import outlive_readers
+from protocol.seal_files import check_seal, has_seal
 from protocol.showing import log_to_stderr, plain, show_anything
 from protocol.stopping import STOPPED_CODE, on_stop_signal
 from protocol.update_signature import PUBLIC_NAME, check_public_key
@@ -60,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.broker is None:
             raise VehicleError("--broker missing; give the broker's URL, for instance mqtt://127.0.0.1:1883")
-        config = _with_updates(_config(options), options)
+        config = _with_seals(_with_updates(_config(options), options), options)
         watchdog = Watchdog(os.environ)
         with (
             NetworkLoop() as loop,
@@ -223,6 +224,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "folder that ?identity= of the broker's URL names; without either no update is taken",
     )
     parser.add_argument(
+        "--seals",
+        metavar="FOLDER",
+        help="folder of its key, NAME.seal: it hears its run's cloud alone, and is heard as itself; "
+        "default: what ?identity= of the broker's URL names, where there is one",
+    )
+    parser.add_argument(
         "--update-url",
         metavar="URL",
         help="an https:// address of a signed update, looked at every 15 minutes; default: only what the "
@@ -309,6 +316,24 @@ def _with_updates(config: HostConfig, options: argparse.Namespace) -> HostConfig
     if url is not None and key is None:
         raise VehicleError("updates from --update-url need the operator's public key: give --update-key, too")
     return msgspec.structs.replace(config, update_key=key, update_url=url)
+
+
+def _with_seals(config: HostConfig, options: argparse.Namespace) -> HostConfig:
+    """The host's settings with the folder of keys that the options name, or the broker's URL.
+
+    Raises:
+        SealFault: a key of one of its vehicles is missing there.
+    """
+    folder = options.seals or config.seals
+    names = [vehicle.id for vehicle in config.vehicles]
+    if folder is None:
+        identity = parse_broker_url(options.broker).identity
+        if identity is None or not any(has_seal(identity, name) for name in names):
+            return config
+        folder = str(identity)
+    for name in names:
+        check_seal(Path(folder), name)
+    return msgspec.structs.replace(config, seals=folder)
 
 
 def _batch_sizes(text: str) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -104,6 +105,11 @@ class Conversation:
         """Whether the cloud has taken this process in; earlier grants are for another one of this vehicle."""
         self._heard_at = link.clock.now()
         self._grants: set[str] = set()
+        self._spent: set[str] = set()
+        """Grants of attempts that are over: they come no second time, whoever says so."""
+        self._welcomed_by = ""
+        self._former: deque[str] = deque(maxlen=64)
+        """Sessions of clouds that another one has succeeded: they come no second time either."""
         self.malformed = 0
         """Messages that could not be decoded."""
         self._strange_rejects = 0
@@ -118,6 +124,10 @@ class Conversation:
         """This process says hello: it is at no turn, and takes up any that it is granted from now on."""
         self.is_welcome = False
         self._grants.clear()
+
+    def is_over(self, turn: Turn) -> None:
+        """This attempt has come to its end, whichever."""
+        self._spent.add(turn.grant)
 
     @property
     def is_away(self) -> bool:
@@ -177,8 +187,10 @@ class Conversation:
             return None
         message = received.message
         if isinstance(message, Status):
-            if message.online and message.session != self._cloud_session:
+            is_new = message.online and message.session != self._cloud_session
+            if is_new and message.session not in self._former:
                 self._cloud_session = message.session
+                self._link.meet(message.session)
                 self._on_new_cloud()
             return None
         if isinstance(message, UpdateOffer | UpdatePart):
@@ -193,8 +205,11 @@ class Conversation:
             if not self.is_welcome:
                 log.info("welcome to the fleet")
             self.is_welcome = True
+            if self._welcomed_by not in ("", self._cloud_session):
+                self._former.append(self._welcomed_by)
+            self._welcomed_by = self._cloud_session
         if isinstance(message, Turn):
-            if not self.is_welcome or message.grant in self._grants:
+            if not self.is_welcome or message.grant in self._grants | self._spent:
                 return None
             self._grants.add(message.grant)
         return message  # type: ignore[return-value]  # the topic decides: a down channel decodes only Down

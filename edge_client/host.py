@@ -39,6 +39,7 @@ from edge_client.vehicle import Vehicle, VehicleSettings, new_session
 from protocol.errors import MENDABLE
 from protocol.local_model import largest_message_bytes
 from protocol.messages import Health, Status
+from protocol.seal_files import vehicle_seal
 from protocol.session.clock import REAL_CLOCK, Clock
 from protocol.session.link import Connect, VehicleLink, encode_status
 from protocol.session.presence import Presence, heartbeat
@@ -186,7 +187,8 @@ class Host:
             self._cache(bundle.spec.image_size), splits, _sights(config, splits), names=config.names
         )
         session = new_session()
-        gone = encode_status(Status(vehicle=config.id, session=session, online=False, beat=0))
+        seal = None if host.seals is None else vehicle_seal(Path(host.seals), host.fleet, config.id, session)
+        gone = encode_status(Status(vehicle=config.id, session=session, online=False, beat=0), seal)
 
         def connected() -> None:
             link.resume()
@@ -206,6 +208,7 @@ class Host:
             limit_bytes=largest_message_bytes(folder),
             stall_s=host.retry_s,
             clock=self._clock,
+            seal=seal,
         )
         presence = Presence(
             link.announce,

@@ -126,6 +126,9 @@ class HostConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True)
     when: str | None = None
     """Whether its vehicles may work: a file with `yes` or `no`, or `command:` and a command line; None =
     always (`edge_client.permission`)."""
+    seals: str | None = None
+    """Folder of the vehicles' keys, by which they know their cloud and it knows them; None = nothing that
+    they say is sealed, and they hear anybody."""
     update_key: str | None = None
     """File of the operator's public key, with which updates must be signed; None = no update is taken."""
     update_url: str | None = None

@@ -282,12 +282,15 @@ class Vehicle:
             work = meter.work(self._bundle.spec.graphs["forward"].multiply_adds)
             tools.ask([TurnDone(**tools.header(), loss=loss, work=work)])
         except Superseded as superseded:
+            self._conversation.is_over(turn)
             log.info("turn %d starts over", superseded.turn.turn_id)
             return superseded.turn
         except Voided:
+            self._conversation.is_over(turn)
             log.info("turn %d is no longer this vehicle's", turn.turn_id)
             self._introduce()
             return None
+        self._conversation.is_over(turn)
         self.turns_done += 1
         waited = f"; {self._spool.pieces} pieces had waited on disk" if self._spool.pieces else ""
         log.info("turn %d done%s", turn.turn_id, waited)

@@ -18,6 +18,7 @@ BlackfleetError                 the root
 │   │   └── TurnRefused         this turn can't be done
 │   ├── UpdateError             protocol.update_file: an update that is none, or that nobody signed
 │   ├── KeyFault                protocol.update_signature: no key that updates can be signed or checked with
+│   ├── SealFault               protocol.seal_files: no key of a run's seals, or another one's
 │   ├── OpensslError            protocol.openssl: the program openssl is missing, or says no
 │   ├── ModelError              edge_client.predict.card: a file that is no exported model
 │   ├── SourceError             edge_client.predict.sources: nothing there that can be predicted
@@ -34,6 +35,7 @@ BlackfleetError                 the root
 │   ├── CodecError              protocol.codec.deflate: bytes that don't decode
 │   ├── WeightsError            protocol.codec.weights: weights of another network
 │   ├── PartsError              protocol.session.parts: a payload that is no message and no part of one
+│   ├── SealError               protocol.session.seal: a message whose seal is missing or another one's
 │   └── RequestError            cloud_server.errors: a request that doesn't fit
 ├── UncodableError              protocol.codec.quantiser: not finite, or too much for the bytes allowed
 ├── MessageTooLarge             protocol.session.parts: more than its receiver takes; nothing was sent

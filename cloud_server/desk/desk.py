@@ -226,9 +226,9 @@ class Desk:
                 self._events.event("joined", vehicle=hello.vehicle, encoder=encoder, frames=hello.frames)
         active = self.active.get(hello.vehicle)
         if active and not active.done:
-            if is_new or active.begun:
+            if is_new:
                 active.abandoned = True
-            else:  # it has said hello again because nobody answered; perhaps it has the grant by now
+            elif not active.begun:  # it has said hello again because nobody answered, or missed the grant
                 active.may_have_missed_grant()
 
     def _request(self, request: Request | Recall) -> None:
@@ -336,7 +336,10 @@ class Desk:
         """Answer only the fleet's own vehicles: nobody else can be expected to speak the protocol."""
         vehicle = malformed.vehicle
         if vehicle in self._registry.vehicles:
-            self._registry.vehicles[vehicle].uplink["malformed"] += malformed.packet_bytes
+            record = self._registry.vehicles[vehicle]
+            record.uplink["malformed"] += malformed.packet_bytes
+            if record.hello is None:
+                record.refused = malformed.reason
             self._reject(vehicle, "", 0, malformed.reason, final=False)
         else:
             self._note_reject(vehicle, malformed.reason)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from cloud_server.errors import CloudError
 from protocol.messages import Hello, Status
-from protocol.session.link import CloudLink, Malformed, Received, encode_status
+from protocol.session.link import CloudLink, Malformed, Received
 from protocol.session.topics import CLOUD_ID, STATUS, topic
 
 log = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ class FleetClaim:
         question = Status(vehicle=CLOUD_ID, session=self._session, online=False, beat=0)
         # Not retained: what the broker keeps is the word of the cloud that lives.
         self._link.transport.publish(
-            topic(STATUS, self._link.fleet, CLOUD_ID), encode_status(question), qos=STATUS.qos
+            topic(STATUS, self._link.fleet, CLOUD_ID), self._link.encode_status(question), qos=STATUS.qos
         )
 
     @staticmethod

@@ -17,6 +17,7 @@ from cloud_server.run.simulated import Simulated
 from cloud_server.storage.recorders import Board, RunLog
 from protocol.local_model import FOLDER_NAME, largest_message_bytes
 from protocol.messages import Status
+from protocol.seal_files import cloud_seal
 from protocol.session.clock import REAL_CLOCK, Clock
 from protocol.session.link import CloudLink, Connect, encode_status
 from protocol.session.presence import Presence, heartbeat
@@ -36,18 +37,21 @@ def serve(
     watchdog: Watchdog | None = None,
     clock: Clock = REAL_CLOCK,
     simulated: Simulated | None = None,
+    seals: Path | None = None,
 ) -> None:
     """Run the whole run over the transport that `connect` makes.
 
     `recorders` are told its events, besides the log and the board, and `watchdog` of its loop. `simulated` is
-    what a simulation adds to events and result.
+    what a simulation adds to events and result. `seals` is the folder of the run's key;
+    None: nothing is sealed.
 
     Raises:
         CloudError, BrokerUnreachable, OSError, Stopped: see `Server.run`.
     """
     run_folder.mkdir(parents=True, exist_ok=True)
     session = secrets.token_hex(8)
-    gone = encode_status(Status(vehicle=CLOUD_ID, session=session, online=False, beat=0))
+    seal = None if seals is None else cloud_seal(seals, config.fleet, session)
+    gone = encode_status(Status(vehicle=CLOUD_ID, session=session, online=False, beat=0), seal)
     will = Will(topic(STATUS, config.fleet, CLOUD_ID), gone)
     presence: Presence | None = None
     claim: FleetClaim | None = None
@@ -68,6 +72,7 @@ def serve(
             limit_bytes=largest_message_bytes(run_folder / FOLDER_NAME),
             stall_s=config.patience.retry_s,
             clock=clock,
+            seal=seal,
         )
         watchdog = watchdog or Watchdog()
         presence = Presence(

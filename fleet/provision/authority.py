@@ -5,7 +5,8 @@
     ca.crt                      whom everybody trusts
     broker/                     what the broker reads: configuration, access list, certificate, revoked ones
     FLEET/                      what `?identity=` names: of each client NAME.crt and NAME.key, ca.crt, and
-                                update.pub, by which a vehicle knows its operator's updates
+                                update.pub, by which a vehicle knows its operator's updates; NAME.seal, by
+                                which cloud and vehicle know each other, and cloud.seal, of which those are
 
 All files are their owner's alone. A certificate stands in the record before its file appears, so that none is
 ever valid that can't be revoked; the same command again makes what a crash has left unmade.
@@ -30,6 +31,7 @@ from fleet.provision.names import BROKERS, Identity, parse_common_name
 from fleet.provision.record import RECORD_NAME, Record, read_record, write_record
 from protocol.atomic import write_bytes_atomic
 from protocol.mqtt.certificates import CertificateFault, certificates_in, validity
+from protocol.seal_files import SUFFIX, make_seals
 from protocol.update_signature import PRIVATE_NAME, PUBLIC_NAME, make_key, public_key
 
 AUTHORITY_DAYS = 3650
@@ -90,7 +92,7 @@ class Authority:
     def revoke(self, whose: Identity) -> None:
         """Take back all certificates of a client; its files go."""
         self._keep(self.record.with_revoked(whose))
-        for suffix in (".key", ".crt"):
+        for suffix in (".key", ".crt", SUFFIX):
             self._files_of(whose).with_suffix(suffix).unlink(missing_ok=True)
 
     def has(self, whose: Identity) -> bool:
@@ -117,6 +119,8 @@ class Authority:
             _write(folder / "ca.crt", trusted)
             if folder != broker:
                 _write(folder / PUBLIC_NAME, update_key)
+                of_fleet = [each for each in clients if each.fleet == folder.name and each.role == "vehicle"]
+                make_seals(folder, folder.name, [each.name for each in of_fleet])
         elsewhere = self.record.broker_folder
         configuration = access.mosquitto_configuration(
             elsewhere or str(broker.absolute()), self.record.port, None if elsewhere else getpass.getuser()

@@ -16,6 +16,7 @@ from fleet.errors import OperatorError
 from fleet.provision.authority import AUTHORITY_DAYS, BROKER_FOLDER, DAYS, Authority, opened, requested
 from fleet.provision.names import BROKER, BROKERS, MORE_OBSERVERS, RESERVED, Identity, identity
 from fleet.provision.record import RECORD_NAME, Record, read_record
+from protocol.seal_files import SUFFIX
 from protocol.session.topics import check_id, check_vehicle_id
 from protocol.update_signature import PUBLIC_NAME
 
@@ -103,7 +104,8 @@ def provision(folder: Path, wishes: Wishes, say: Callable[[str], None]) -> None:
                 _issue(authority, each, wishes.days, say)
         for path, whose in requests:
             out = authority.sign(path, whose, wishes.days)
-            others = f"{out.with_name('ca.crt')} and {out.with_name(PUBLIC_NAME)}"
+            more = ("ca.crt", PUBLIC_NAME, f"{whose.name}{SUFFIX}")
+            others = " and ".join(str(out.with_name(name)) for name in more)
             say(f"{whose} until {_day(authority, whose)}: take {out}, {others} to where its key is")
         authority.write_out()
         _say_next(authority, fleet, say)
@@ -256,6 +258,6 @@ def _say_next(authority: Authority, fleet: str, say: Callable[[str], None]) -> N
     else:
         say(f"broker: mosquitto -c {configuration}; one that runs reads its files again at kill -HUP")
     say(
-        f"clients: --broker {shlex.quote(url)}; a car needs its own .crt and .key, ca.crt and {PUBLIC_NAME} "
-        "in a folder"
+        f"clients: --broker {shlex.quote(url)}; a car needs its own .crt, .key and {SUFFIX}, ca.crt and "
+        f"{PUBLIC_NAME} in a folder"
     )

@@ -43,6 +43,8 @@ from fleet.simulation.world import World
 from protocol.atomic import write_json_atomic
 from protocol.local_model import FOLDER_NAME
 from protocol.mqtt.broker_url import BROKER_VARIABLE
+from protocol.seal_files import FOLDER_NAME as SEALS
+from protocol.seal_files import make_seals
 from protocol.session.transport import BrokerUnreachable
 
 CLOUD_SETTINGS_NAME = "cloud.json"
@@ -168,6 +170,10 @@ def _write_settings(job: Job) -> list[Path]:
         )
         for vehicle, share in job.shares.items()
     ]
+    seals = None
+    if scenario.broker != MEMORY_BUS:
+        seals = str(run_folder / SEALS)
+        make_seals(run_folder / SEALS, scenario.fleet_id, scenario.vehicle_ids)
     paths: list[Path] = []
     for members in _hosts_of(vehicles, scenario, hosts_folder if job.has_begun else None):
         host = HostConfig(
@@ -190,6 +196,7 @@ def _write_settings(job: Job) -> list[Path]:
             offline_s=scenario.patience.give_up_s,
             frames_checked=True,
             step_s=scenario.patience.step_s,
+            seals=seals,
             health=not paths,  # they share a machine: one process tells of it
         )
         paths.append(hosts_folder / f"host-{len(paths) + 1:02d}.json")

@@ -16,12 +16,17 @@ from protocol.session.transport import BrokerUnreachable
 _CONNECT_S, _ECHO_S = 2.0, 1.0
 
 
-def warning_of_strangers(url: str, fleet: str, loop: NetworkLoop) -> str:
+def warning_of_strangers(url: str, fleet: str, loop: NetworkLoop, *, are_sealed: bool = False) -> str:
     """What to tell whoever starts a fleet at this broker; empty where strangers may not speak, or only those
-    who are on this machine."""
+    who are on this machine. Where messages `are_sealed` they can speak, and nobody heeds them."""
     parsed = parse_broker_url(url)
     if _is_loopback(parsed.host) or not lets_strangers_speak(url, fleet, loop):
         return ""
+    if are_sealed:
+        return (
+            f"{parsed} lets anybody listen and speak: who reaches it reads features and labels, and can keep "
+            f"vehicles from being heard; give it certificates and an access list (blackfleet provision)"
+        )
     return (
         f"{parsed} lets anybody speak in the name of cloud and vehicles: who reaches it can end them, and "
         f"reads features and labels; give it certificates and an access list (blackfleet provision)"

@@ -18,6 +18,7 @@ from protocol.session.clock import Clock
 from protocol.session.intake import AnyMessage, Intake, Malformed, Received
 from protocol.session.outgoing import Outgoing, Sending
 from protocol.session.parts import MessageTooLarge
+from protocol.session.seal import Seal, without_seal
 from protocol.session.transport import Transport, Will, publish_packet_bytes
 from protocol.session.weights_bodies import WeightsBodies
 
@@ -49,10 +50,13 @@ class End:
         limit_bytes: int,
         stall_s: float,
         clock: Clock,
+        seal: Seal | None,
     ) -> None:
+        """With `seal` all that is said is sealed, and nothing is heard that is not."""
         self.transport = transport
         self.fleet = topics.check_id(fleet, "fleet id")
         self.clock = clock
+        self._seal = seal
         self.limit_bytes = limit_bytes
         """The largest message that this end takes; its status says so."""
         self._payload_limit_bytes = payload_limit_bytes
@@ -69,6 +73,7 @@ class End:
             may_send_parts=self._may_send_parts,
             say=self._outgoing.say,
             heed=self._outgoing.heed,
+            open_seal=without_seal if self._seal is None else self._seal.open,
         )
         self._intakes.append(intake)
         return intake
@@ -113,6 +118,10 @@ class End:
         sending = self._sending(topics.STATUS, status.vehicle, status)
         return sending.packet_bytes - self._outgoing.replace_waiting(sending)
 
+    def encode_status(self, status: messages.Status) -> bytes:
+        """The payload of a status that is not announced."""
+        return encode_status(status, self._seal)
+
     def close(self) -> None:
         """Send what waits, for a short time, and say goodbye."""
         self._outgoing.drain(_DRAIN_S)
@@ -151,7 +160,11 @@ class End:
     def _sending(self, channel: topics.Channel, vehicle: str, message: AnyMessage) -> Sending:
         topic = topics.topic(channel, self.fleet, vehicle)
         limit_bytes = self._publish_limit_bytes(topic, channel.qos)
-        frames = parts.Framed(self._encode(message), limit_bytes, next(self._message_ids))
+        pieces = self._encode(message)
+        if self._seal is not None:
+            is_for_session = isinstance(message, messages.Turn)
+            pieces = self._seal.close(channel, vehicle, pieces, is_for_session=is_for_session)
+        frames = parts.Framed(pieces, limit_bytes, next(self._message_ids))
         return Sending(frames, topic, qos=channel.qos, retain=channel.retained)
 
     def _publish_limit_bytes(self, topic: str, qos: int) -> int:
@@ -168,6 +181,9 @@ class End:
         return [_ENCODER.encode(message)]
 
 
-def encode_status(status: messages.Status) -> bytes:
+def encode_status(status: messages.Status, seal: Seal | None = None) -> bytes:
     """The payload of a status, for a last will that the broker publishes in the sender's name."""
-    return parts.split(_ENCODER.encode(status), DEFAULT_PAYLOAD_LIMIT_BYTES, 0)[0]
+    pieces = [_ENCODER.encode(status)]
+    if seal is not None:
+        pieces = seal.close(topics.STATUS, status.vehicle, pieces, is_for_session=False)
+    return parts.split(b"".join(pieces), DEFAULT_PAYLOAD_LIMIT_BYTES, 0)[0]

@@ -23,6 +23,8 @@ from protocol.session.clock import Clock
 from protocol.session.inbox import FairInbox, Mutes, Waiting
 from protocol.session.parts import Say, Word
 from protocol.session.reassembly import Collected, Reassembler
+from protocol.session.seal import without_seal
+from protocol.session.topics import Channel
 from protocol.session.transport import Delivery, publish_packet_bytes
 
 log = logging.getLogger(__name__)
@@ -88,11 +90,13 @@ class Intake:
         may_send_parts: Callable[[str], bool],
         say: Callable[[str, Word], None],
         heed: Callable[[str, Word], None],
+        open_seal: Callable[[Channel, str, bytes], bytes] = without_seal,
     ) -> None:
         """`limit_bytes`: of one message, and of all unfinished ones of a sender; of those that wait to be
         read, twice as many.
 
-        `say` sends a word on a topic; `heed` gets one that is about what this client sends on a topic.
+        `say` sends a word on a topic; `heed` gets one that is about what this client sends on a topic;
+        `open_seal` gives what is in a message of a channel and vehicle, or raises a `WireError`.
         """
         self.dropped = 0
         """Messages for which there was no room; whoever misses an answer asks for it again."""
@@ -104,6 +108,7 @@ class Intake:
         self._may_send_parts = may_send_parts
         self._say = say
         self._heed = heed
+        self._open_seal = open_seal
         self._inbox: FairInbox[_Item | Malformed] = FairInbox(
             most=_INBOX_SIZE, most_of_one=_MOST_OF_ONE, most_bytes_of_one=2 * limit_bytes
         )
@@ -159,7 +164,26 @@ class Intake:
             item = self._clock.take(self._inbox, timeout_s).item
         except queue.Empty:
             return None
-        return item if isinstance(item, Malformed) else _decode(item)
+        return item if isinstance(item, Malformed) else self._decode(item)
+
+    def _decode(self, item: _Item) -> Received | Malformed:
+        vehicle = item.address.vehicle
+        try:
+            if isinstance(item.content, str):
+                raise parts.PartsError(item.content)
+            channel = item.address.channel
+            message = _DECODERS[channel.name].decode(self._open_seal(channel, vehicle, item.content.join()))
+            if message.vehicle != vehicle:
+                raise WireError(f"message of vehicle {message.vehicle!r} on the topic of {vehicle!r}")
+        except (WireError, msgspec.DecodeError, UnicodeDecodeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            return Malformed(vehicle=vehicle, reason=reason, packet_bytes=item.packet_bytes)
+        return Received(
+            vehicle=vehicle,
+            message=message,
+            packet_bytes=item.packet_bytes,
+            repeated_bytes=item.repeated_bytes,
+        )
 
     def refused(self, vehicle: str) -> None:
         """A message of this sender was refused: if it goes on so, it is not heard for a while."""
@@ -216,25 +240,6 @@ class Intake:
                 log.warning("no room for messages of %r: %d dropped so far", vehicle, self.dropped)
         self._clock.notify(self._inbox)
         self.on_arrival()
-
-
-def _decode(item: _Item) -> Received | Malformed:
-    vehicle = item.address.vehicle
-    try:
-        if isinstance(item.content, str):
-            raise parts.PartsError(item.content)
-        message = _DECODERS[item.address.channel.name].decode(item.content.join())
-        if message.vehicle != vehicle:
-            raise WireError(f"message of vehicle {message.vehicle!r} on the topic of {vehicle!r}")
-    except (WireError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        return Malformed(vehicle=vehicle, reason=reason, packet_bytes=item.packet_bytes)
-    return Received(
-        vehicle=vehicle,
-        message=message,
-        packet_bytes=item.packet_bytes,
-        repeated_bytes=item.repeated_bytes,
-    )
 
 
 def _other_way(address: topics.Address) -> str:

@@ -26,6 +26,7 @@ from protocol.session.end import (
 from protocol.session.intake import Intake, Malformed, Received
 from protocol.session.outgoing import Sending
 from protocol.session.parts import MessageTooLarge
+from protocol.session.seal import CloudSeal, VehicleSeal
 from protocol.session.transport import Transport
 
 __all__ = [
@@ -68,6 +69,7 @@ class VehicleLink(End):
         limit_bytes: int = MAX_MESSAGE_BYTES,
         stall_s: float = _STALL_S,
         clock: Clock = REAL_CLOCK,
+        seal: VehicleSeal | None = None,
     ) -> None:
         super().__init__(
             transport,
@@ -76,7 +78,9 @@ class VehicleLink(End):
             limit_bytes=limit_bytes,
             stall_s=stall_s,
             clock=clock,
+            seal=seal,
         )
+        self._own_seal = seal
         self.vehicle = topics.check_vehicle_id(vehicle)
         self._cloud_limit_bytes = MAX_MESSAGE_BYTES
         self._up = topics.topic(topics.UP, self.fleet, self.vehicle)
@@ -134,6 +138,11 @@ class VehicleLink(End):
         """By the clock, when the latest part of a message arrived whose other parts are awaited."""
         return self._intake.moved_at
 
+    def meet(self, cloud_session: str) -> None:
+        """From now on the vehicle speaks to this process of the cloud, and hears it alone."""
+        if self._own_seal is not None:
+            self._own_seal.cloud_session = cloud_session
+
     def forget(self) -> None:
         """Send nothing more of what is on its way: it has lost its meaning."""
         self._outgoing.forget(self._up)
@@ -152,6 +161,7 @@ class CloudLink(End):
         limit_bytes: int = MAX_MESSAGE_BYTES,
         stall_s: float = _STALL_S,
         clock: Clock = REAL_CLOCK,
+        seal: CloudSeal | None = None,
     ) -> None:
         """`vehicles` alone may send messages in parts, so that no stranger fills the memory; None: anyone."""
         self._vehicles = None if vehicles is None else frozenset(vehicles)
@@ -173,7 +183,10 @@ class CloudLink(End):
             limit_bytes=limit_bytes,
             stall_s=stall_s,
             clock=clock,
+            seal=seal,
         )
+        if seal is not None:
+            seal.sessions = self._sessions
 
     def _may_send_parts(self, vehicle: str) -> bool:
         return self._vehicles is None or vehicle in self._vehicles

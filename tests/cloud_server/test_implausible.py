@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,15 +18,19 @@ from torch.nn import functional
 
 from cloud_server.config import PatienceConfig
 from cloud_server.errors import CloudError
+from cloud_server.run.service import serve
 from cloud_server.training.compute import ON_CPU
 from cloud_server.training.inference import Inference
+from edge_client.host import Host
 from edge_client.turn import TurnTools
 from fleet.run.in_process import run_in_process
 from protocol.codec.tensor import encode
-from protocol.messages import LabelOffer, OfferedLabel, Status, Turn, Upload
+from protocol.messages import Finish, LabelOffer, OfferedLabel, Status, Turn, TurnFailed, Upload
 from protocol.plans.local_loss import LocalLossPlan
+from protocol.seal_files import make_seals
 from protocol.session import topics
 from protocol.session.memory import MemoryBus
+from protocol.session.transport import Transport, Will
 
 CAR, ILL = CARS[0], "car-2"
 SETTINGS: dict[str, Any] = {
@@ -76,6 +81,62 @@ def test_message_that_would_cost_or_spoil_too_much_changes_nothing(
     [reject] = fleet.events("reject")
     assert reject["reason"] == reason
     assert fleet.fingerprint() == undisturbed.fingerprint()
+
+
+def test_strangers_who_hear_all_and_say_what_they_like_change_nothing_of_a_sealed_run(
+    undisturbed: TinyFleet, tmp_path: Path
+) -> None:
+    """Forged words, and old ones of cloud and vehicles said again."""
+    bus, stop, seals = MemoryBus(), threading.Event(), tmp_path / "seals"
+    fleet = TinyFleet(undisturbed.world, tmp_path, **SETTINGS)
+    make_seals(seals, FLEET, CARS)
+    stranger = bus.client("stranger")
+    stranger.connect(0)
+    again: list[tuple[str, bytes]] = []
+    is_ours = threading.local()
+
+    def listen(topic: str, payload: bytes, qos: int) -> None:
+        address = topics.parse(topic)
+        if getattr(is_ours, "now", False) or payload[:2] != b"\x00\xc1":
+            return
+        kind = tag(payload[:1] + payload[19:])
+        if kind in ("turn", "hello", "welcome"):
+            again.append((topic, payload))
+        if kind not in ("want", "upload", "done", "ack"):
+            return
+        is_ours.now = True
+        car = address.vehicle
+        forged = {
+            topics.DOWN: Finish(vehicle=car, reason="forged"),
+            topics.UP: TurnFailed(**_header_of(payload), reason="forged"),
+        }
+        for channel, message in forged.items():
+            stranger.publish(topics.topic(channel, FLEET, car), b"\x00" + msgspec.msgpack.encode(message))
+        lie = Status(vehicle=topics.CLOUD_ID, session="5" * 16, online=True, beat=1)
+        stranger.publish(
+            topics.topic(topics.STATUS, FLEET, topics.CLOUD_ID), b"\x00" + msgspec.msgpack.encode(lie)
+        )
+        for old in again:
+            stranger.publish(*old)
+        is_ours.now = False
+
+    def connect(client_id: str, will: Will, on_connect: Callable[[], None]) -> Transport:
+        return bus.client(client_id, will=will, on_connect=on_connect)
+
+    bus.record(listen)
+    host = Host(msgspec.structs.replace(fleet.host(), seals=str(seals)), connect, stop)
+    thread = threading.Thread(target=host.run)
+    thread.start()
+    serve(fleet.config, connect, run_folder=fleet.run_folder, resume=False, stop=stop, seals=seals)
+    thread.join()
+    assert len(again) > 4 and sum(car["rejects"] for car in fleet.result()["vehicles"].values()) > 4
+    assert fleet.fingerprint() == undisturbed.fingerprint()
+    assert fleet.events("restarted") == []
+
+
+def _header_of(payload: bytes) -> dict[str, Any]:
+    _, vehicle, grant, turn_id, step, *_ = msgspec.msgpack.decode(payload[19:])
+    return {"vehicle": vehicle, "grant": grant, "turn_id": turn_id, "step": step + 1}
 
 
 def test_statuses_of_strangers_are_counted_and_logged_ever_more_rarely(
