@@ -54,7 +54,7 @@ def test_the_same_command_adds_vehicles_and_replaces_nothing(authority: Path) ->
     assert sum("is kept" in line for line in said) == 2
     after = _contents(authority / "demo")
     assert {key: after[key] for key in before} == before
-    assert {Path(key).name for key in set(after) - set(before)} == {"car-02.crt", "car-02.key"}
+    assert {Path(key).name for key in set(after) - set(before)} == {"car-02.crt", "car-02.key", "car-02.seal"}
     everything = [authority, *authority.rglob("*")]
     assert [path for path in everything if stat.S_IMODE(path.stat().st_mode) & 0o077] == []
 
