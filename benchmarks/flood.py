@@ -3,7 +3,7 @@
 `python -m benchmarks.flood` runs three vehicles with `blackfed-v2`, one after the other, over a broker. In
 every second round, while others have their turns, somebody sends 10,000 messages a second as the third: a
 byte each, statuses, requests of turns that are over, beginnings of messages that never end. In its own turns
-it sends features that inflate to a gigabyte. Prints, for each flood, the time and the cloud's CPU seconds of
+it sends features, or labels, that inflate to a gigabyte. Prints, for each flood, the time and the cloud's CPU seconds of
 the other vehicles' turns with and without it, of one run, and its memory and log before and after; and a JSON
 line.
 """
@@ -39,7 +39,7 @@ from benchmarks.small_fleets import Life, copy_settings, forked, live, start_bro
 from cloud_server.config import read_config
 from fleet import broker
 from protocol.codec.tensor import EncodedTensor
-from protocol.messages import Recall, Status, Turn, Upload
+from protocol.messages import Labels, OfferedLabel, Recall, Status, Turn, Upload
 from protocol.mqtt.broker_url import BROKER_VARIABLE
 from protocol.mqtt.transport import MqttTransport, NetworkLoop
 from protocol.session import parts, topics
@@ -91,10 +91,24 @@ def _beginnings(flood: Flood) -> Iterator[bytes]:
         yield parts.split(bytes(2000), 1200, number)[0]
 
 
-def _bombs(flood: Flood) -> Iterator[bytes]:
+def _bomb() -> bytes:
     squeeze = zlib.compressobj(9, zlib.DEFLATED, -15)
     zeros = bytes(1 << 20)
-    data = b"".join(squeeze.compress(zeros) for _ in range(_BOMB_BYTES >> 20)) + squeeze.flush()
+    return b"".join(squeeze.compress(zeros) for _ in range(_BOMB_BYTES >> 20)) + squeeze.flush()
+
+
+def _label_bombs(flood: Flood) -> Iterator[bytes]:
+    data = _bomb()
+    for step in itertools.count(10**6):
+        offered = OfferedLabel(index=0, key="bomb", digest=step.to_bytes(8, "big"), height=4096, width=4096)
+        request = Labels(
+            vehicle=FLOODER, grant=flood.grant, turn_id=flood.turn_id, step=step, labels=((offered, data),)
+        )
+        yield from parts.split(msgspec.msgpack.encode(request), 1 << 17, step)
+
+
+def _bombs(flood: Flood) -> Iterator[bytes]:
+    data = _bomb()
     for step in itertools.count(10**6):
         features = EncodedTensor(8, (4, 4, 6, 8), bytes(16), bytes(16), data)
         request = Upload(
@@ -115,6 +129,7 @@ FLOODS: dict[str, tuple[Payloads, int, bool]] = {
     "stale requests": (_stale_requests, PER_SECOND, False),
     "beginnings": (_beginnings, PER_SECOND, False),
     "zip bombs": (_bombs, 100, True),
+    "label bombs": (_label_bombs, 100, True),
 }
 """By name: payloads, how many a second, and whether they come in the flooder's own turns."""
 
@@ -220,7 +235,8 @@ class Flooded:
                     flooding.value = 0
             time.sleep(0.005)
         if cloud.exitcode:
-            raise SystemExit(f"the cloud ended with {cloud.exitcode}: {self._folder}")
+            said = (self._folder / "processes" / "cloud.log").read_text(errors="replace").splitlines()
+            raise SystemExit(f"the cloud ended with {cloud.exitcode}: {' | '.join(said[-2:])}")
         return {
             "sent": sent.value,
             "seconds": [statistics.median(turns[on].seconds) for on in (False, True)],

@@ -16,6 +16,7 @@ from protocol.errors import WireError
 from protocol.session import parts, topics
 from protocol.session.clock import REAL_CLOCK
 from protocol.session.intake import Intake, Malformed
+from protocol.session.seal import CloudSeal
 from protocol.session.transport import Delivery
 
 REFUSALS = (WireError, msgspec.DecodeError, UnicodeDecodeError)
@@ -67,6 +68,21 @@ def _parts(intake: Intake) -> Target:
     return deliver
 
 
+def _sealed(seal: CloudSeal) -> Target:
+    """One cloud's seal: a message that it opens is one that it was given to begin with."""
+
+    def open_up(data: bytes) -> object:
+        message = seal.open(topics.UP, "car-01", data)
+        if data[2:18] not in _CODES:
+            raise AssertionError("a forged seal is taken")
+        return len(message)
+
+    return open_up
+
+
+_SEAL = CloudSeal(bytes(32), "fuzz", "0" * 16)
+_CODES: set[bytes] = set()
+"""Of what it has sealed."""
 INTAKE_BYTES = 1 << 20
 
 
@@ -80,7 +96,14 @@ def targets() -> dict[str, Target]:
         heed=lambda topic, word: None,
     )
     decoders: dict[str, Target] = {name: decoder.decode for name, decoder in _DECODERS.items()}
-    return {**decoders, "features": _tensor, "label": _label, "weights": _weights, "parts": _parts(intake)}
+    return {
+        **decoders,
+        "features": _tensor,
+        "label": _label,
+        "weights": _weights,
+        "parts": _parts(intake),
+        "seal": _sealed(_SEAL),
+    }
 
 
 def seeds(recorded: Recorded) -> dict[str, list[bytes]]:
@@ -93,6 +116,9 @@ def seeds(recorded: Recorded) -> dict[str, list[bytes]]:
         if message is None:
             continue
         begin[channel].append(message)
+        if channel == topics.UP.name:
+            begin["seal"].append(b"".join(_SEAL.close(topics.UP, "car-01", [message])))
+            _CODES.add(begin["seal"][-1][2:18])
         for kind, piece in _pieces(_DECODERS[channel].decode(message)):
             begin[kind].append(piece)
     begin["parts"] += [bytes(1) + part for part in parts.split(bytes(5000), 1024, 7)]
