@@ -2,10 +2,10 @@
 
 `python -m benchmarks.flood` runs three vehicles with `blackfed-v2`, one after the other, over a broker. In
 every second round, while others have their turns, somebody sends 10,000 messages a second as the third: a
-byte each, statuses, requests of turns that are over, beginnings of messages that never end. In its own turns
-it sends features, or labels, that inflate to a gigabyte. Prints, for each flood, the time and the cloud's CPU seconds of
-the other vehicles' turns with and without it, of one run, and its memory and log before and after; and a JSON
-line.
+byte each, statuses, requests of turns that are over, beginnings of messages that never end. In its own
+turns it sends features, or labels, that inflate to a gigabyte. Prints, for each flood, the time and the
+cloud's CPU seconds of the other vehicles' turns with and without it, of one run, and its memory and log
+before and after; and a JSON line.
 """
 
 from __future__ import annotations
