@@ -51,6 +51,8 @@ MOST_WAITING_BYTES = 8 * 1024 * 1024
 MOST_WAITING = 64
 """Messages to one vehicle that have not set out; its requests under way are four."""
 _MOST_WAITING_EVENTS = 8
+_MOST_WAITING_WITH_REJECT = 16
+"""With more no rejection is sent: what others say in a vehicle's name must not crowd out its answers."""
 _MOST_SESSIONS = 8
 """Of one vehicle, remembered at a time."""
 _STALL_S = 5.0
@@ -251,7 +253,8 @@ class CloudLink(End):
             TooManyWaiting: it takes in less than it asks for; nothing is sent.
         """
         waiting = self._outgoing.waiting(topics.topic(topics.DOWN, self.fleet, vehicle))
-        if waiting >= MOST_WAITING:
+        is_reject = isinstance(message, messages.Reject)
+        if waiting >= (_MOST_WAITING_WITH_REJECT if is_reject else MOST_WAITING):
             self.undelivered += 1
             if is_logged(self.undelivered, first=1):
                 log.warning("%d messages not sent so far: too many wait", self.undelivered)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from slow_bus import HandClock, SlowBus, SlowTransport
 
 from protocol.codec.weights import WeightTensor
-from protocol.messages import Ack, FetchWeights, Hello, Labels, OfferedLabel, Status, Weights
+from protocol.messages import Ack, FetchWeights, Hello, Labels, OfferedLabel, Reject, Status, Weights
 from protocol.session import topics
 from protocol.session.link import CloudLink, Malformed, MessageTooLarge, Received, TooManyWaiting, VehicleLink
 from protocol.session.memory import MemoryBus
@@ -230,10 +230,14 @@ def test_weights_for_many_vehicles_are_encoded_once() -> None:
 def test_more_than_a_vehicle_can_ask_for_is_not_kept_and_counted() -> None:
     ends = Ends()
     ends.cloud.send("deaf", weights("deaf", (WeightTensor("w", (500_000,), bytes(2_000_000)),)))
+    reject = Reject(vehicle="deaf", grant="", step=0, reason="of somebody else", final=False)
+    with pytest.raises(TooManyWaiting, match="16 messages to 'deaf' wait already; Reject not sent"):
+        for _ in range(100):
+            ends.cloud.send("deaf", reject)
     with pytest.raises(TooManyWaiting, match="64 messages to 'deaf' wait already; Ack not sent"):
         for step in range(100):
             ends.cloud.send("deaf", Ack(vehicle="deaf", grant="0" * 16, turn_id=1, step=step))
-    assert ends.cloud.undelivered == 1
+    assert ends.cloud.undelivered == 2
 
 
 def test_forgotten_requests_are_not_sent() -> None:
