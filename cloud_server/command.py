@@ -155,8 +155,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--on-vehicle-failure",
         choices=ON_FAILURE,
-        help="when a vehicle does not join, fails or stays away: continue without it (default), wait for it, "
-        "or stop",
+        help="when a vehicle does not join, fails or stays away: continue without it (default), readmit it "
+        "when it is back, wait for it, or stop",
     )
     parser.add_argument(
         "--serve",

@@ -105,7 +105,7 @@ class UploadConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         self._one_of(("input", "logits"), "train_labels")
 
 
-ON_FAILURE = ("continue", "wait", "stop")
+ON_FAILURE = ("continue", "readmit", "wait", "stop")
 """What may become of a run when a vehicle fails."""
 
 
@@ -133,11 +133,17 @@ class PatienceConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     """For what its car may take of a turn by not allowing it to work; a week."""
     on_failure: str = "continue"
     """What becomes of the run when a vehicle does not join in `join_s`, fails, or stays away for `give_up_s`:
-    `continue` without it, `wait` until it is back, or `stop`."""
+    `continue` without it, `readmit` it to the next round after it is back, `wait` until it is back, or
+    `stop`."""
 
     def __post_init__(self) -> None:
         self._above(0, "join_s", "retry_s", "give_up_s", "heartbeat_s", "step_s", "turn_s", "paused_s")
         self._one_of(ON_FAILURE, "on_failure")
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the run goes on without a vehicle that fails."""
+        return self.on_failure in ("continue", "readmit")
 
 
 class ServingConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

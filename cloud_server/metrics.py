@@ -139,6 +139,8 @@ class RunMetrics(Recorder):
                 vehicle.online, vehicle.changed_at = False, now
             case "failed":
                 vehicle.failed, vehicle.in_turn, vehicle.changed_at = True, False, now
+            case "readmitted":
+                vehicle.failed = False
             case "turn":
                 vehicle.in_turn = True
                 self._numbers["round"] = values["round"]

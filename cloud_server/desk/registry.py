@@ -127,10 +127,8 @@ class VehicleRecord:
     def health_is_due(self, health: Health, now: float) -> bool:
         """Take in what it says of its machine; whether to tell of it: every few minutes, or if it changes."""
         before, self.health = self.health, health
-        changes = before is not None and (before.is_paused, before.is_throttled) != (
-            health.is_paused,
-            health.is_throttled,
-        )
+        now_is = (health.is_paused, health.is_throttled)
+        changes = before is not None and (before.is_paused, before.is_throttled) != now_is
         since_s = None if self.health_told_at is None else now - self.health_told_at
         if since_s is None or since_s >= _HEALTH_TOLD_EVERY_S or (changes and self.is_news("health")):
             self.health_told_at = now
@@ -232,6 +230,8 @@ class Registry:
         """Whether vehicles begin their turns at an encoder that they have in common; None: not known yet."""
         self.strangers = 0
         """Rejected messages of ids that are not in the fleet, or of none."""
+        self.readmits = False
+        """Whether who has failed, or come too late, may say hello again."""
 
     def know(self, declared: Mapping[str, Declaration], failed: Mapping[str, str]) -> None:
         """What an earlier process of this cloud knew of the vehicles."""
@@ -273,7 +273,7 @@ class Registry:
             RequestError: it doesn't; the reason is for its operator.
         """
         record = self.record(hello.vehicle)
-        if record.failed:
+        if record.failed and not self.readmits:
             raise RequestError(f"it has failed in this run, which goes on without it: {record.failed}")
         self.agreement.check(hello)
         declared, announced = record.declared, {} if self.shares_encoder else self.announced

@@ -69,5 +69,14 @@ class Roster:
         self._content.failed[vehicle] = reason
         self._write()
 
+    def take_back(self, vehicle: str) -> None:
+        """The run goes on with a vehicle that had failed.
+
+        Raises:
+            OSError: it can't be written.
+        """
+        del self._content.failed[vehicle]
+        self._write()
+
     def _write(self) -> None:
         write_bytes_atomic(self._path, msgspec.json.format(msgspec.json.encode(self._content), indent=2))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ from cloud_server.desk.served import ServedCounts
 from cloud_server.desk.versions import UsedVersion
 from cloud_server.desk.work import WorkCounts
 from cloud_server.errors import CloudError
+from cloud_server.schedule import Stage
 from cloud_server.storage.checkpoint import CheckpointError, has_checkpoint, load_checkpoint, save_checkpoint
 from protocol.errors import BlackfleetError
 from protocol.session.clock import REAL_CLOCK, Clock
@@ -69,9 +70,22 @@ class Committed:
     algorithm: Mapping[str, Any]
     vehicles: Mapping[str, Mapping[str, Any]]
     strangers: int
+    round: int | None = None
+    """Of the last stage that was committed."""
+    members: tuple[str, ...] | None = None
+    """The vehicles that the stages were numbered for; None, as the round: of an earlier version."""
 
     def restore(self, algorithm: Lasting, registry: Registry) -> None:
         """Put algorithm and counters back to where they were.
+
+        Raises:
+            CloudError: the checkpoint doesn't fit this run's network.
+        """
+        self.restore_learning(algorithm)
+        self._restore_counters(registry)
+
+    def restore_learning(self, algorithm: Lasting) -> None:
+        """Put the algorithm back to where it was.
 
         Raises:
             CloudError: the checkpoint doesn't fit this run's network.
@@ -80,6 +94,8 @@ class Committed:
             algorithm.restore(self.tensors, self.algorithm)
         except (BlackfleetError, msgspec.DecodeError, KeyError, ValueError) as error:
             raise CloudError(f"the checkpoint doesn't fit this run: {error}") from error
+
+    def _restore_counters(self, registry: Registry) -> None:
         registry.strangers += self.strangers
         for vehicle, counters in self.vehicles.items():
             record = registry.vehicles[vehicle]
@@ -155,12 +171,19 @@ class RunState:
             algorithm=meta["algorithm"],
             vehicles=meta["vehicles"],
             strangers=meta["strangers"],
+            round=meta.get("round"),
+            members=None if meta.get("members") is None else tuple(meta["members"]),
         )
 
     def commit(
-        self, next_stage: int, algorithm: Lasting, registry: Registry, last_trained: Mapping[str, int]
+        self,
+        stage: Stage,
+        algorithm: Lasting,
+        registry: Registry,
+        last_trained: Mapping[str, int],
+        members: Sequence[str],
     ) -> None:
-        """Make everything up to `next_stage` permanent.
+        """Make everything up to the end of `stage` permanent; the run's stages are numbered for `members`.
 
         Raises:
             OSError: the folder is unwritable or the disk is full; the commit before this one stands.
@@ -168,7 +191,9 @@ class RunState:
         meta = {
             "config": self._digest,
             "wall_s": self.wall_s(),
-            "next_stage": next_stage,
+            "next_stage": stage.number + 1,
+            "round": stage.round,
+            "members": list(members),
             "rounds": self._rounds,
             "last_trained": dict(last_trained),
             "algorithm": algorithm.meta(),

@@ -31,7 +31,9 @@ from cloud_server.events import Events
 from cloud_server.run.claim import FleetClaim
 from cloud_server.run.combinations import check_combination
 from cloud_server.run.equipment import run_needs
+from cloud_server.run.gathering import gather
 from cloud_server.run.persistence import RunState
+from cloud_server.run.readmission import Readmission
 from cloud_server.run.serving import Serving
 from cloud_server.run.shared_trainer import build_trainer
 from cloud_server.run.simulated import Simulated
@@ -39,6 +41,7 @@ from cloud_server.run.stage_turns import StageTurns
 from cloud_server.run.stages import StageLoop
 from cloud_server.run.updates import FOLDER_NAME as UPDATES_NAME
 from cloud_server.run.updates import Updates
+from cloud_server.schedule import Stage
 from cloud_server.storage.class_counts import ClassCounts, class_weights_of
 from cloud_server.storage.label_store import LabelStore
 from cloud_server.training.trainer import Trainer
@@ -89,6 +92,7 @@ class Server:
         except (SettingError, DatasetError) as error:
             raise CloudError(str(error)) from error
         self._config = config
+        self._evaluated = config.evaluated
         self._link = link
         self._presence = presence
         self._claim = claim
@@ -108,6 +112,8 @@ class Server:
         self._state = RunState(run_folder / "cloud", config, resume=resume)
         self._roster = Roster(run_folder / "cloud", resume=self._state.has_begun)
         self._registry.know(self._roster.declared, self._roster.failed)
+        self._registry.readmits = config.patience.on_failure == "readmit"
+        self._readmission = Readmission(self._registry, self._roster, events)
         self._labels = LabelStore(run_folder / "cloud" / "labels", num_classes=self._label_space.num_classes)
         self._desk = Desk(
             link,
@@ -157,9 +163,19 @@ class Server:
         self._updates.look_after()
         for received in said:
             self._desk.handle(received)
-        absent = self._gather()
+        absent = gather(
+            self._config, self._registry, self._serve, self._turn_away, self._link.clock.now
+        )
         self._leave_out(absent)
         self._roster.declare(self._registry.declared)
+        has_grown = False
+        while not self._run_stages(absent, has_grown=has_grown):
+            has_grown, absent = True, {}
+        self._dismiss()
+
+    def _run_stages(self, absent: Mapping[str, str], *, has_grown: bool) -> bool:
+        """Run the stages that are left to the result; false where the fleet has grown meanwhile, and they are
+        to be planned anew."""
         algorithm = self._build_algorithm()
         loop = StageLoop(
             self._config,
@@ -170,7 +186,7 @@ class Server:
             run_folder=self._run_folder,
             events=self._events,
         )
-        loop.resume()
+        loop.resume(is_same_process=has_grown)
         for vehicle, reason in absent.items():
             self._events.event("failed", vehicle=vehicle, stage=0, round=0, reason=reason)
         turns = StageTurns(
@@ -187,14 +203,29 @@ class Server:
             seconds_disconnected=self._link.transport.seconds_disconnected,
             clock=self._link.clock,
         )
+
+        def do(stage: Stage) -> None:
+            self._readmission.begin(stage, self._config.vehicles)
+            turns.run(stage)
+
         self._desk.open(algorithm_handlers(self._config.algorithm, algorithm))
         with self._served(algorithm, loop) as committed:
-            loop.run(turns.run, settle=self._settle, committed=committed)
+            if not loop.run(do, settle=self._settle, committed=committed, grows=self._grow):
+                return False
             self._desk.close()
             self._count_statuses()
             loop.conclude(self._simulated)
             self._go_on_serving()
-        self._dismiss()
+        return True
+
+    def _grow(self) -> bool:
+        """Whether vehicles have come that were not there at the start; the next round is with them."""
+        if not self._readmission.late(self._config.vehicles):
+            return False
+        self._turn_away()
+        self._leave_out({})
+        self._roster.declare(self._registry.declared)
+        return True
 
     @contextmanager
     def _served(self, algorithm: Algorithm, loop: StageLoop) -> Iterator[Callable[[], None]]:
@@ -232,38 +263,6 @@ class Server:
             self._farewell()
             raise
 
-    def _gather(self) -> dict[str, str]:
-        """Wait until every vehicle has said hello; returns why those are left out that have not.
-
-        Raises:
-            CloudError: not all have, and the run does not go on without them; or none has.
-        """
-        patience, records = self._config.patience, self._registry.vehicles
-        deadline = self._link.clock.now() + patience.join_s
-        while (missing := self._registry.missing()) or self._turn_away():
-            if missing and self._link.clock.now() > deadline:
-                absence = f"did not join within {patience.join_s:g} s"
-                refused = [f"{name} {records[name].refused}" for name in missing if records[name].refused]
-                said = (
-                    f"{len(missing)} of {len(self._config.vehicles)} vehicles {absence}: "
-                    f"{', '.join(missing[:10])}"
-                    + (f"; refused: {' | '.join(refused[:3])}" if refused else "")
-                )
-                if patience.on_failure == "wait":
-                    log.warning("waiting for them: %s", said)
-                    deadline = self._link.clock.now() + patience.join_s
-                elif patience.on_failure == "continue" and any(record.hello for record in records.values()):
-                    log.warning("the run goes on without them: %s", said)
-                    self._turn_away()
-                    return {
-                        name: f"{absence}{records[name].refused and ': ' + records[name].refused}"
-                        for name in self._registry.missing()
-                    }
-                else:
-                    raise CloudError(said)
-            self._serve()
-        return {}
-
     def _turn_away(self) -> bool:
         """The vehicles that are there settle what the settings leave open; whether some then don't fit."""
         turned_away = self._registry.settle()
@@ -282,7 +281,7 @@ class Server:
         for vehicle, reason in absent.items():
             self._registry.vehicles[vehicle].failed = reason
             self._roster.fail(vehicle, reason)
-        left, evaluated = tuple(self._registry.declared), self._config.evaluated
+        left, evaluated = tuple(self._registry.declared), self._evaluated
         if evaluated is not None:
             evaluated = tuple(vehicle for vehicle in evaluated if vehicle in self._registry.declared)
         self._config = msgspec.structs.replace(self._config, vehicles=left, evaluated=evaluated)

@@ -16,7 +16,7 @@ from cloud_server.config import CloudConfig
 from cloud_server.desk.registry import Registry
 from cloud_server.events import Events
 from cloud_server.run.more_rounds import first_stage
-from cloud_server.run.persistence import RunState
+from cloud_server.run.persistence import Committed, RunState
 from cloud_server.run.results import RESULT_NAME, RESULT_TOTALS, assemble, total_work
 from cloud_server.run.simulated import Simulated
 from cloud_server.schedule import Kind, Stage
@@ -51,8 +51,10 @@ class StageLoop:
         self.last_trained: dict[str, int] = {}
         """By vehicle: the latest turn that it has learnt in; committed with every stage."""
 
-    def resume(self) -> None:
+    def resume(self, *, is_same_process: bool = False) -> None:
         """Go back to the latest commit, if there is one, and tell what is ahead.
+
+        `is_same_process`: the fleet has grown, and its counters are what they are.
 
         Raises:
             CloudError: the checkpoint is damaged, of other settings, or doesn't fit this run's network; or
@@ -60,10 +62,13 @@ class StageLoop:
         """
         committed = self._state.load()
         if committed is not None:
-            committed.restore(self._learning, self._registry)
+            if is_same_process:
+                committed.restore_learning(self._learning)
+            else:
+                committed.restore(self._learning, self._registry)
             self.last_trained.update(committed.last_trained)
             self._first = first_stage(
-                committed.next_stage, committed.rounds, self._config, self._learning.stages
+                self._next_stage(committed), committed.rounds, self._config, self._learning.stages
             )
             log.info("the run is resumed: %d of %d stages are done", self._first, len(self._learning.stages))
         self._events.event(
@@ -75,6 +80,12 @@ class StageLoop:
             vehicles=list(self._config.vehicles),
         )
 
+    def _next_stage(self, committed: Committed) -> int:
+        """Stages are numbered for the vehicles there are: a fleet grows between two rounds."""
+        if committed.members in (None, self._config.vehicles) or committed.round is None:
+            return committed.next_stage
+        return sum(stage.round <= committed.round for stage in self._learning.stages)
+
     @property
     def committed(self) -> int:
         """How many stages are committed, or were not needed."""
@@ -85,16 +96,22 @@ class StageLoop:
         do_stage: Callable[[Stage], None],
         settle: Callable[[], None] = lambda: None,
         committed: Callable[[], None] = lambda: None,
-    ) -> None:
+        grows: Callable[[], bool] = lambda: False,
+    ) -> bool:
         """Run and commit every stage that is not committed yet and still needed.
 
         `settle` is called when a stage's work is done, to make permanent or count what its commit relies on,
-        and `committed` after the commit.
+        and `committed` after the commit. Before a round, but for the evaluation at the end, it is asked
+        whether the fleet `grows`; then this ends with false.
 
         Raises:
             OSError: the commit can't be written; the one before stands.
         """
+        before = None
         for stage in self._learning.stages[self._first :]:
+            if before is not None and stage.round != before and stage.kind is not Kind.FINAL and grows():
+                return False
+            before = stage.round
             if isinstance(self._learning, MayEndEarly) and not self._learning.is_needed(stage):
                 continue
             do_stage(stage)
@@ -102,6 +119,7 @@ class StageLoop:
             self._commit(stage)
             self._first = stage.number + 1
             committed()
+        return True
 
     def conclude(self, simulated: Simulated | None = None) -> dict[str, Any]:
         """Write `result.json`, with what a simulation tells of the run; returns its content.
@@ -128,7 +146,7 @@ class StageLoop:
 
     def _commit(self, stage: Stage) -> None:
         self._note_curve(stage)
-        self._state.commit(stage.number + 1, self._learning, self._registry, self.last_trained)
+        self._state.commit(stage, self._learning, self._registry, self.last_trained, self._config.vehicles)
         self._learning.committed()
         self._events.event("committed", stage=stage.number, round=stage.round, kind=stage.kind.value)
 

@@ -215,7 +215,8 @@ MACHINES = OptionGroup(
             "on_vehicle_failure",
             "patience.on_failure",
             str,
-            "When a vehicle does not join, fails or stays away: continue without it, wait for it, or stop.",
+            "When a vehicle does not join, fails or stays away: continue without it, readmit it when it is "
+            "back, wait for it, or stop.",
             choices=ON_FAILURE,
         ),
     ),

@@ -338,8 +338,8 @@ def _process_table(
             command=[*python, "edge_client", f"--config={path}"],
             environment={BROKER_VARIABLE: url},
             threads=scenario.encoder.threads,
-            may_fail=scenario.patience.on_failure == "continue",
-            comes_back=scenario.patience.on_failure == "wait",
+            may_fail=scenario.patience.goes_on,
+            comes_back=scenario.patience.on_failure in ("wait", "readmit"),
             vehicles=tuple(vehicle.id for vehicle in read_host_config(path).vehicles),
         )
         for path in hosts

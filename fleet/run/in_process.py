@@ -60,7 +60,7 @@ def run_in_process(
             with clock.participant(name):
                 host.run()
         except Exception as error:  # whatever ended it is raised in the caller's thread, if it ends the run
-            if config.patience.on_failure != "continue":
+            if not config.patience.goes_on:
                 failures.append(error)
                 stop.set()
 

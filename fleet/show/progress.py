@@ -134,6 +134,10 @@ class Progress(Recorder):
             case "failed":
                 view.state = "failed"
                 self._say(f"the run goes on without {event['vehicle']}: {event['reason']}")
+            case "readmitted":
+                view.state = "waiting"
+                line = f"{event['vehicle']} is back, and takes part again from round {event['round']} on"
+                self._say(*self._summaries.incident("vehicles taken back", line))
             case "awaited":
                 view.state = "awaited"
                 line = f"waiting for {event['vehicle']}: {event['reason']}"

@@ -232,6 +232,10 @@ const Fold = (() => {
       state.state[at] = FAILED;
       tell(state, event, "loss", `failed, the run goes on without it: ${event.reason}`);
     },
+    readmitted(state, event, at) {
+      state.state[at] = WAITING;
+      tell(state, event, "resume", `takes part again from round ${event.round} on: ${event.reason}`);
+    },
     awaited(state, event, at) {
       state.state[at] = LOST;
       tell(state, event, "loss", `can't go on, the run waits for it: ${event.reason}`);
