@@ -163,9 +163,7 @@ class Server:
         self._updates.look_after()
         for received in said:
             self._desk.handle(received)
-        absent = gather(
-            self._config, self._registry, self._serve, self._turn_away, self._link.clock.now
-        )
+        absent = gather(self._config, self._registry, self._serve, self._turn_away, self._link.clock.now)
         self._leave_out(absent)
         self._roster.declare(self._registry.declared)
         has_grown = False
