@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.camvid import camvid_folder
-from benchmarks.options import read_seeds, some_of
+from benchmarks.options import add_device, read_seeds, some_of
 from benchmarks.runs import Run, finish, pretrained
 from fleet.compare.spread import sample_deviation
 
@@ -209,11 +209,12 @@ def main() -> None:
         help="parted by semicolons, white-box among them; default: all",
     )
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, one thread each (default 2)")
+    add_device(parser)
     parser.add_argument("--out", type=Path, default=Path("runs/adaptation"), help="folder of the runs")
     options = parser.parse_args()
     if "white-box" not in options.methods:
         parser.error("--methods must name white-box, whose gain is the measure")
-    bench = _Bench((options.data_root or camvid_folder()).resolve(), options.out, options.jobs)
+    bench = _Bench(options)
     cells: list[Cell] = [
         (setting, condition, method)
         for setting in options.settings
@@ -246,10 +247,12 @@ def _rated_as(method: str) -> str:
 class _Bench:
     """The runs, by what they are of."""
 
-    def __init__(self, data_root: Path, out: Path, jobs: int) -> None:
-        self._data = {"dataset.name": "camvid", "dataset.root": str(data_root), "cores": 1}
-        self._out = out
-        self._jobs = jobs
+    def __init__(self, options: argparse.Namespace) -> None:
+        root = str((options.data_root or camvid_folder()).resolve())
+        data = {"dataset.name": "camvid", "dataset.root": root, "cores": 1, "device": options.device}
+        self._data: dict[str, Any] = data
+        self._out: Path = options.out
+        self._jobs: int = options.jobs
 
     def choose_rates(self, cells: Sequence[Cell], seed: int) -> dict[Cell, float | None]:
         """Each cell's rate: the one with the best validation mIoU, in the setting where it is chosen."""

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.camvid import camvid_folder
-from benchmarks.options import read_seeds
+from benchmarks.options import add_device, read_seeds
 from benchmarks.runs import Run, finish
 from fleet.broker import MEMORY_BUS
 from fleet.compare.spread import sample_deviation
@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument("--image-size", default="256x192", help="default: 256x192")
     parser.add_argument("--seeds", type=read_seeds, default="0,1,2", help="default: 0,1,2")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, one thread each (default 2)")
+    add_device(parser)
     parser.add_argument("--out", type=Path, default=Path("runs/blackfed-budget"), help="folder of the runs")
     options = parser.parse_args()
     bench = _Bench((options.data_root or camvid_folder()).resolve(), options)
@@ -93,6 +94,7 @@ class _Bench:
             "vehicles": 3,
             "image_size": options.image_size,
             "cores": 1,
+            "device": options.device,
             "broker": MEMORY_BUS,
             "evaluation.overlays": 0,
         }

@@ -4,8 +4,8 @@
 encoder, by every algorithm in turn: the same frames, steps, flips and network for all. It prints the mIoU of
 the fleet on `val` at the labels' full resolution, its share of `centralized`, bytes and time, and last one
 JSON line. `--scratch` adds each algorithm that sends features with an encoder from scratch whose features
-take as many bytes. Runs go one after the other, as time counts; finished ones are kept in `--out`, one that
-was cut off goes on.
+take as many bytes. Runs go one after the other, as time counts, unless `--jobs` says otherwise; finished
+ones are kept in `--out`, one that was cut off goes on.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.camvid import camvid_folder
-from benchmarks.options import read_seeds
+from benchmarks.options import add_device, read_seeds
 from benchmarks.runs import Run, finish
 from fleet.cli.sweep import parse_algorithms
 from fleet.compare.spread import sample_deviation
@@ -31,6 +31,7 @@ ALGORITHMS = "centralized,fedavg,split,blackfed-v2,blackfleet"
 PRETRAINED, SCRATCH = "efficientnet-lite0-s8", "stride8-c8"
 """Encoders whose features have the same shape, and so the same bytes: 8 channels at stride 8."""
 SENDS_NO_FEATURES = frozenset({"centralized", "fedavg"})
+WHOLE_NETWORK = frozenset({"fedavg", "fedprox"})
 COMMON: dict[str, Any] = {
     "rounds": 8,
     "first_order.epochs": 4,
@@ -82,6 +83,12 @@ def main() -> None:
         help=f"let {' and '.join(sorted(REPLAYING))} take every step on what has just come up",
     )
     parser.add_argument("--seeds", type=read_seeds, default="0,1,2", help="default: 0,1,2")
+    add_device(parser)
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        help="runs at once, each planned for one core; times then mean nothing (default: one, on all cores)",
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/camvid-split"), help="folder of the runs")
     options = parser.parse_args()
     root = str((options.data_root or camvid_folder()).resolve())
@@ -95,13 +102,14 @@ def main() -> None:
             settings={
                 **settings(root, options.image_size),
                 **_own(*row, replay=not options.no_replay),
+                **_place(row[0], options),
                 "seed": seed,
             },
         )
         for seed in options.seeds
         for row in rows
     }
-    finish(list(runs.values()), jobs=1)
+    finish(list(runs.values()), jobs=options.jobs or 1)
     report = summarise({row: [runs[(*row, seed)].result() for seed in options.seeds] for row in rows})
     Console(width=140).print(table(report, options.image_size))
     print(json.dumps({"benchmark": "camvid_split", "image_size": options.image_size, "runs": report}))
@@ -120,6 +128,16 @@ def settings(root: str, image_size: str) -> dict[str, Any]:
         "evaluation.overlays": 0,
         "evaluation.ood_frames": 0,
         **COMMON,
+    }
+
+
+def _place(algorithm: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Where a run computes; vehicles that train the whole network do so on the cloud's kind of device."""
+    trains = algorithm in WHOLE_NETWORK and options.device == "cuda"
+    return {
+        "device": options.device,
+        **({"encoder.training_device": "cuda"} if trains else {}),
+        **({"cores": 1} if options.jobs else {}),
     }
 
 

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.camvid import camvid_folder
-from benchmarks.options import read_seeds, some_of
+from benchmarks.options import add_device, read_seeds, some_of
 from benchmarks.runs import Run, finish, local_start
 from fleet.broker import MEMORY_BUS
 from fleet.compare.spread import sample_deviation
@@ -103,6 +103,7 @@ def main() -> None:
         help="some of the methods, with semicolons",
     )
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, one thread each (default 2)")
+    add_device(parser)
     parser.add_argument("--out", type=Path, default=Path("runs/gap-closed"), help="folder of the runs")
     options = parser.parse_args()
     for method, source in STARTED.items():
@@ -154,6 +155,7 @@ def _settings(options: argparse.Namespace, seed: int) -> dict[str, Any]:
         "dataset.root": str(root.resolve()),
         **_DATASETS[options.dataset],
         "vehicles": 1,
+        "device": options.device,
         "cores": 1,
         "broker": MEMORY_BUS,
         "encoder.name": options.encoder,

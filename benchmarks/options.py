@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Collection
 
+from cloud_server.config import DEVICES
 from fleet.cli.sweep import parse_seeds
 from fleet.errors import OperatorError
 
@@ -19,6 +20,13 @@ def read_seeds(text: str) -> tuple[int, ...]:
         return parse_seeds(text)
     except OperatorError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """`--device`, of the cloud's part of each run."""
+    parser.add_argument(
+        "--device", choices=DEVICES, default="cpu", help="what the cloud computes on (default: cpu)"
+    )
 
 
 def some_of(known: Collection[str], *, separator: str = ";") -> Callable[[str], tuple[str, ...]]:

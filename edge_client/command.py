@@ -21,6 +21,7 @@ from edge_client.encoder.providers import candidates
 from edge_client.errors import VehicleError
 from edge_client.frames import limit_opencv_threads
 from edge_client.host import Host, HostConfig, VehicleConfig, read_host_config
+from edge_client.local.network import TRAINING_DEVICES
 from edge_client.metrics import host_families, machine_families
 from edge_client.predict.model import Model
 from edge_client.predict.on_board import OnBoard
@@ -260,6 +261,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "tensorrt:trt_max_workspace_size=1000000000,device_id=0",
     )
     parser.add_argument(
+        "--training-device",
+        choices=TRAINING_DEVICES,
+        default="cpu",
+        help="what torch trains the whole network on (fedavg; default cpu)",
+    )
+    parser.add_argument(
         "--warm-up",
         type=_batch_sizes,
         default=(1, 8),
@@ -361,6 +368,7 @@ def _config(options: argparse.Namespace) -> HostConfig:
         label_space=options.label_space,
         threads=options.threads,
         provider=options.provider,
+        training_device=options.training_device,
         warm_up=options.warm_up,
         encoder_mode=options.encoder_mode,
         allowed_learners=tuple(options.allow_learner),

@@ -10,6 +10,7 @@ from datasets.conditions import Condition
 from edge_client.conversation import DEFAULT_OFFLINE_S
 from edge_client.errors import VehicleError
 from edge_client.frames import Sight
+from edge_client.local.network import TRAINING_DEVICES
 from edge_client.naming import KEYS, check_naming
 from edge_client.source.settings import SourceConfig
 from edge_client.spool import DEFAULT_SPOOL_MB
@@ -105,6 +106,8 @@ class HostConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True)
     provider: str = "auto"
     """What encoders and heads run on: `cpu`, `cuda`, `tensorrt`, or another that this ONNX Runtime has;
     `auto` = CUDA where it gives what the CPU gives, else the CPU. With options: `cuda:device_id=1`."""
+    training_device: str = "cpu"
+    """What torch trains the whole network on, in federated averaging: `cpu` or `cuda`."""
     warm_up: tuple[int, ...] = (1, 8)
     """Batch sizes for which a device other than the CPU prepares itself before the vehicle joins."""
     encoder_mode: str = "auto"
@@ -158,6 +161,10 @@ class HostConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True)
             raise SettingError(f"threads must be at least 1, got {self.threads}")
         if any(size < 1 for size in self.warm_up):
             raise SettingError(f"warm_up must be batch sizes of at least 1, got {min(self.warm_up)}")
+        if self.training_device not in TRAINING_DEVICES:
+            raise SettingError(
+                f"training_device must be one of {', '.join(TRAINING_DEVICES)}, got {self.training_device!r}"
+            )
         if self.encoder_mode not in ("auto", "bind", "rebuild"):
             raise SettingError(f"encoder_mode must be auto, bind or rebuild, got {self.encoder_mode!r}")
         for name in _DURATIONS:

@@ -135,7 +135,11 @@ class Openings:
         key = (runs.provider, runs.mode, runs.threads)
         if key not in self._models:
             self._models[key] = SharedModels(
-                self._label_space, provider=runs.provider, mode=runs.mode, threads=runs.threads
+                self._label_space,
+                provider=runs.provider,
+                mode=runs.mode,
+                threads=runs.threads,
+                training_device=self._host.training_device,
             )
         return self._models[key]
 

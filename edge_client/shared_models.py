@@ -31,12 +31,14 @@ class SharedModels:
         provider: str,
         mode: Literal["auto", "bind", "rebuild"],
         threads: int,
+        training_device: str = "cpu",
     ) -> None:
-        """For vehicles with labels of this space; `provider`, `mode` and `threads` as in `HostConfig`."""
+        """For vehicles with labels of this space; the rest as in `HostConfig`."""
         self._label_space = label_space
         self._provider = provider
         self._mode: Literal["auto", "bind", "rebuild"] = mode
         self._threads = threads
+        self._training_device = training_device
         self._bundles: dict[str, EncoderBundle] = {}
         self._encoders: dict[str, Encoder] = {}
         self._local_models: dict[str, LocalModel] = {}
@@ -82,11 +84,11 @@ class SharedModels:
         """The whole network of a folder, and where what it predicts goes; None without a folder.
 
         Raises:
-            VehicleError: torch is missing, or it is for other labels or images.
+            VehicleError: torch or its device is missing, or it is for other labels or images.
         """
         if folder is None:
             return None
-        require_torch()
+        require_torch(self._training_device)
         if folder not in self._local_models:
             self._local_models[folder] = LocalModel.load(Path(folder))
         model = self._local_models[folder]
@@ -103,6 +105,7 @@ class SharedModels:
             predictions={split: Path(where) for split, where in predictions.items()},
             latest=Path(latest) if latest else None,
             threads=self._threads,
+            device=self._training_device,
         )
 
     def local_head(self, folder: str | None, bundle: EncoderBundle) -> LocalHead | None:

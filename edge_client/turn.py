@@ -81,6 +81,8 @@ class LocalModelTools:
     """Folder for the latest predictions of a few frames, for whoever looks on; None: none are kept."""
     threads: int
     """Of torch."""
+    device: str = "cpu"
+    """Of torch."""
 
 
 class TurnTools:

@@ -23,6 +23,8 @@ class EncoderPart(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
     provider: str = "auto"
     """ONNX Runtime's: `cpu`, `cuda`, `tensorrt`, or another that it has here; `auto` = CUDA where every graph
     gives what it gives on the CPU, else the CPU. With options of its own: `cuda:device_id=1`."""
+    training_device: str = "cpu"
+    """What vehicles train the whole network on (`fedavg`): `cpu`, or `cuda`, by torch."""
     threads: int = 1
     """ONNX Runtime threads of each vehicle process."""
 

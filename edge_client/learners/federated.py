@@ -60,7 +60,7 @@ def learn_with_weights(tools: TurnTools, state: VehicleState) -> tuple[VehicleSt
         raise TurnRefused(f"the cloud's weights don't fit the local model: {error}") from error
     own = own_statistics(state) if plan.statistics == "local" else {}
     started = {**local.model.weights, **own, **received}
-    network = LocalNetwork(local.model, started, threads=local.threads)
+    network = LocalNetwork(local.model, started, threads=local.threads, device=local.device)
     _send_scores(tools, local, network)
     if turn.epochs == 0:
         return state, None
@@ -73,6 +73,7 @@ def learn_with_weights(tools: TurnTools, state: VehicleState) -> tuple[VehicleSt
             local.model,
             {name: array.astype(np.float32) for name, array in trained.items()},
             threads=local.threads,
+            device=local.device,
         )
     else:
         losses = _train(tools, network, plan, first_order)

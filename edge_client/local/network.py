@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import math
+import os
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -37,16 +38,36 @@ _RANDOM = threading.Lock()
 _TORCH_SEED_LIMIT = 1 << 63
 
 
-def require_torch() -> None:
-    """Check that local training is possible here.
+TRAINING_DEVICES = ("cpu", "cuda")
+"""What a vehicle can be told to train the whole network on."""
+_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+
+
+def require_torch(device: str = "cpu") -> None:
+    """Check that local training is possible here, on this device.
+
+    On CUDA torch is told to use algorithms that give the same bits again, as in the cloud.
 
     Raises:
-        VehicleError: torch is not installed.
+        VehicleError: torch is not installed, or finds no such device.
     """
     if importlib.util.find_spec("torch") is None:
         raise VehicleError(
             "local training (fedavg) needs torch on the vehicle: pip install 'blackfleet[federated]'"
         )
+    if device == "cpu":
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise VehicleError(
+            f"training device cuda: torch {torch.__version__} finds no CUDA device here; give "
+            "--training-device cpu"
+        )
+    # cuBLAS reads this when it first starts.
+    os.environ.setdefault(_WORKSPACE, ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,14 +89,20 @@ class LocalTraining:
 
 
 class LocalNetwork:
-    """One vehicle's copy, for one turn; deterministic for the same calls and thread count."""
+    """One vehicle's copy, for one turn; deterministic for the same calls, device and thread count."""
 
     def __init__(
-        self, model: LocalModel, weights: Mapping[str, NDArray[np.float32]], *, threads: int
+        self,
+        model: LocalModel,
+        weights: Mapping[str, NDArray[np.float32]],
+        *,
+        threads: int,
+        device: str = "cpu",
     ) -> None:
-        """Start from `weights`, which must be all of the model's entries."""
+        """Start from `weights`, which must be all of the model's entries; `device` is torch's name."""
         self._model = model
         self._threads = threads
+        self._device = device
         self._weights: WeightArrays = dict(weights)
 
     @property
@@ -94,11 +121,11 @@ class LocalNetwork:
 
         def predict(image_BHWC: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.uint8]:
             with self._deterministic(), torch.inference_mode():
-                logits_BKhw = program(torch.from_numpy(image_BHWC))
+                logits_BKhw = program(torch.from_numpy(image_BHWC).to(self._device))
                 logits_BKhw = torch.nn.functional.interpolate(
                     logits_BKhw, size=size_hw, mode="bilinear", align_corners=False
                 )
-                label_BHW: NDArray[np.uint8] = logits_BKhw.argmax(dim=1).to(torch.uint8).numpy()
+                label_BHW: NDArray[np.uint8] = logits_BKhw.argmax(dim=1).to(torch.uint8).cpu().numpy()
                 count(len(image_BHWC), self._model.spec.multiply_adds, forwards=True)
                 return label_BHW
 
@@ -119,6 +146,7 @@ class LocalNetwork:
         parameters = dict(program.named_parameters())
         start = {name: parameter.detach().clone() for name, parameter in parameters.items()}
         optimizer = _optimizer(training, list(parameters.values()))
+        generators = [torch.cuda.current_device()] if self._device == "cuda" else []
         means = []
         steps = 0
         with self._deterministic():
@@ -127,10 +155,10 @@ class LocalNetwork:
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 for image_BHWC, label_BHW in batches:
-                    with _RANDOM, torch.random.fork_rng(devices=[]):
+                    with _RANDOM, torch.random.fork_rng(devices=generators):
                         torch.manual_seed(derive_seed(training.seed, "step", steps) % _TORCH_SEED_LIMIT)
-                        logits_BKhw = program(torch.from_numpy(image_BHWC))
-                    loss = loss_of(logits_BKhw, torch.from_numpy(label_BHW))
+                        logits_BKhw = program(torch.from_numpy(image_BHWC).to(self._device))
+                    loss = loss_of(logits_BKhw, torch.from_numpy(label_BHW).to(self._device))
                     value = float(loss.item())
                     if not math.isfinite(value):
                         raise TurnRefused(
@@ -151,7 +179,7 @@ class LocalNetwork:
                     frames += len(image_BHWC)
                 means.append(total / frames)
         state = program.state_dict()
-        trained = {name: state[name].detach().contiguous().numpy().copy() for name in self._weights}
+        trained = {name: state[name].detach().cpu().contiguous().numpy().copy() for name in self._weights}
         if not all(np.isfinite(array).all() for array in trained.values()):
             raise TurnRefused("local training diverged: a weight is no longer finite; lower the rate")
         self._weights = trained
@@ -161,7 +189,7 @@ class LocalNetwork:
         """A program with the present weights in it."""
         import torch
 
-        program = _load(self._model.programs[name])
+        program = _load(self._model.programs[name], self._device)
         state = program.state_dict()
         with torch.no_grad():
             for entry, array in self._weights.items():
@@ -175,9 +203,12 @@ class LocalNetwork:
         import torch
 
         if class_weights is None:
-            plain: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = _load(self._model.programs["loss"])
+            plain: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = _load(
+                self._model.programs["loss"], self._device
+            )
             return plain
-        program, weight_K = _load(self._model.programs["weighted_loss"]), torch.from_numpy(class_weights)
+        program = _load(self._model.programs["weighted_loss"], self._device)
+        weight_K = torch.from_numpy(class_weights).to(self._device)
         return lambda logits_BKhw, label_BHW: program(logits_BKhw, label_BHW, weight_K)
 
     @contextmanager
@@ -194,12 +225,12 @@ class LocalNetwork:
             torch.set_num_threads(before)
 
 
-def _load(program: bytes) -> torch.jit.ScriptModule:
+def _load(program: bytes, device: str) -> torch.jit.ScriptModule:
     import torch
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        return torch.jit.load(io.BytesIO(program), map_location="cpu")  # type: ignore[no-any-return, no-untyped-call]
+        return torch.jit.load(io.BytesIO(program), map_location=device)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _optimizer(training: LocalTraining, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:

@@ -10,6 +10,7 @@ from cloud_server.networks.table import NETWORK_DOOR, NETWORKS
 from datasets.catalog import LABELLED, LABELLED_CHOICES
 from datasets.conditions import CONDITIONS
 from datasets.partition import METHODS
+from edge_client.local.network import TRAINING_DEVICES
 from fleet.broker import MEMORY_BUS, OWN_BROKERS
 from fleet.cli.option import OptionGroup, ScenarioOption
 from fleet.cli.options_of_learning import GROUPS_OF_LEARNING
@@ -160,6 +161,13 @@ MODELS = OptionGroup(
             "What encoders run on: cpu, cuda, tensorrt, or another that ONNX Runtime has here; auto: CUDA "
             "where it gives what the CPU gives. With options of its own: cuda:device_id=1.",
             choices=("auto", "cpu", "cuda", "tensorrt"),
+        ),
+        ScenarioOption(
+            "training_device",
+            "encoder.training_device",
+            str,
+            "What vehicles train the whole network on, where they do (fedavg): cpu, or cuda.",
+            choices=TRAINING_DEVICES,
         ),
         ScenarioOption(
             "encoder_mode",

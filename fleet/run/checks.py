@@ -15,6 +15,7 @@ from datasets.partition import METHODS
 from edge_client.encoder.providers import candidates
 from edge_client.encoder.subspaces import check_subspace
 from edge_client.learners.own import check_settings, find_learner
+from edge_client.local.network import TRAINING_DEVICES
 from fleet import broker
 from fleet.broker import MEMORY_BUS, OWN_BROKERS
 from fleet.errors import OperatorError
@@ -42,6 +43,7 @@ def check_runnable(scenario: Scenario) -> None:
     _check_name("first_order.loss", scenario.first_order.loss, LOSSES)
     _check_name("dataset.partition", scenario.dataset.partition, METHODS)
     candidates(scenario.encoder.provider)
+    _check_name("encoder.training_device", scenario.encoder.training_device, TRAINING_DEVICES)
     _check_name("encoder.mode", scenario.encoder.mode, ("auto", "bind", "rebuild"))
     frame_size = scenario.frame_size
     for name in {scenario.encoder.name, *scenario.encoders.values()}:

@@ -186,6 +186,7 @@ def _write_settings(job: Job) -> list[Path]:
             allowed_learners=named_learners(scenario),
             threads=scenario.encoder.threads,
             provider=scenario.encoder.provider,
+            training_device=scenario.encoder.training_device,
             warm_up=tuple(sorted({1, scenario.zeroth_order.batch_size, scenario.first_order.batch_size})),
             encoder_mode=mode,
             payload_limit_bytes=scenario.payload_limit_bytes,
