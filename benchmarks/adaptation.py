@@ -249,8 +249,9 @@ class _Bench:
 
     def __init__(self, options: argparse.Namespace) -> None:
         root = str((options.data_root or camvid_folder()).resolve())
-        data = {"dataset.name": "camvid", "dataset.root": root, "cores": 1, "device": options.device}
-        self._data: dict[str, Any] = data
+        self._data: dict[str, Any] = {
+            "dataset.name": "camvid", "dataset.root": root, "cores": 1, "device": options.device
+        }  # fmt: skip
         self._out: Path = options.out
         self._jobs: int = options.jobs
 

@@ -116,7 +116,8 @@ def test_training_ends_when_the_miou_has_converged(tiny_world: World, tmp_path: 
 
 
 def test_only_weights_counts_and_control_cross(silo: RecordedRun) -> None:
-    assert {type(message).__name__ for _, message in silo.log.messages} == {
+    said = {type(message).__name__ for _, message in silo.log.messages}
+    assert said - {"Recall"} == {  # which a slow machine may add
         "Hello", "Welcome", "Turn", "FetchWeights", "Weights", "Update", "SplitScores", "TurnDone", "Ack",
         "Finish", "Status", "Happened", "Past",
     }  # fmt: skip
