@@ -25,7 +25,7 @@ def read_seeds(text: str) -> tuple[int, ...]:
 def add_device(parser: argparse.ArgumentParser) -> None:
     """`--device`, of the cloud's part of each run."""
     parser.add_argument(
-        "--device", choices=DEVICES, default="cpu", help="what the cloud computes on (default: cpu)"
+        "--device", choices=DEVICES, default="auto", help="what the cloud computes on (default: auto)"
     )
 
 
