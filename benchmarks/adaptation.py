@@ -4,9 +4,8 @@
 fog, night and a colour cast of severity 3: per-channel scales and biases (`film`) learn, at equal uplink
 bytes. Four settings: the cloud's network may not change and the vehicle has labels; the same without labels,
 from the entropy of the cloud's predictions; without labels, with BatchNorm statistics of the vehicle's own
-frames in the cloud, and the guard; and a network that learns along. Of three learning rates each method gets
-the one with the best validation mIoU at the first seed and the frozen network. Prints a table for each
-setting and last one JSON line; finished runs are kept in `--out`.
+frames in the cloud, and the guard; and a network that learns along. Of three rates each method gets the one
+with the best validation mIoU at the first seed and the frozen network. Finished runs are kept in `--out`.
 """
 
 from __future__ import annotations
@@ -249,8 +248,8 @@ class _Bench:
 
     def __init__(self, options: argparse.Namespace) -> None:
         root = str((options.data_root or camvid_folder()).resolve())
-        self._data = dict[str, Any]({"dataset.name": "camvid", "dataset.root": root, "cores": 1})
-        self._data["device"] = options.device
+        data = {"dataset.name": "camvid", "dataset.root": root}
+        self._data: dict[str, Any] = {**data, "cores": 1, "device": options.device}
         self._out: Path = options.out
         self._jobs: int = options.jobs
 
