@@ -179,6 +179,9 @@ class RunSettings(Ways, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Vehicles that take part in a round: `all`, or so many, or such a share of them (below 1), drawn from
     the seed for each round; `first:M/N`: of N drawn the first M that finish; `async:K`: nobody is waited for,
     K contributions are a round."""
+    commit_every: int = 1
+    """Stages that are committed together where each is one vehicle's turn and no vehicle is in two of them; a
+    cloud that is killed does as many again at most. 1 = each by itself."""
     public_events: bool = True
     """The cloud says on the bus what happens, scores and losses among it, for `blackfleet watch BROKER_URL`;
     false = only who is there can be seen."""
@@ -195,7 +198,7 @@ class RunSettings(Ways, frozen=True, kw_only=True, forbid_unknown_fields=True):
     patience: PatienceConfig = PatienceConfig()
 
     def __post_init__(self) -> None:
-        self._at_least(1, "rounds")
+        self._at_least(1, "rounds", "commit_every")
         self._at_least(SMALLEST_PAYLOAD_LIMIT_BYTES, "payload_limit_bytes")
         if not 0 <= self.seed < 2**63:
             raise SettingError(f"seed must be at least 0 and below 2^63, got {self.seed}")

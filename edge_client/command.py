@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
         config = _with_seals(_with_updates(_config(options), options), options)
         watchdog = Watchdog(os.environ)
         with (
-            NetworkLoop() as loop,
+            NetworkLoop(len(config.vehicles)) as loop,
             _serving(config, watchdog) as serving,
             _recorded(config, stop, serving) as recording,
             _pulling(config, options.broker) as pulled,

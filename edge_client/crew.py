@@ -26,8 +26,8 @@ _AT_THE_DOOR = 4
 """Vehicles that connect, or leave, at once: that waits for the network."""
 _LEAST_CONNECT_S = 1.0
 """For a vehicle that comes to connect after the time for it has run out, as others were slow."""
-_LOOK_S = 0.004
-"""A vehicle's share of the period in which all that wait are looked at; a look takes a fortieth of it."""
+_LOOK_S, _MOST_LOOK_S = 0.01, 30.0
+"""A vehicle's share of the period in which all that wait are looked at; a look takes a hundredth of it."""
 _HEED_STOP_S = 0.5
 """That nobody goes unseen for longer once the process is asked to stop."""
 _IDLE_S = 60.0
@@ -91,7 +91,7 @@ class Crew:
         self._clock = clock
         self._connect_timeout_s = connect_timeout_s
         self._connect_by = clock.now() + connect_timeout_s
-        self._look_every_s = max(look_every_s, _LOOK_S * len(seats))
+        self._look_every_s = max(look_every_s, min(_MOST_LOOK_S, _LOOK_S * len(seats)))
         self._must_stop = must_stop
         self._woken: queue.Queue[Seat] = queue.Queue()
         self._door = _Workers(min(_AT_THE_DOOR, len(seats)), clock)

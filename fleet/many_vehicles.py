@@ -15,6 +15,8 @@ from fleet.scenario_file import put
 MANY = 100
 """Vehicles above which a fleet has these defaults."""
 _CITY_FRAMES = 60
+_COMMITS_A_ROUND = 100
+"""Of an algorithm that has a stage for each vehicle, about."""
 _BEATS_PER_S, _LEAST_BEAT_S, _MOST_BEAT_S = 25, 10.0, 120.0
 _FOR_MANY: Mapping[str, Any] = {
     "evaluation.vehicles": 50,
@@ -32,6 +34,7 @@ def put_for_many(content: dict[str, Any]) -> None:
     if not isinstance(vehicles, int) or vehicles <= MANY:
         return
     many = {**_FOR_MANY, "patience.heartbeat_s": _heartbeat_s(vehicles)}
+    content.setdefault("commit_every", vehicles // _COMMITS_A_ROUND)
     for key, value in {**many, **_cities(vehicles, content.get("dataset"))}.items():
         section, _, name = key.partition(".")
         given = content.get(section, {})

@@ -266,6 +266,15 @@ class Algorithm(Learning, Protocol):
 
 
 @runtime_checkable
+class MayWaitForCommit(Protocol):
+    """An algorithm whose stages need not be committed one by one."""
+
+    def stage_kept(self) -> None:
+        """A stage is over, and is committed now or together with some that follow: a turn of those that
+        starts over goes back to the present state."""
+
+
+@runtime_checkable
 class MayEndEarly(Protocol):
     """An algorithm that may find further stages useless."""
 

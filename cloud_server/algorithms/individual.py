@@ -96,6 +96,9 @@ class OwnNetworks:
     def restore(self, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
         self._store.restore(meta["own"])
 
+    def stage_kept(self) -> None:
+        pass  # what was learnt is in the store
+
     def committed(self) -> None:
         self._store.prune()
 

@@ -73,6 +73,9 @@ class OneNetwork:
         if self._best:
             self._best.restore(meta["best"])
 
+    def stage_kept(self) -> None:
+        """See `MayWaitForCommit`: a turn changes nothing before its end."""
+
     def committed(self) -> None:
         if self._best:
             self._best.prune()

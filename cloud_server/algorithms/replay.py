@@ -35,7 +35,7 @@ class Replay:
         self._seed = context.config.seed
         self._shared = shared
         self._caches: dict[str, FeatureCache] = {}
-        self._committed: dict[str, Content] = {}
+        self._kept: dict[str, Content] = {}
 
     def keep(self, vehicle: str, train: Features) -> None:
         """Take in what a vehicle has uploaded of its train frames."""
@@ -65,14 +65,14 @@ class Replay:
         return used
 
     def begin(self, vehicle: str) -> None:
-        """A turn starts, perhaps over again: back to what was committed."""
+        """A turn starts, perhaps over again: back to what was kept of the stages before."""
         name = self._name(vehicle)
         if name in self._caches:
-            self._caches[name].restore(self._committed.get(name, {}))
+            self._caches[name].restore(self._kept.get(name, {}))
 
-    def committed(self) -> None:
-        """What is here now is on disk."""
-        self._committed = {name: cache.content() for name, cache in self._caches.items()}
+    def stage_kept(self) -> None:
+        """See `MayWaitForCommit`."""
+        self._kept = {name: cache.content() for name, cache in self._caches.items()}
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What a checkpoint must hold, besides `meta`; all names begin with /replay."""
@@ -88,7 +88,7 @@ class Replay:
         for name, state in unflatten_state(tensors, meta)[_NAME].items():
             self._caches[name] = self._new_cache()
             self._caches[name].load_state_dict(state)
-        self.committed()
+        self.stage_kept()
 
     def _flat(self) -> tuple[dict[str, torch.Tensor], Any]:
         return flatten_state(

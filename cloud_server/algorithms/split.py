@@ -38,12 +38,12 @@ class OneNetworkInTurns:
     def __init__(self, trainer: Trainer, served: VehicleStore | None = None) -> None:
         self._trainer = trainer
         self._served = served
-        self._committed = trainer.state_dict()
+        self._kept = trainer.state_dict()
         self._changed = False
 
     def begin(self, vehicle: str) -> None:
         if self._changed:
-            self._trainer.load_state_dict(self._committed)
+            self._trainer.load_state_dict(self._kept)
             self._changed = False
 
     def learn(self, vehicle: str) -> None:
@@ -67,13 +67,15 @@ class OneNetworkInTurns:
 
     def restore(self, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
         self._trainer.load_state_dict(unflatten_state(tensors, meta["trainer"]))
-        self._committed = self._trainer.state_dict()
+        self._kept = self._trainer.state_dict()
         if self._served:
             self._served.restore(meta["served"])
+
+    def stage_kept(self) -> None:
+        if self._changed:
+            self._kept = self._trainer.state_dict()
+            self._changed = False
 
     def committed(self) -> None:
         if self._served:
             self._served.prune()
-        if self._changed:
-            self._committed = self._trainer.state_dict()
-            self._changed = False

@@ -41,7 +41,7 @@ class Networks(Protocol):
     """The networks that learn, and the one trainer that holds one of them at a time."""
 
     def begin(self, vehicle: str) -> None:
-        """A turn starts, perhaps over again: back to what was committed of the vehicle's network."""
+        """A turn starts, perhaps over again: back to the vehicle's network as stages before left it."""
 
     def learn(self, vehicle: str) -> None:
         """Let the trainer hold the network that learns in the vehicle's turn, as far as the turn has come."""
@@ -63,6 +63,9 @@ class Networks(Protocol):
 
     def restore(self, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
         """See `Algorithm.restore`."""
+
+    def stage_kept(self) -> None:
+        """See `MayWaitForCommit`: what `begin` goes back to."""
 
     def committed(self) -> None:
         """See `Algorithm.committed`."""
@@ -202,10 +205,13 @@ class WhiteBox:
         self.scores = Scores.from_dict(meta["scores"], self._context.label_space)
         self.progress = TrainingProgress.from_dict(meta["progress"])
 
+    def stage_kept(self) -> None:
+        self._networks.stage_kept()
+        self._replay.stage_kept()
+
     def committed(self) -> None:
         self._networks.committed()
         self._present.committed()
-        self._replay.committed()
 
     def _steps_of_turn(self, vehicle: str) -> int:
         return training_steps(self._config, self._context.train_frames[vehicle]) // self._config.rounds

@@ -27,6 +27,7 @@ from protocol.session.clock import REAL_CLOCK, Clock
 _FREE_TO_CHANGE = (
     "patience",
     "parallel_turns",
+    "commit_every",
     "payload_limit_bytes",
     "public_events",
     "store_capacity",

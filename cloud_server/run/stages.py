@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cloud_server.algorithms.base import Learning, MayEndEarly
+from cloud_server.algorithms.base import Learning, MayEndEarly, MayWaitForCommit
 from cloud_server.config import CloudConfig
 from cloud_server.desk.registry import Registry
 from cloud_server.events import Events
@@ -98,11 +98,11 @@ class StageLoop:
         committed: Callable[[], None] = lambda: None,
         grows: Callable[[], bool] = lambda: False,
     ) -> bool:
-        """Run and commit every stage that is not committed yet and still needed.
+        """Run and commit every stage that is not committed yet and still needed, some of them together.
 
-        `settle` is called when a stage's work is done, to make permanent or count what its commit relies on,
-        and `committed` after the commit. Before a round, but for the evaluation at the end, it is asked
-        whether the fleet `grows`; then this ends with false.
+        `settle` is called before a commit, to make permanent or count what it relies on, and `committed`
+        after it. Before a round, but for the evaluation at the end, it is asked whether the fleet `grows`;
+        then this ends with false.
 
         Raises:
             OSError: the commit can't be written; the one before stands.
@@ -115,11 +115,30 @@ class StageLoop:
             if isinstance(self._learning, MayEndEarly) and not self._learning.is_needed(stage):
                 continue
             do_stage(stage)
+            if isinstance(self._learning, MayWaitForCommit):
+                self._learning.stage_kept()
+            if self._may_wait(stage):
+                continue
             settle()
             self._commit(stage)
             self._first = stage.number + 1
             committed()
         return True
+
+    def _may_wait(self, stage: Stage) -> bool:
+        """Whether a stage is committed with the one after it: a large state, written for each of very many
+        stages, would take longer than the learning."""
+        stages = self._learning.stages
+        if stage.number + 1 - self._first >= self._config.commit_every or stage.number + 1 == len(stages):
+            return False
+        # No vehicle's turn may build on one that is not committed.
+        following = stages[stage.number + 1]
+        return (
+            isinstance(self._learning, MayWaitForCommit)
+            and not isinstance(self._learning, MayEndEarly)
+            and len(stage.vehicles) == len(following.vehicles) == 1
+            and (stage.round, stage.kind) == (following.round, following.kind)
+        )
 
     def conclude(self, simulated: Simulated | None = None) -> dict[str, Any]:
         """Write `result.json`, with what a simulation tells of the run; returns its content.

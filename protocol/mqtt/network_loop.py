@@ -8,12 +8,15 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 _HELPERS = 4
+_MANY_CLIENTS, _MOST_SELDOM = 100, 12.0
 
 
 class NetworkLoop:
     """An event loop on a thread of its own, started by the first call; shared by the clients of a process."""
 
-    def __init__(self) -> None:
+    def __init__(self, clients: int = 1) -> None:
+        """`clients`: about how many it will serve."""
+        self._seldom = min(_MOST_SELDOM, max(1.0, clients / _MANY_CLIENTS))
         self._lock = threading.Lock()
         self._events: asyncio.SelectorEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -25,6 +28,11 @@ class NetworkLoop:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def at_leisure(self, seconds: float) -> float:
+        """How often a client does what a single one does every so many seconds: of very many each more
+        seldom, lest those that wait keep the thread busy."""
+        return seconds * self._seldom
 
     @property
     def in_thread(self) -> bool:

@@ -21,7 +21,7 @@ def make_client(
     credentials: Credentials,
     client_id: str,
     will: Will | None,
-    keepalive_s: int,
+    keepalive_s: float,
     max_in_flight: int,
 ) -> paho.Client:
     """A client that neither reconnects nor writes by itself; nothing is sent before its `reconnect`."""
@@ -56,7 +56,7 @@ def make_client(
     client.connect_async(
         url.host,
         url.port,
-        keepalive_s,
+        round(keepalive_s),
         clean_start=paho.MQTT_CLEAN_START_FIRST_ONLY,
         properties=session_kept_for(_SESSION_KEPT_S) if mqtt_5 else None,
     )

@@ -63,7 +63,7 @@ class MqttTransport(Transport):
         identity: str = "",
         will: Will | None = None,
         on_connect: Callable[[], None] | None = None,
-        keepalive_s: int = 15,
+        keepalive_s: float = 15.0,
         reconnect_seed: int = 0,
         max_queued: int = 2000,
         max_in_flight: int = 100,
@@ -105,7 +105,7 @@ class MqttTransport(Transport):
         self._cause: str | None = None
         self._awaited_subacks: dict[int, list[str]] = {}
         self._settle_due = False
-
+        self._housekeeping_s, keepalive_s = map(loop.at_leisure, (_HOUSEKEEPING_S, keepalive_s))
         self._client = make_client(self._credentials, client_id, will, keepalive_s, self._max_in_flight)
         self._pump = SocketPump(self._client, loop, on_nonsense=self._nonsense)
         self._client.on_connect = self._on_paho_connect
@@ -254,7 +254,7 @@ class MqttTransport(Transport):
         self._session += 1
         self._pump.watch(sock)
         self._loop.events.call_later(_HANDSHAKE_TIMEOUT_S, self._check_handshake, self._session)
-        self._loop.events.call_later(_HOUSEKEEPING_S, self._keep_house, self._session)
+        self._loop.events.call_later(self._housekeeping_s, self._keep_house, self._session)
         if not self._wanted:
             self._hang_up()
         self._pump.flush()
@@ -269,7 +269,7 @@ class MqttTransport(Transport):
             self._traffic.certificate_days = self._credentials.warn()
             self._client.loop_misc()
             self._pump.flush()
-            self._loop.events.call_later(_HOUSEKEEPING_S, self._keep_house, session)
+            self._loop.events.call_later(self._housekeeping_s, self._keep_house, session)
 
     def _hang_up(self) -> None:
         sock = self._client.socket() if self._state is State.OPEN else None
