@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -54,8 +55,13 @@ class MemoryBus:
         self.lock = threading.RLock()
         """Held through every change and delivery, by the bus and by its clients."""
         self._clients: dict[str, MemoryTransport] = {}
-        self._listening: dict[str, tuple[MemoryTransport, ...]] = {}
-        """By topic: whose subscriptions match, in the order of joining; found out anew after each change."""
+        self._joined: dict[MemoryTransport, int] = {}
+        """The how manieth each of them has joined."""
+        self._joins = itertools.count()
+        self._listening: defaultdict[str, set[MemoryTransport]] = defaultdict(set)
+        """By topic: who has subscribed to it by name."""
+        self._listening_widely: set[MemoryTransport] = set()
+        """Who has subscribed to more than topics by name: few, however many clients there are."""
         self._retained: dict[str, _Message] = {}
         self._recorders: list[Recorder] = []
         self._queue: deque[Callable[[], None]] = deque()
@@ -113,21 +119,24 @@ class MemoryBus:
             if older is not None and older is not client:
                 older.drop()
             self._clients[client.client_id] = client
-            self.forget_who_listens()
+            self._joined.setdefault(client, next(self._joins))
+            for topic_filter in client.filters:
+                self.listen(client, topic_filter)
 
     def leave(self, client: MemoryTransport, will: Will | None) -> None:
         """End a client's session; `will` is what it leaves behind."""
         with self.lock:
             if self._clients.get(client.client_id) is client:
-                del self._clients[client.client_id]
-                self.forget_who_listens()
+                del self._clients[client.client_id], self._joined[client]
+                for topic_filter in client.filters:
+                    self.forget(client, topic_filter)
             if will is not None:
                 self.publish(_Message(will.topic, will.payload, will.qos, will.retain))
 
     def send_retained(self, client: MemoryTransport, topic_filter: str) -> None:
         """Deliver the retained messages that a new subscription asks for."""
         with self.lock:
-            if "+" in topic_filter or "#" in topic_filter:
+            if _is_wide(topic_filter):
                 found = [m for topic, m in self._retained.items() if topic_matches(topic_filter, topic)]
             else:
                 found = [self._retained[topic_filter]] if topic_filter in self._retained else []
@@ -146,17 +155,32 @@ class MemoryBus:
             finally:
                 self._delivering = False
 
-    def forget_who_listens(self) -> None:
-        """Somebody has come, gone or subscribed."""
-        self._listening.clear()
+    def listen(self, client: MemoryTransport, topic_filter: str) -> None:
+        """A client that has joined is to get what a filter matches."""
+        if _is_wide(topic_filter):
+            self._listening_widely.add(client)
+        else:
+            self._listening[topic_filter].add(client)
+
+    def forget(self, client: MemoryTransport, topic_filter: str) -> None:
+        """A client has left, or wants no more of a filter."""
+        if _is_wide(topic_filter):
+            if client not in self._joined or not any(map(_is_wide, client.filters)):
+                self._listening_widely.discard(client)
+            return
+        self._listening[topic_filter].discard(client)
+        if not self._listening[topic_filter]:
+            del self._listening[topic_filter]
 
     def _deliver(self, message: _Message) -> None:
-        listening = self._listening.get(message.topic)
-        if listening is None:
-            listening = tuple(client for client in self._clients.values() if client.hears(message.topic))
-            self._listening[message.topic] = listening
-        for client in listening:
+        widely = (client for client in self._listening_widely if client.hears(message.topic))
+        listening = {*self._listening.get(message.topic, ()), *widely}
+        for client in sorted(listening, key=self._joined.__getitem__):
             client.receive(message, retained=False)
+
+
+def _is_wide(topic_filter: str) -> bool:
+    return "+" in topic_filter or "#" in topic_filter
 
 
 class MemoryTransport(Transport):
@@ -224,8 +248,8 @@ class MemoryTransport(Transport):
         del qos  # deliveries are never lost here, except by `MemoryBus.set_faults`
         with self._bus.lock:
             self._subscriptions = {**self._subscriptions, topic_filter: handler}
-            self._bus.forget_who_listens()
             if self._connected:
+                self._bus.listen(self, topic_filter)
                 self._bus.send_retained(self, topic_filter)
 
     def unsubscribe(self, topic_filter: str) -> None:
@@ -233,6 +257,8 @@ class MemoryTransport(Transport):
             self._subscriptions = {
                 known: handler for known, handler in self._subscriptions.items() if known != topic_filter
             }
+            if self._connected:
+                self._bus.forget(self, topic_filter)
 
     def publish(
         self,
@@ -266,6 +292,11 @@ class MemoryTransport(Transport):
                 self._connected = False
                 self._lost_at = time.monotonic()
                 self._bus.leave(self, None)
+
+    @property
+    def filters(self) -> tuple[str, ...]:
+        """What it has subscribed to."""
+        return tuple(self._subscriptions)
 
     def hears(self, topic: str) -> bool:
         """Whether one of its subscriptions matches."""
