@@ -49,6 +49,11 @@ def no_handlers(algorithm: Any) -> Handlers:
     return {}
 
 
+def no_passes(_settings: RunSettings) -> int:
+    """Of an algorithm whose vehicles wait for answers, or that doesn't tell."""
+    return 0
+
+
 def several_models(settings: RunSettings) -> bool:
     """Each vehicle may end with a model of its own."""
     return False
@@ -105,6 +110,8 @@ class AlgorithmRow(Generic[A]):
     """Vehicles of a round learn side by side, and a round may end without some of them."""
     rounds_overlap: bool = False
     """A vehicle's turn may begin in one round and count in a later one."""
+    own_passes: Callable[[RunSettings], int] = no_passes
+    """How often a vehicle goes through its train frames by itself in its first round, at least."""
     cloud_rests: bool = False
     """The cloud's network does next to nothing during a turn: every core may be a vehicle's."""
     trains_in_turns: bool = False

@@ -6,6 +6,7 @@ from cloud_server.config import RunSettings
 from protocol.errors import SettingError
 from protocol.plans.blackfleet import BlackFleetSettings
 from protocol.plans.federated import FederatedPlan
+from protocol.plans.local_loss import LocalLossPlan
 from protocol.plans.present import Present
 from protocol.plans.sharing import Sharing
 
@@ -33,6 +34,22 @@ def wants_present_frames(plan: Present, objective: str) -> bool:
 def averages_statistics(settings: RunSettings) -> bool:
     """Whether every vehicle has the very same network: none keeps BatchNorm statistics of its own."""
     return settings.way(FederatedPlan).statistics != "local"
+
+
+def local_passes(settings: RunSettings) -> int:
+    """The warm-up and the first round's."""
+    local = settings.way(LocalLossPlan)
+    return local.warm_up_epochs + local.epochs
+
+
+def first_order_epochs(settings: RunSettings) -> int:
+    """Without those of replay, which the cloud takes."""
+    return settings.first_order.epochs
+
+
+def first_order_passes(settings: RunSettings) -> int:
+    """Those of replay among them."""
+    return settings.first_order.passes
 
 
 def has_no_proximal(settings: RunSettings) -> str | None:

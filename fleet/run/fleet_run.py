@@ -31,6 +31,7 @@ from fleet.frames.allocation import data_folder, sights
 from fleet.many_vehicles import MANY
 from fleet.run.beginning import begin
 from fleet.run.checks import named_learners
+from fleet.run.deadline import check_deadline
 from fleet.run.heads import write_heads
 from fleet.run.in_process import run_in_process
 from fleet.run.job import Job
@@ -91,16 +92,19 @@ def _run_in_memory(job: Job, hosts: Sequence[Path]) -> None:
     """The same run without processes and broker; the fleet works in a thread, this one shows it."""
     stop = threading.Event()
     failures: list[Exception] = []
+    world, settings = _world(job), [read_host_config(path) for path in hosts]
+    if world is not None:
+        check_deadline(job.scenario, settings, world)
 
     def work() -> None:
         try:
             run_in_process(
                 read_config(job.run_folder / CLOUD_SETTINGS_NAME),
-                [read_host_config(path) for path in hosts],
+                settings,
                 job.run_folder,
                 resume=job.has_begun,
                 stop=stop,
-                world=_world(job),
+                world=world,
             )
         except Exception as error:  # whatever ended the fleet is raised in the launcher's own thread
             failures.append(error)

@@ -12,7 +12,9 @@ from cloud_server.run.combinations import check_combination
 from cloud_server.schedule import Kind, all_together, apart, round_robin
 from protocol.errors import SettingError
 from protocol.plans.federated import FederatedPlan
+from protocol.plans.late import Late
 from protocol.plans.participation import Participation, drawn_of
+from protocol.plans.sharing import Sharing
 
 CARS = tuple(f"car-{number:02d}" for number in range(20))
 
@@ -55,13 +57,27 @@ def test_all_is_the_schedule_as_it_was() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "count"), [("all", 20), (7, 7), ("7", 7), ("0.2", 4), (0.2, 4), (0.001, 1), (1, 1)]
+    ("said", "count"),
+    [
+        ("first:0.5/8", 8),
+        ("first:3", 20),
+        ("async:4", 20),
+        ("all", 20),
+        (7, 7),
+        ("7", 7),
+        ("0.2", 4),
+        (0.2, 4),
+        (0.001, 1),
+        (1, 1),
+    ],
 )
 def test_participation_may_be_said_in_words_or_numbers(said: Participation, count: int) -> None:
     assert drawn_of(said, 20) == count
 
 
-@pytest.mark.parametrize("said", ["some", "", 0, -3, "-1", 1.5, 1.0, 0.0, "nan", "0x3"])
+@pytest.mark.parametrize(
+    "said", ["some", "", 0, -3, "-1", 1.5, 1.0, 0.0, "nan", "0x3", "first:", "first:3/", "async", "async:0"]
+)
 def test_anything_else_is_refused_in_one_line(said: Participation) -> None:
     with pytest.raises(SettingError, match=r"participation must be all, a number of vehicles from 1 such as"):
         _config(said)
@@ -79,6 +95,25 @@ def test_anything_else_is_refused_in_one_line(said: Participation) -> None:
             {"participation": 5, "algorithm": "fedavg", "federated": FederatedPlan(client_fraction=0.5)},
             "both draw a round's vehicles; give one of them",
         ),
+        ({"participation": "first:8/6"}, "first:8/6 waits for 8 of 6 vehicles"),
+        ({"participation": "async:21"}, "one contribution of a vehicle at most, and the fleet has 20"),
+        (
+            {"participation": "async:2", "late": Late(deadline_s=5.0)},
+            "late.deadline_s must not be given, got 5",
+        ),
+        (
+            {"participation": "async:2", "algorithm": "split"},
+            "^participation async:2 .* split has not; .*: blackfleet, blackfleet-no-fe.*, fedavg, fedprox$",
+        ),
+        (
+            {"participation": "first:2", "algorithm": "blackfed-v1"},
+            "blackfed-v1 has not; algorithms that have: blackfleet, .*, cse-fsl, fsl-sage, fedavg, fedprox$",
+        ),
+        (
+            {"late": Late(deadline_s=5.0, work="keep"), "algorithm": "cse-fsl"},
+            "late.work keep takes .* cse-fsl",
+        ),
+        ({"participation": "async:2", "sharing": Sharing(encoder="weights")}, "sharing.encoder must be none"),
     ],
 )
 def test_what_means_nothing_is_refused(changes: dict[str, object], reason: str) -> None:
