@@ -42,8 +42,8 @@ def check_deadline(scenario: Scenario, hosts: Sequence[HostConfig], world: World
     if takes_s >= deadline_s:
         raise OperatorError(
             f"late.deadline_s {deadline_s:g} is shorter than any vehicle's turn: the quickest, {quickest} "
-            f"({world.devices[quickest]}), computes for {takes_s:.3g} s, and then its work has to cross; give "
-            f"more (--deadline)"
+            f"({world.devices[quickest]}), computes for {takes_s:.3g} s before its work crosses; give more "
+            f"(--deadline)"
         )
 
 
