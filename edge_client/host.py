@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 
 _OWN_SPLITS = ("train", "val", "test")
 _FEW = 16
-_CAPACITY_OF_MANY_BYTES = 64 * 1024 * 1024
+_CAPACITY_OF_MANY_BYTES = 16 * 1024 * 1024
 """Of the frames that more vehicles share: those of the turns under way, not of the whole fleet."""
 _LOOK_S = 0.5
 """How often a vehicle is looked at for which nothing arrives."""

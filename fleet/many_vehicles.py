@@ -15,6 +15,8 @@ from fleet.scenario_file import put
 MANY = 100
 """Vehicles above which a fleet has these defaults."""
 _CITY_FRAMES = 60
+_LEAST_JOIN_S, _JOINS_PER_S = 120.0, 10
+"""On a machine that has much else to do; a process first builds its vehicles, three milliseconds each."""
 _COMMITS_A_ROUND = 100
 """Of an algorithm that has a stage for each vehicle, about."""
 _BEATS_PER_S, _LEAST_BEAT_S, _MOST_BEAT_S = 25, 10.0, 120.0
@@ -33,7 +35,11 @@ def put_for_many(content: dict[str, Any]) -> None:
     vehicles = content.get("vehicles")
     if not isinstance(vehicles, int) or vehicles <= MANY:
         return
-    many = {**_FOR_MANY, "patience.heartbeat_s": _heartbeat_s(vehicles)}
+    many = {
+        **_FOR_MANY,
+        "patience.heartbeat_s": _heartbeat_s(vehicles),
+        "patience.join_s": max(_LEAST_JOIN_S, vehicles / _JOINS_PER_S),
+    }
     content.setdefault("commit_every", vehicles // _COMMITS_A_ROUND)
     for key, value in {**many, **_cities(vehicles, content.get("dataset"))}.items():
         section, _, name = key.partition(".")

@@ -66,8 +66,17 @@ class Roster:
         Raises:
             OSError: it can't be written.
         """
-        self._content.failed[vehicle] = reason
-        self._write()
+        self.fail_all({vehicle: reason})
+
+    def fail_all(self, reasons: Mapping[str, str]) -> None:
+        """The run goes on without some vehicles.
+
+        Raises:
+            OSError: it can't be written.
+        """
+        if reasons:
+            self._content.failed |= reasons
+            self._write()
 
     def take_back(self, vehicle: str) -> None:
         """The run goes on with a vehicle that had failed.

@@ -278,7 +278,7 @@ class Server:
         """From here on the run is of those who have ever joined; of others nobody knows what they have."""
         for vehicle, reason in absent.items():
             self._registry.vehicles[vehicle].failed = reason
-            self._roster.fail(vehicle, reason)
+        self._roster.fail_all(absent)
         left, evaluated = tuple(self._registry.declared), self._evaluated
         if evaluated is not None:
             evaluated = tuple(vehicle for vehicle in evaluated if vehicle in self._registry.declared)

@@ -93,7 +93,7 @@ def paint_house(canvas: Canvas, look: Look, house: House) -> None:
         canvas.polygon(roof, look.shade(house.roof, (-house.side * 0.5, 0.86, 0)), surface)
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=128)
 def _wall_texture(look: Look, house: House, *, at_end: bool) -> tuple[Image, ...]:
     normal = (0.0, 0.0, -1.0) if at_end else (-float(house.side), 0.0, 0.0)
     width = house.depth if at_end else house.end_z - house.start_z
@@ -117,7 +117,7 @@ def _upright(
     return (x0, height, z0), (x1, height, z1), (x1, 0.0, z1), (x0, 0.0, z0)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=4)
 def _crown_textures(look: Look) -> tuple[tuple[Image, ...], ...]:
     draws = Draws(look.key, Purpose.SPRITES)
     right, up, _ = look.sun_direction
