@@ -4,7 +4,8 @@
 `blackfed-v2`, `blackfleet`, `fedavg` and `split` over ethernet, 5G, LTE and 3G, and over LTE while half of
 the vehicles are away at random times. It prints a table and a JSON line, and draws the curves. What is learnt
 is the same over each link, to the bit, which is checked. Finished runs are kept in `--out`; the same command
-goes on. `--generated N` takes N vehicles with generated frames instead of CamVid.
+goes on. `--generated N` takes N vehicles with generated frames instead of CamVid: ten to a city, with short
+turns, of which ten are tested.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from benchmarks.camvid import camvid_folder
 from benchmarks.options import some_of
 from benchmarks.runs import Run, finish
 from cloud_server.storage.recorders import LOG_NAME
+from fleet.frames.rendering import render_missing
+from fleet.scenario import load_scenario
 
 ALGORITHMS = ("blackfed-v2", "blackfleet", "fedavg", "split")
 AWAY = "lte, half away"
@@ -40,6 +43,7 @@ LINKS: dict[str, dict[str, Any]] = {
     },
 }
 """What each puts over the others' settings, by scenario key."""
+_VEHICLES_A_CITY = 10
 _COLOURS = ("#2b6fe0", "#e8701a", "#2f9e55", "#d04a7a")
 
 
@@ -128,9 +132,26 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
         "simulation.profile": options.profile,
     }
     if options.generated:
-        return {**common, "vehicles": options.generated, "dataset.generated_cities": options.generated}
+        return {**common, **_many(options.generated, options.frames, options.out)}
     root = str((options.data_root or camvid_folder()).resolve())
     return {**common, "vehicles": 3, "dataset.name": "camvid", "dataset.root": root}
+
+
+def _many(vehicles: int, frames: int, out: Path) -> dict[str, Any]:
+    """Of a fleet with generated frames, drawn once for all runs; few messages, steps and tests of each."""
+    return {
+        "vehicles": vehicles,
+        "dataset.root": str((out / "frames").resolve()),
+        "dataset.generated_cities": -(-vehicles // _VEHICLES_A_CITY),
+        "dataset.frames_per_sequence": frames * _VEHICLES_A_CITY,
+        "evaluation.vehicles": 10,
+        "evaluation.ood_frames": 1,
+        "patience.heartbeat_s": 120.0,
+        "local_loss.warm_up_epochs": 8,
+        "local_loss.epochs": 2,
+        "zeroth_order.batches": 1,
+        "first_order.epochs": 3,
+    }
 
 
 def main() -> None:
@@ -146,6 +167,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     parser.add_argument("--profile", default="orin-nano", help="the vehicles' device, or a mix of some")
     parser.add_argument("--target", type=float, help="validation mIoU (default: the best that all reach)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
     parser.add_argument("--out", type=Path, default=Path("runs/links"), help="folder of the runs")
     options = parser.parse_args()
     common = settings(options)
@@ -157,7 +179,10 @@ def main() -> None:
         for link in options.links
         for algorithm in options.algorithms
     }
-    finish(list(runs.values()), jobs=1)
+    if options.generated:  # by one, before several runs read them
+        scenario = load_scenario(None, next(iter(runs.values())).settings)
+        render_missing(scenario, Path(scenario.dataset.root or ""), Console(stderr=True))
+    finish(list(runs.values()), jobs=options.jobs)
     results = {key: run.result() for key, run in runs.items()}
     for algorithm in options.algorithms:
         confusions = [results[algorithm, link]["confusion"] for link in options.links]
