@@ -1,4 +1,4 @@
-"""A round of a large fleet by default settings: time, CPU seconds, memory, threads, from the command to the table.
+"""A round of a large fleet by default settings: time, CPU seconds, memory, threads of all processes.
 
 `python -m benchmarks.large_rounds` launches 1,000 vehicles that all take part, and 10,000 of which 200 do,
 over a broker, each for a round; `--fleets 500;2000:100` others. All processes together are looked at every
