@@ -23,6 +23,7 @@ from fleet.cli.interrupts import stopping_line
 from fleet.cli.label import label
 from fleet.cli.observers import OBSERVING, observed
 from fleet.cli.options import PRETRAIN_KEYS, SCENARIO_KEYS
+from fleet.cli.placed import RAY, RAY_CLOUD, RAY_RESOURCES, placed
 from fleet.cli.provision import provision
 from fleet.cli.scenario_options import with_scenario_options
 from fleet.cli.update import update_app
@@ -101,8 +102,11 @@ def launch(
             rich_help_panel=OBSERVING,
         ),
     ] = None,
+    ray: RAY = None,
+    ray_resources: RAY_RESOURCES = None,
+    ray_cloud: RAY_CLOUD = None,
 ) -> None:
-    """Launch a fleet on this machine, and end with a table of results.
+    """Launch a fleet on this machine, or on a Ray cluster, and end with a table of results.
 
     Broker, cloud and vehicles are processes of their own.
 
@@ -126,14 +130,19 @@ def launch(
 
             with readable_by_owner_alone():
                 store = MlflowStore(mlflow, folder)
-        with observed(
-            scenario,
-            folder,
-            watch_port=watch_port if watch else None,
-            metrics=metrics_port,
-            console=console,
-        ) as controls:
-            launching.launch(scenario, folder, resume=resume, console=console, controls=controls)
+        with (
+            placed(ray, ray_resources, ray_cloud, console) as machines,
+            observed(
+                scenario,
+                folder,
+                watch_port=watch_port if watch else None,
+                metrics=metrics_port,
+                console=console,
+            ) as controls,
+        ):
+            launching.launch(
+                scenario, folder, resume=resume, console=console, controls=controls, machines=machines
+            )
         if store is not None:
             with readable_by_owner_alone():
                 store.keep(folder, console)

@@ -64,7 +64,7 @@ def run_fleet(job: Job) -> None:
     if job.scenario.broker == MEMORY_BUS:
         _run_in_memory(job, hosts)
         return
-    table = _process_table(job.scenario, job.run_folder, hosts, resume=job.has_begun)
+    table = _process_table(job, hosts)
 
     def tell(name: str, /, **values: Any) -> None:
         append_event(job.run_folder, name, values)
@@ -145,6 +145,8 @@ def _write_settings(job: Job) -> list[Path]:
     folders = _write_bundles(job)
     bundles = {name: EncoderBundle.load(folder) for name, folder in folders.items()}
     config = msgspec.structs.replace(scenario.cloud_config(), image_size=scenario.frame_size)
+    if job.machines is not None:
+        config = msgspec.structs.replace(config, parallel_turns=job.machines.places)
     write_json_atomic(run_folder / CLOUD_SETTINGS_NAME, msgspec.to_builtins(config))
     hosts_folder = run_folder / "hosts"
     hosts_folder.mkdir(exist_ok=True)
@@ -186,7 +188,7 @@ def _write_settings(job: Job) -> list[Path]:
             data_root=str(data_folder(scenario, run_folder)),
             test_split=scenario.dataset.test_split,
             vehicles=tuple(members),
-            state_database=_state_database(run_folder, len(paths) + 1, len(vehicles)),
+            state_database=_state_database(job, len(paths) + 1),
             allowed_learners=named_learners(scenario),
             threads=scenario.encoder.threads,
             provider=scenario.encoder.provider,
@@ -202,7 +204,8 @@ def _write_settings(job: Job) -> list[Path]:
             frames_checked=True,
             step_s=scenario.patience.step_s,
             seals=seals,
-            health=not paths,  # they share a machine: one process tells of it
+            # Those that share a machine need but one process that tells of it.
+            health=not paths or job.machines is not None,
         )
         paths.append(hosts_folder / f"host-{len(paths) + 1:02d}.json")
         write_json_atomic(paths[-1], msgspec.to_builtins(host))
@@ -240,12 +243,17 @@ def _members(hosts_folder: Path) -> list[list[str]]:
     return [[vehicle.id for vehicle in read_host_config(path).vehicles] for path in paths]
 
 
-def _state_database(run_folder: Path, host: int, vehicles: int) -> str | None:
-    """A host's one file, where a folder a vehicle is too many; a run that began with folders keeps them."""
-    folder = run_folder / "vehicles"
-    if vehicles <= MANY or next(folder.glob("*/turn-*.state"), None) is not None:
+def _state_database(job: Job, host: int) -> str | None:
+    """A host's one file, where a folder a vehicle is too many; a run goes on with what it began with.
+
+    Not on storage that machines share: there a database's locks and log are not to be relied on.
+    """
+    database = job.run_folder / "vehicles" / f"host-{host:02d}.sqlite"
+    if database.exists():
+        return str(database)
+    if len(job.shares) <= MANY or job.machines is not None:
         return None
-    return str(folder / f"host-{host:02d}.sqlite")
+    return None if next(database.parent.glob("*/turn-*.state"), None) else str(database)
 
 
 def _write_bundles(job: Job) -> dict[str, Path]:
@@ -298,10 +306,9 @@ def _encoder_mode(scenario: Scenario, hosts_folder: Path, bundle: EncoderBundle)
     return choose_encoder(bundle, part.provider, mode="auto", threads=part.threads).mode
 
 
-def _process_table(
-    scenario: Scenario, run_folder: Path, hosts: Sequence[Path], *, resume: bool
-) -> list[ProcessSpec]:
+def _process_table(job: Job, hosts: Sequence[Path]) -> list[ProcessSpec]:
     """Every process of the run; the launcher loops over it."""
+    scenario, run_folder, resume = job.scenario, job.run_folder, job.has_begun
     table: list[ProcessSpec] = []
     url = scenario.broker
     if scenario.broker in OWN_BROKERS:
@@ -335,6 +342,7 @@ def _process_table(
             restart_arguments=[] if resume else ["--resume"],
             threads=scenario.core_count,
             leads=True,
+            place=None if job.machines is None else job.machines.cloud,
         )
     )
     table += [
@@ -346,6 +354,7 @@ def _process_table(
             may_fail=scenario.patience.goes_on,
             comes_back=scenario.patience.on_failure in ("wait", "readmit"),
             vehicles=tuple(vehicle.id for vehicle in read_host_config(path).vehicles),
+            place=None if job.machines is None else job.machines.hosts,
         )
         for path in hosts
     ]

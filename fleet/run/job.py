@@ -15,6 +15,7 @@ from datasets.frame import FrameSource
 from fleet.errors import OperatorError
 from fleet.frames.allocation import Share
 from fleet.run.controls import Controls
+from fleet.run.places import Machines
 from fleet.scenario import Scenario
 from fleet.start import Start
 
@@ -33,6 +34,8 @@ class Job:
     """What vehicles and cloud start from, in the run folder; None = from the seed."""
     controls: Controls = field(default_factory=Controls)
     """By which an operator asks for something while it runs."""
+    machines: Machines | None = None
+    """For its vehicles' processes; None: this one."""
 
     @property
     def classes_name(self) -> str:

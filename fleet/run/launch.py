@@ -39,6 +39,8 @@ from fleet.run.folder import (
 )
 from fleet.run.job import Job, read_object
 from fleet.run.names import name_predictions
+from fleet.run.places import Machines
+from fleet.run.placing import check_placeable, needs_of, with_hosts_for
 from fleet.run.reach import check_reach
 from fleet.run.resuming import resumed_scenario
 from fleet.scenario import Scenario, parse_image_size
@@ -65,10 +67,11 @@ def launch(
     resume: bool,
     console: Console,
     controls: Controls | None = None,
+    machines: Machines | None = None,
 ) -> dict[str, Any]:
     """Run a scenario to its end; returns the content of `result.json`. A complete run is not run again.
 
-    `controls` is how others ask for something while it runs.
+    `controls` is how others ask for something while it runs, `machines` where its vehicles' processes go.
 
     With `resume` the scenario is the one that the run began with, but for the broker, and for more rounds
     where those are well defined (`cloud_server.run.more_rounds`).
@@ -78,6 +81,11 @@ def launch(
         Interrupted, KeyboardInterrupt: the user stopped the run; it can be resumed.
     """
     check_runnable(scenario)
+    if machines is not None:
+        check_placeable(scenario)
+        run_folder = run_folder.absolute()
+        if not resume:
+            scenario = with_hosts_for(scenario, machines.places)
     _say(_remarks_of_settings(scenario), console)
     if scenario.broker not in (*OWN_BROKERS, MEMORY_BUS):
         clients = (CLOUD_ID, *scenario.vehicle_ids)
@@ -88,7 +96,12 @@ def launch(
             if resume:
                 _make_longer(scenario, run_folder)
             return _launch(
-                scenario, run_folder, resume=resume, console=console, controls=controls or Controls()
+                scenario,
+                run_folder,
+                resume=resume,
+                console=console,
+                controls=controls or Controls(),
+                machines=machines,
             )
 
 
@@ -102,13 +115,21 @@ def _make_longer(scenario: Scenario, run_folder: Path) -> None:
 
 
 def _launch(
-    scenario: Scenario, run_folder: Path, *, resume: bool, console: Console, controls: Controls
+    scenario: Scenario,
+    run_folder: Path,
+    *,
+    resume: bool,
+    console: Console,
+    controls: Controls,
+    machines: Machines | None,
 ) -> dict[str, Any]:
     try:
         start = _settle_start(scenario, run_folder, resume=resume)
         source = open_data(scenario, run_folder, console)
         settle_classes(scenario, run_folder, source)
         tested = source_test_frames(scenario, start.spec, source) if start else ()
+        if machines is not None:
+            machines.check(needs_of(scenario, run_folder))
         check_before_allotting(scenario, source, console)
         shares = settle_shares(scenario, run_folder, source, source_keys=tested)
         remarks = check_shares(scenario, source, shares, console)
@@ -134,6 +155,7 @@ def _launch(
                 console=console,
                 start=start,
                 controls=controls,
+                machines=machines,
             )
         )
     if scenario.privacy.names == NUMBERS:

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from fleet.errors import OperatorError
 from fleet.run.controls import Refused
+from fleet.run.places import Place, Process
 from protocol.atomic import write_json_atomic
 
 log = logging.getLogger(__name__)
@@ -60,12 +61,14 @@ class ProcessSpec:
     """Goes on while the run is paused: the others need it to come back."""
     vehicles: tuple[str, ...] = ()
     """Ids of those that it runs."""
+    place: Place | None = None
+    """Where it runs; None: on this machine."""
 
 
 @dataclass(kw_only=True)
 class _Running:
     spec: ProcessSpec
-    process: subprocess.Popen[bytes]
+    process: Process
     restarts: int = 0
     faults: int = 0
     """How often it ended with an error code, not by a signal."""
@@ -93,7 +96,7 @@ class ProcessTable:
     """Owns the processes: on leaving, all of them have ended."""
 
     def __init__(self, specs: Sequence[ProcessSpec], folder: Path, tell: Tell = _tell_nobody) -> None:
-        """`folder` gets a log file per process and `processes.json` with their ids."""
+        """`folder` gets a log file per process and `processes.json` with the ids of those on this machine."""
         self._specs = specs
         self._folder = folder
         self._tell = tell
@@ -269,8 +272,12 @@ class ProcessTable:
         self._tell("crashed", process=running.spec.name, how=how)
         self._start_again(running)
 
-    def _start(self, spec: ProcessSpec, more: Sequence[str], log_path: Path) -> subprocess.Popen[bytes]:
+    def _start(self, spec: ProcessSpec, more: Sequence[str], log_path: Path) -> Process:
         threads = dict.fromkeys(_THREAD_VARIABLES, str(spec.threads))
+        if spec.place is not None:
+            patient = {name: os.environ.get(name, value) for name, value in _PATIENT_THREADS.items()}
+            environment = {**patient, **threads, **spec.environment}
+            return spec.place.start(spec.name, [*spec.command, *more], environment, log_path)
         environment = {**_PATIENT_THREADS, **os.environ, **threads, **spec.environment}
         with log_path.open("ab") as output:
             return subprocess.Popen(
@@ -301,7 +308,11 @@ class ProcessTable:
             time.sleep(_POLL_S)
 
     def _write_ids(self) -> None:
-        ids: Mapping[str, int] = {running.spec.name: running.process.pid for running in self._running}
+        ids: Mapping[str, int] = {
+            running.spec.name: running.process.pid
+            for running in self._running
+            if isinstance(running.process, subprocess.Popen)  # ids of other machines mean nothing here
+        }
         write_json_atomic(self._folder / "processes.json", ids, sync=False)
 
     def _stop_all(self) -> None:
