@@ -43,6 +43,8 @@ class RayMachines:
         """
         amounts = parse_resources(resources, "--ray-resources") if resources else {CPU: 1.0}
         cloud_amounts = parse_resources(cloud, "--ray-cloud") if cloud else None
+        if address != AUTO:
+            _check_address(address)
         self._ray = _import_ray()
         self._join(address)
         try:
@@ -121,8 +123,6 @@ class RayMachines:
         return answers
 
     def _join(self, address: str) -> None:
-        if address != AUTO:
-            _check_address(address)
         handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
         try:
             self._ray.init(

@@ -32,8 +32,11 @@ class NodeProcess:
         Raises:
             OSError: `output` can't be written here.
         """
+        import ray
+
         with output.open("ab") as file:
-            file.write(f"--- {name} on node {platform.node()}\n".encode())
+            node = ray.get_runtime_context().get_node_id()
+            file.write(f"--- {name} on node {platform.node()} {node}\n".encode())
             file.flush()
             self._process = subprocess.Popen(
                 [sys.executable, *command[1:]],

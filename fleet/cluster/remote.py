@@ -21,6 +21,7 @@ _FAULT = 1
 _ROOM_S = 15.0
 """So long a process waits for a node with room before something is done or said."""
 _SIGNAL_S = 5.0
+_POLL_S = 0.02
 
 
 class RayPlace:
@@ -89,11 +90,12 @@ class RayProcess:
 
     def wait(self, timeout: float | None = None) -> int:
         """The exit code."""
-        if self._code is None:
-            self._ray.wait([self._end], timeout=timeout)
-        code = self.poll()
-        if code is None:
-            raise subprocess.TimeoutExpired(self._name, timeout or 0.0)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        # Asleep here, not inside Ray, which would take the exception of a signal for a fault of its own.
+        while (code := self.poll()) is None:
+            if deadline is not None and time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(self._name, timeout or 0.0)
+            time.sleep(_POLL_S)
         return code
 
     def _create(self) -> None:
@@ -127,7 +129,10 @@ class RayProcess:
             return _LOST
 
     def _make_room(self) -> None:
-        self._due_s = time.monotonic() + 4 * _ROOM_S
+        self._due_s = time.monotonic() + _ROOM_S
+        free = self._ray.available_resources()
+        if all(free.get(name, 0.0) >= amount for name, amount in self._amounts.items()):
+            return  # there is room: its node is busy with starting it
         if self._may_share:
             self._note(f"no node has {told(self._amounts)} free: it shares the cores of others")
             self._ray.kill(self._actor)
@@ -135,6 +140,7 @@ class RayProcess:
             self._may_share = False
             self._create()
         else:
+            self._due_s += 3 * _ROOM_S
             self._note(f"waits for a node that has {told(self._amounts)} free")
 
     def _note(self, what: str) -> None:
