@@ -241,6 +241,7 @@ class Host:
                 config.local_model, bundle, config.predictions, config.latest
             ),
             local_head=opened.local_head,
+            against_decoder=opened.models.against_decoder(config.decoder, bundle, config.decoder_weight),
             follow=None if self._through_cloud is None else self._through_cloud.follow,
             stop=self._stop,
             alive=presence.stamp,

@@ -17,6 +17,7 @@ from edge_client.spool import DEFAULT_SPOOL_MB
 from edge_client.updates.pull import check_update_url
 from protocol.errors import SettingError
 from protocol.json_files import decode_json
+from protocol.plans.checks import at_least
 from protocol.session.link import DEFAULT_PAYLOAD_LIMIT_BYTES, SMALLEST_PAYLOAD_LIMIT_BYTES
 from protocol.session.presence import DEFAULT_STEP_S
 from protocol.session.topics import check_id, check_vehicle_id
@@ -63,6 +64,10 @@ class VehicleConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Folder of the whole network's programs, for federated averaging alone."""
     local_head: str | None = None
     """Folder of its local head, for learning from its own labels alone."""
+    decoder: str | None = None
+    """Folder of a decoder from features to pictures that it learns against; None = none."""
+    decoder_weight: float = 0.0
+    """Of that beside the loss of labels."""
     predictions: dict[str, str] = {}
     """Folders for what it predicts where nobody else can, in federated averaging: on its own test frames
     (`test`), on the test split of the whole fleet (`fleet`)."""
@@ -81,6 +86,7 @@ class VehicleConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def __post_init__(self) -> None:
         check_vehicle_id(self.id)
         check_naming(self.names)
+        at_least(self.decoder_weight, 0, "decoder_weight")
 
 
 class HostConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True):

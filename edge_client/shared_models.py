@@ -13,6 +13,7 @@ from edge_client.encoder.providers import AUTO, Outputs, choose_encoder, runs_as
 from edge_client.encoder.runtime import Encoder
 from edge_client.encoder.sessions import CPU
 from edge_client.errors import VehicleError
+from edge_client.local.against_decoder import PICTURES, AgainstDecoder
 from edge_client.local.head import HeadFolder, LocalHead, head_outputs
 from edge_client.local.network import require_torch
 from edge_client.turn import LocalModelTools
@@ -127,6 +128,28 @@ class SharedModels:
                 f"take the folder that was exported for its encoder"
             )
         return head
+
+    def against_decoder(
+        self, folder: str | None, bundle: EncoderBundle, weight: float
+    ) -> AgainstDecoder | None:
+        """The decoder of a folder, to learn against with this weight; None without either.
+
+        Raises:
+            VehicleError: it is no decoder of these features, or the provider that was named does not run it.
+        """
+        if folder is None or weight == 0:
+            return None
+        if folder not in self._local_heads:
+            self._local_heads[folder] = self._open_head(HeadFolder.load(Path(folder)), bundle)
+        decoder = self._local_heads[folder]
+        spec = decoder.spec
+        if spec.label_space != PICTURES or spec.feature_shape != bundle.spec.feature_shape:
+            raise VehicleError(
+                f"{folder} holds a head for {spec.label_space} and features of {spec.feature_shape}, this "
+                f"vehicle needs one for {PICTURES} and features of {bundle.spec.feature_shape}; take the "
+                "folder that was exported for its encoder"
+            )
+        return AgainstDecoder(decoder=decoder, weight=weight)
 
     def _open_head(self, folder: HeadFolder, bundle: EncoderBundle) -> LocalHead:
         """On the encoder's provider, if that gives what the CPU gives."""

@@ -22,6 +22,7 @@ from edge_client.encoder.runtime import Encoder, Linearisation
 from edge_client.encoder.subspaces import Subspace
 from edge_client.errors import TurnRefused, VehicleError
 from edge_client.frames import VehicleFrames
+from edge_client.local.against_decoder import AgainstDecoder
 from edge_client.local.cross_entropy import downsample_label
 from edge_client.local.head import LocalHead
 from edge_client.spool import Spool, digest
@@ -98,6 +99,7 @@ class TurnTools:
         conversation: Conversation,
         local_model: LocalModelTools | None = None,
         local_head: LocalHead | None = None,
+        against_decoder: AgainstDecoder | None = None,
         allowed_learners: Collection[str] = (),
         spool: Spool,
     ) -> None:
@@ -109,6 +111,7 @@ class TurnTools:
         self.frames = frames
         self.local_model = local_model
         self.local_head = local_head
+        self.against_decoder = against_decoder
         self.views = TrainViews(frames, turn, encoder.spec.image_size)
         """Train frames as the turn's augmentation shows them."""
         self.displacement: NDArray[np.float32] | None = None

@@ -19,6 +19,7 @@ from edge_client.frames import VehicleFrames
 from edge_client.learners import LEARNERS, takes_labels
 from edge_client.learners.shared_encoder import FetchedEncoder
 from edge_client.learners.sharing import begin_shared, end_shared
+from edge_client.local.against_decoder import AgainstDecoder
 from edge_client.local.head import LocalHead
 from edge_client.spool import DEFAULT_SPOOL_MB, Spool
 from edge_client.state import StateStore, VehicleState
@@ -83,6 +84,7 @@ class Vehicle:
         updates: UpdateIntake,
         local_model: LocalModelTools | None = None,
         local_head: LocalHead | None = None,
+        against_decoder: AgainstDecoder | None = None,
         follow: Callable[[NDArray[np.float32]], None] | None = None,
         stop: threading.Event,
         alive: Callable[[], None],
@@ -99,6 +101,7 @@ class Vehicle:
         self._frames = frames
         self._local_model = local_model
         self._local_head = local_head
+        self._against_decoder = against_decoder
         self._labels = LabelMemory()
         self._fetched = FetchedEncoder()
         self._states = states
@@ -261,6 +264,7 @@ class Vehicle:
             conversation=self._conversation,
             local_model=self._local_model,
             local_head=self._local_head,
+            against_decoder=self._against_decoder,
             allowed_learners=self._settings.allowed_learners,
             spool=self._spool,
         )

@@ -15,5 +15,10 @@ class PrivacyPart(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
     """What frames are called to broker and cloud: by their `keys`, which say of which drive and moment they
     are, or by their `numbers` alone; predictions get their names back when the run has ended."""
 
+    decoder_weight: float = 0.0
+    """How much encoders that learn from their own labels also learn that a decoder on the vehicle can't paint
+    their frames from the features: of −log of its squared error beside the loss of labels. 0 = no decoder."""
+
     def __post_init__(self) -> None:
+        self._at_least(0, "decoder_weight")
         self._one_of(NAMINGS, "names")

@@ -73,7 +73,7 @@ def build_world(root: Path) -> World:
     head = head_for(bundle.spec, CAMVID, width=8, depth=1, seed=0, fixed=True)
     random_features = random.standard_normal((4, *bundle.spec.feature_shape)).astype(np.float32)
     head.settle(torch.from_numpy(random_features))
-    write_head(head, bundle.spec, root / "surrogate", CAMVID)
+    write_head(head, bundle.spec, root / "surrogate", CAMVID.name)
     return World(
         data_root=root / "data",
         bundle=root / "bundle",

@@ -20,6 +20,7 @@ from edge_client.errors import StateError, TurnRefused
 from edge_client.learners.loss_maps import ask_for_loss_maps
 from edge_client.learners.progress import Progress
 from edge_client.learners.subspaces import begin_learning
+from edge_client.local.against_decoder import Opponent
 from edge_client.local.cross_entropy import cross_entropy, downsample_label
 from edge_client.local.head import LocalHead
 from edge_client.local.loss_weights import cell_weights, known_shares, spread
@@ -35,8 +36,9 @@ log = logging.getLogger(__name__)
 
 HEAD_PARAMETERS = "head"
 """In the vehicle's state: all parameters of the local head."""
-_ENCODER, _HEAD = "encoder/", "head/"
-"""Prefixes, in the vehicle's state, of the two optimizers; the encoder's subspace is with its own."""
+_ENCODER, _HEAD, _DECODER = "encoder/", "head/", "decoder/"
+"""Prefixes, in the vehicle's state, of the two optimizers, where the encoder's subspace is with its own; and
+of the decoder that it learns against, if any."""
 _Weights = dict[int, NDArray[np.float32]]
 """By train frame: the weight (y, x) of its cells in the loss; those of a frame that isn't named are 1."""
 
@@ -170,6 +172,8 @@ class Training:
         self._encoder = begin_learning(
             tools, encoder_state, encoder_adam, rate_name="local-loss rate", goes_on=goes_on
         )
+        against = tools.against_decoder
+        self._opponent = None if against is None else Opponent(against, part_of(state.optimizer, _DECODER))
 
     def _take_up(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
         parameters = arrays.get(HEAD_PARAMETERS)
@@ -184,6 +188,8 @@ class Training:
         arrays: dict[str, NDArray[np.generic]] = {HEAD_PARAMETERS: self._parameters}
         for prefix, part in ((_ENCODER, encoder.optimizer), (_HEAD, self._head_adam.state_arrays())):
             arrays |= {prefix + name: array for name, array in part.items()}
+        if self._opponent is not None:
+            arrays |= {_DECODER + name: array for name, array in self._opponent.state().items()}
         return VehicleState(theta=encoder.theta, optimizer=arrays)
 
     def fit_head(
@@ -240,6 +246,11 @@ class Training:
                 f"encoder and {self._plan.head_rate:g} for the head)"
             )
         head_gradient, features_gradient_BCHW = judged.pull_back(gradient_BKhw)
+        if self._opponent is not None:
+            image_BHWC = views.images(batch, draw)
+            features_gradient_BCHW = features_gradient_BCHW + self._opponent.push(
+                encoded.features_BCHW, image_BHWC
+            )
         gradient = encoded.pull_back(features_gradient_BCHW)
         self._encoder.step(gradient, where=where)
         if self._head_learns:

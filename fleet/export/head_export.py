@@ -13,6 +13,7 @@ import torch
 from datasets.catalog import label_space
 from datasets.labels import LabelSpace
 from edge_client.encoder.bundle import EncoderSpec
+from edge_client.local.against_decoder import PICTURES
 from edge_client.local.head import (
     FORMAT_VERSION,
     FORWARD_NAME,
@@ -30,6 +31,7 @@ from fleet.export.heads import HeadModule, build_head
 from fleet.export.multiply_adds import counted
 from fleet.export.onnx_check import TOLERANCE, relative_difference
 from protocol.atomic import write_bytes_atomic
+from protocol.noise import derive_seed
 
 _CHECKED_FRAMES = 2
 
@@ -51,7 +53,21 @@ def export_head(
     """
     classes = label_space(label_space_name)
     head = head_for(encoder, classes, width=width, depth=depth, seed=seed)
-    return write_head(head, encoder, folder, classes)
+    return write_head(head, encoder, folder, classes.name)
+
+
+def export_decoder(encoder: EncoderSpec, folder: Path, *, width: int, depth: int, seed: int) -> HeadFolder:
+    """Write a freshly initialised decoder from an encoder's features to pictures, a quarter of the frame each
+    way: a head of three classes, the colours. See `export_head`."""
+    decoder = build_head(
+        encoder.feature_shape[0],
+        3,
+        stride=encoder.image_size[1] // encoder.feature_shape[1],
+        width=width,
+        depth=depth,
+        seed=derive_seed(seed, "decoder"),
+    )
+    return write_head(decoder, encoder, folder, PICTURES)
 
 
 def head_for(
@@ -73,7 +89,7 @@ def head_for(
     )
 
 
-def write_head(head: HeadModule, encoder: EncoderSpec, folder: Path, classes: LabelSpace) -> HeadFolder:
+def write_head(head: HeadModule, encoder: EncoderSpec, folder: Path, labels: str) -> HeadFolder:
     """Write a head as it is; see `export_head`."""
     _, height, columns = encoder.feature_shape
     specs = head_parameter_specs(head)
@@ -84,7 +100,7 @@ def write_head(head: HeadModule, encoder: EncoderSpec, folder: Path, classes: La
         format_version=FORMAT_VERSION,
         feature_shape=encoder.feature_shape,
         logit_shape=(head.classes, height * head.enlargement, columns * head.enlargement),
-        label_space=classes.name,
+        label_space=labels,
         normalisation="fixed" if head.is_fixed else "batch",
         parameter_count=initial.size,
         sha256={name: hashlib.sha256(content).hexdigest() for name, content in files.items()},

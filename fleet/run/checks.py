@@ -59,6 +59,11 @@ def check_runnable(scenario: Scenario) -> None:
         broker.choose_kind(scenario.broker)
     elif scenario.broker != MEMORY_BUS:
         parse_broker_url(scenario.broker)
+    if scenario.privacy.decoder_weight and not algorithm_row(scenario.algorithm).needs.local_head:
+        raise OperatorError(
+            "privacy.decoder_weight needs vehicles that learn from their own labels, as those of blackfleet; "
+            f"those of {scenario.algorithm} don't: set it to 0"
+        )
     if scenario.simulation.is_on:
         _check_simulation(scenario)
     if scenario.broker == MEMORY_BUS and scenario.patience.on_failure == "wait":

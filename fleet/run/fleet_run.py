@@ -32,7 +32,7 @@ from fleet.many_vehicles import MANY
 from fleet.run.beginning import begin
 from fleet.run.checks import named_learners
 from fleet.run.deadline import check_deadline
-from fleet.run.heads import write_heads
+from fleet.run.heads import write_decoders, write_heads
 from fleet.run.in_process import run_in_process
 from fleet.run.job import Job
 from fleet.run.processes import ProcessSpec, ProcessTable
@@ -154,6 +154,8 @@ def _write_settings(job: Job) -> list[Path]:
     seen_through = sights(job.shares)
     needs = run_needs(scenario.cloud_config())
     heads = write_heads(job, bundles) if needs.local_head else {}
+    weight = scenario.privacy.decoder_weight
+    decoders = write_decoders(job, bundles) if weight else {}
     trains = needs.whole_network
     if trains:
         _write_local_model(job)
@@ -165,6 +167,8 @@ def _write_settings(job: Job) -> list[Path]:
             state=str(run_folder / "vehicles" / vehicle),
             local_model=str(run_folder / FOLDER_NAME) if trains else None,
             local_head=heads.get(share.encoder),
+            decoder=decoders.get(share.encoder),
+            decoder_weight=weight,
             predictions={split: str(run_folder / name / vehicle) for split, name in PREDICTED.items()}
             if trains
             else {},

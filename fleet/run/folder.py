@@ -26,7 +26,8 @@ LEFT_BY_COMPARISONS = frozenset({SCENARIO_NAME, "compare.json", "compare.md", "r
 LEFT_BY_RUNS = LEFT_BY_COMPARISONS | frozenset(
     {
         *("result.json", "partition.json", CLASSES_NAME, "log.jsonl", "cloud.json"),
-        *("cloud", "vehicles", "hosts", "processes", "bundles", "local_heads", "local_model", "start"),
+        *("cloud", "vehicles", "hosts", "processes", "bundles", "local_heads", "decoders"),
+        *("local_model", "start"),
         *("predictions", "fleet_predictions", "latest", "overlays", "tensorboard", "run.rrd", "audit"),
         # of pretraining
         *("start.json", "encoder", "cloud_network.safetensors", "source_features.msgpack", "surrogate"),

@@ -14,7 +14,7 @@ from edge_client.encoder.sessions import CPU
 from edge_client.local.head import SPEC_NAME
 from fleet.errors import OperatorError
 from fleet.export.encoders import folder_name
-from fleet.export.head_export import export_head, head_for, write_head
+from fleet.export.head_export import export_decoder, export_head, head_for, write_head
 from fleet.run.beginning import some_pictures
 from fleet.run.job import Job
 from fleet.start import Start
@@ -37,6 +37,17 @@ def write_heads(job: Job, bundles: Mapping[str, EncoderBundle]) -> dict[str, str
             continue  # the very one that the vehicles have
         write = _write_surrogate if surrogate else _write_local_head
         write(job, bundle, folders[name])
+    return {name: str(folder) for name, folder in folders.items()}
+
+
+def write_decoders(job: Job, bundles: Mapping[str, EncoderBundle]) -> dict[str, str]:
+    """The folder of a decoder by encoder, as large as local heads are."""
+    size = job.scenario.local_head
+    folders = {name: job.run_folder / "decoders" / folder_name(name) for name in bundles}
+    for name, bundle in bundles.items():
+        if not (job.has_begun and (folders[name] / SPEC_NAME).exists()):
+            seed = job.scenario.seed
+            export_decoder(bundle.spec, folders[name], width=size.width, depth=size.depth, seed=seed)
     return {name: str(folder) for name, folder in folders.items()}
 
 
@@ -74,4 +85,4 @@ def _write_surrogate(job: Job, bundle: EncoderBundle, folder: Path) -> None:
     )
     encoder = Encoder(bundle, mode="rebuild", providers=[CPU])
     head.settle(torch.from_numpy(encoder.forward(bundle.theta0, some_pictures(job))))
-    write_head(head, bundle.spec, folder, job.source.label_space)
+    write_head(head, bundle.spec, folder, job.source.label_space.name)

@@ -173,4 +173,4 @@ def _write_head(scenario: Scenario, folder: Path, bundle: EncoderBundle, classes
         fixed=True,
     )
     teach_head(head, torch.from_numpy(features_nCHW), torch.from_numpy(label_nHW), seed=scenario.seed)
-    write_head(head, bundle.spec, folder / HEAD_NAME, classes)
+    write_head(head, bundle.spec, folder / HEAD_NAME, classes.name)

@@ -80,7 +80,7 @@ def test_alignment_descends_the_misfit_of_gradients(tiny_world: World, tmp_path:
     module = head_for(spec, CAMVID, width=8, depth=1, seed=0, fixed=True)
     features = random.standard_normal((2, *spec.feature_shape)).astype(np.float32)
     module.settle(torch.from_numpy(features))
-    head = LocalHead(write_head(module, spec, tmp_path / "head", CAMVID))
+    head = LocalHead(write_head(module, spec, tmp_path / "head", CAMVID.name))
     label_Bhw = random.integers(0, CAMVID.num_classes, (2, *head.spec.logit_shape[1:]), dtype=np.uint8)
     blank = Aligned(
         features_BCHW=features, label_Bhw=label_Bhw, weight_Bhw=None, gradient_BCHW=np.zeros_like(features)

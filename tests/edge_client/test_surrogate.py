@@ -35,7 +35,7 @@ def module(tmp_path_factory: pytest.TempPathFactory) -> tuple[HeadModule, LocalH
     spec = export_bundle("stride8-c4", folder / "bundle", image_size=(64, 48), seed=0).spec
     head = head_for(spec, CAMVID, width=6, depth=1, seed=3, fixed=True)
     head.settle(torch.from_numpy(2 + features((8, *spec.feature_shape))))
-    return head, LocalHead(write_head(head, spec, folder / "head", CAMVID))
+    return head, LocalHead(write_head(head, spec, folder / "head", CAMVID.name))
 
 
 def features(shape: tuple[int, ...]) -> np.ndarray:

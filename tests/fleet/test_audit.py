@@ -43,7 +43,7 @@ def run(tiny_world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
         dataset=DatasetPart(name="camvid", root=str(tiny_world.data_root)),
         first_order=FirstOrder(epochs=1, batch_size=4),
         local_loss=LocalLossPlan(warm_up_epochs=1, epochs=1),
-        privacy=PrivacyPart(names="numbers"),
+        privacy=PrivacyPart(names="numbers", decoder_weight=0.1),
     )
     launch(scenario, folder, resume=False, console=QUIET)
     return folder
