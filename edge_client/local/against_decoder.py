@@ -1,7 +1,7 @@
 """Features that a decoder can't read: it learns to paint frames from them, the encoder not to let it.
 
 The decoder is the vehicle's own, and nothing of it leaves it.
-Legend: B frames, C channels, H W feature rows and columns, h w rows and columns of the picture; φ the decoder's
+Legend: B frames, C channels, H W feature rows and columns, h w picture rows and columns; φ the decoder's
 parameters, float32 (n,).
 """
 

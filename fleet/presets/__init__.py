@@ -8,7 +8,7 @@ from fleet.errors import OperatorError
 
 PRESETS = {
     "pretrained": "an encoder pretrained on ImageNet, whose projection learns before the first upload",
-    "strict": "features of few channels and bits, and frames without names: what hides most so far",
+    "strict": "encoders that learn against a decoder, features of few bits, frames without names",
     "feddrive": "Cityscapes, 146 vehicles of 10 to 45 frames of one city each (FedDrive v2)",
     "blackfed": "Cityscapes, 18 cities, a vehicle each (BlackFed)",
 }
