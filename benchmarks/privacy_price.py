@@ -1,8 +1,8 @@
 """What each defence of features costs, and how much harder it makes the frames to get back.
 
 `python -m benchmarks.privacy_price` runs `blackfleet` with four vehicles that share CamVid's frames block by
-block, with each defence and each seed, and lets an attacker who has the car's encoder train a decoder. Prints a
-table and one JSON line. Runs and attacks that are done are kept in `--out`; the same command goes on.
+block, with each defence and each seed, and lets an attacker who has the car's encoder train a decoder. Prints
+a table and one JSON line. Runs and attacks that are done are kept in `--out`; the same command goes on.
 """
 
 from __future__ import annotations
