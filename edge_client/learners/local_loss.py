@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from datasets.class_weights import pixel_weights
 from edge_client.errors import StateError, TurnRefused
 from edge_client.learners.loss_maps import ask_for_loss_maps
+from edge_client.learners.opponent import Opponent
 from edge_client.learners.progress import Progress
 from edge_client.learners.subspaces import begin_learning
-from edge_client.local.against_decoder import Opponent
 from edge_client.local.cross_entropy import cross_entropy, downsample_label
 from edge_client.local.head import LocalHead
 from edge_client.local.loss_weights import cell_weights, known_shares, spread

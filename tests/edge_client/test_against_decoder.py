@@ -12,7 +12,8 @@ from torch.nn import functional
 from datasets.labels import CAMVID
 from edge_client.encoder.bundle import EncoderBundle
 from edge_client.errors import VehicleError
-from edge_client.local.against_decoder import LEAST_ERROR, STEPS, AgainstDecoder, Opponent, shrunk
+from edge_client.learners.opponent import LEAST_ERROR, STEPS, Opponent, shrunk
+from edge_client.local.against_decoder import AgainstDecoder
 from edge_client.local.head import LocalHead
 from edge_client.shared_models import SharedModels
 from fleet.export.head_export import export_decoder
