@@ -17,7 +17,7 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import CodeType, FrameType
@@ -40,7 +40,7 @@ from benchmarks.small_fleets import forked
 
 _RESULTS = "fuzz.jsonl"
 _TRACED_OF = 16
-_BATCH = 20_000
+_BATCH = 50_000
 _MOST_KEPT = 3_000
 _NUMBER = re.compile(r"\d+|'[^']*'|`[^`]*`")
 _OURS = f"{Path(__file__).resolve().parents[1] / 'protocol'}"
@@ -74,10 +74,11 @@ def main() -> None:
         record_runs(options.out / "recorded", recorded, forked())
     deadline = time.monotonic() + 60 * options.minutes
     seed = options.first_seed
+    begin = seeds(read_recorded(recorded)) if options.what == "decoders" else {}
     while time.monotonic() < deadline:
         if (options.what, seed) not in done:
             if options.what == "decoders":
-                line = fuzz_decoders(recorded, options.out / "corpus", seed, deadline)
+                line = fuzz_decoders(begin, options.out / "corpus", seed, deadline)
             else:
                 line = run_under_fire(recorded, options.out, seed, options.per_second)
             with results.open("a") as file:
@@ -102,8 +103,10 @@ class _Corpus:
             self.inputs[draw.randrange(_MOST_KEPT)] = data
 
 
-def fuzz_decoders(recorded: Path, folder: Path, seed: int, deadline: float) -> dict[str, Any]:
-    """One round of all decoders; what they have kept goes on in the next one."""
+def fuzz_decoders(
+    begin: Mapping[str, Sequence[bytes]], folder: Path, seed: int, deadline: float
+) -> dict[str, Any]:
+    """One round of all decoders, from real messages; what they have kept goes on in the next one."""
     draw = random.Random(f"{seed} decoders")
     before_mb = _resident_mb()
     counts: Counter[str] = Counter()
@@ -113,7 +116,8 @@ def fuzz_decoders(recorded: Path, folder: Path, seed: int, deadline: float) -> d
     for name, target in targets().items():
         path = folder / f"{name}.msgpack"
         corpus = _Corpus([data for _, data in read_recorded(path)] if path.exists() else [])
-        corpus.inputs += seeds(read_recorded(recorded))[name]
+        known = set(corpus.inputs)
+        corpus.inputs += [data for data in begin[name] if data not in known]
         for _ in range(_BATCH):
             if counts[name] % 1000 == 0 and time.monotonic() > deadline:
                 break
