@@ -58,6 +58,12 @@ def main() -> None:
         "--per-second", type=int, default=1500, help="messages over the broker (default 1500)"
     )
     parser.add_argument(
+        "--per-run",
+        type=int,
+        default=100_000,
+        help="of them in one run, which then ends in peace (default 100000)",
+    )
+    parser.add_argument(
         "--out", type=Path, default=Path("runs/fuzz"), help="folder of recordings and results"
     )
     parser.add_argument("--merge", type=Path, nargs="+", metavar="FILE", help="only add up these results")
@@ -80,7 +86,7 @@ def main() -> None:
             if options.what == "decoders":
                 line = fuzz_decoders(begin, options.out / "corpus", seed, deadline)
             else:
-                line = run_under_fire(recorded, options.out, seed, options.per_second)
+                line = run_under_fire(recorded, options.out, seed, options.per_second, options.per_run)
             with results.open("a") as file:
                 file.write(json.dumps({"what": options.what, "seed": seed, **line}) + "\n")
             print(line, file=sys.stderr, flush=True)
