@@ -88,11 +88,16 @@ def run_under_fire(recorded: Path, out: Path, seed: int, per_second: int, most: 
             due = max(due + 50 / per_second, time.monotonic() - 1)
             time.sleep(max(0.0, due - time.monotonic()))
         crashes = _crashes(folder)
+        sizes = {
+            "cloud_mb": [before_mb[0], most_mb[0]],
+            "vehicle_mb": [before_mb[1], most_mb[1]],
+            "log_kb": [_log_kb(template), _log_kb(folder)],
+        }
         if cloud.exitcode != 0:
             ends = [f"{name}: {_last_line(folder, name)}" for name in ("cloud", "host-01", "host-02")]
-            crashes += [f"the cloud's exit code: {cloud.exitcode}", *ends]
+            crashes += [_how_it_ended(cloud), *ends]
             shutil.copytree(folder / "processes", out / f"failed-{seed}", dirs_exist_ok=True)
-            return _line(sent, same=False, crashes=crashes)
+            return _line(sent, same=False, crashes=crashes, **sizes)
     result, peace = (json.loads((each / "result.json").read_bytes()) for each in (folder, template))
     same = all(
         result[key] == peace[key] for key in ("confusion", "mean_local_miou", "mean_ood_miou", "steps")
@@ -103,9 +108,7 @@ def run_under_fire(recorded: Path, out: Path, seed: int, per_second: int, most: 
         same=same,
         crashes=crashes,
         refused=rejects + result["strangers"],
-        cloud_mb=[before_mb[0], most_mb[0]],
-        vehicle_mb=[before_mb[1], most_mb[1]],
-        log_kb=[_log_kb(template), _log_kb(folder)],
+        **sizes,
     )
 
 
@@ -201,6 +204,12 @@ def _crashes(folder: Path) -> list[str]:
         if "Traceback" in text:
             found.append(f"{log.stem}: {text[text.index('Traceback') :][:2000]}")
     return found
+
+
+def _how_it_ended(cloud: BaseProcess) -> str:
+    if cloud.exitcode is None:
+        return f"not ended in {_LIMIT_S:g} s"
+    return f"the cloud's exit code: {cloud.exitcode}"
 
 
 def _last_line(folder: Path, name: str) -> str:
