@@ -47,6 +47,7 @@ def settings(options: argparse.Namespace, algorithm: str, seed: int, *, is_async
         "dataset.root": str((options.out / f"data-{seed}").resolve()),
         "dataset.generated_cities": vehicles,
         "dataset.frames_per_vehicle": options.frames,
+        "dataset.partition": options.partition,
         "encoder.mode": "rebuild",
         "evaluation.overlays": 0,
         "evaluation.ood_frames": 1,
@@ -82,6 +83,7 @@ def main() -> None:
     parser.add_argument("--buffer", type=int, default=2, help="K contributions a round (default: 2)")
     parser.add_argument("--rounds", type=int, default=5, help="that wait for everyone (default: 5)")
     parser.add_argument("--frames", type=int, default=15, help="of each vehicle (default: 15)")
+    parser.add_argument("--partition", default="uniform", help="default: uniform; city: each its own")
     parser.add_argument("--seeds", type=read_seeds, default=(0, 1, 2), help="default: 0,1,2")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
     parser.add_argument("--out", type=Path, default=Path("runs/asynchrony"), help="folder of the runs")

@@ -29,6 +29,7 @@ from protocol.messages import (
     UpdatePart,
     Welcome,
 )
+from protocol.messages.down import WHOLE_TURN
 from protocol.seldom import is_logged
 from protocol.session.link import Malformed, MessageTooLarge, Received, Sending, VehicleLink
 from protocol.session.transport import BrokerUnreachable
@@ -50,6 +51,10 @@ class Superseded(Exception):
 
 class Voided(Exception):
     """The cloud knows nothing of the attempt under way: it went on, or started anew, without this vehicle."""
+
+
+class LetGo(Exception):
+    """The turn under way is over: the round went on without this vehicle."""
 
 
 class Finished(Exception):
@@ -236,6 +241,7 @@ class Conversation:
         Raises:
             Superseded: the turn started over under a new grant.
             Voided: the cloud doesn't know this grant.
+            LetGo: the round went on without this vehicle.
             VehicleError: the cloud rejects a request for good, or has been silent for `give_up_s`.
         """
         pending: dict[int, Pending] = {}
@@ -255,7 +261,7 @@ class Conversation:
                     self._wait(turn, pending, answers, meanwhile)
             while pending:
                 self._wait(turn, pending, answers, meanwhile)
-        except Superseded:
+        except (Superseded, LetGo):
             self._link.forget()
             raise
         return [answers[step] for step in order]
@@ -326,6 +332,8 @@ class Conversation:
             if reject.final:
                 raise VehicleError(f"the cloud rejects this vehicle's message: {reject.reason}")
             raise Voided(reject.reason)
+        if reject.grant == turn.grant and reject.step == WHOLE_TURN and not reject.final:
+            raise LetGo(reject.reason)
         self._strange_rejects += 1
         if is_logged(self._strange_rejects):
             log.warning("rejected (step %d): %s", reject.step, reject.reason)

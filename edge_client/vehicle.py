@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_client.conversation import Conversation, Finished, Patience, Stopped, Superseded, Voided
+from edge_client.conversation import Conversation, Finished, LetGo, Patience, Stopped, Superseded, Voided
 from edge_client.encoder.bundle import EncoderBundle, bundle_digest
 from edge_client.encoder.runtime import Encoder
 from edge_client.errors import CloudSilent, TurnRefused
@@ -40,7 +40,7 @@ _SLOWEST_HELLO_S = 30.0
 
 _COMPLAIN_AFTER_S = 2.0
 
-_NOT_THE_TURN = (Superseded, Voided, Finished, Stopped, CloudSilent, BrokerUnreachable)
+_NOT_THE_TURN = (Superseded, Voided, LetGo, Finished, Stopped, CloudSilent, BrokerUnreachable)
 """What ends the work at a turn without the turn having failed, or with nobody there to hear of it."""
 
 
@@ -289,6 +289,9 @@ class Vehicle:
             self._conversation.is_over(turn)
             log.info("turn %d starts over", superseded.turn.turn_id)
             return superseded.turn
+        except LetGo as let_go:
+            log.info("turn %d is over for this vehicle: %s", turn.turn_id, let_go)
+            return None
         except Voided:
             self._conversation.is_over(turn)
             log.info("turn %d is no longer this vehicle's", turn.turn_id)

@@ -38,6 +38,7 @@ from protocol.messages import (
     UpdateNews,
     Welcome,
 )
+from protocol.messages.down import WHOLE_TURN
 from protocol.seldom import is_logged
 from protocol.session.link import CloudLink, Malformed, MessageTooLarge, Received, Sending, TooManyWaiting
 from protocol.session.topics import CLOUD_ID
@@ -319,6 +320,13 @@ class Desk:
             self._events.event("undelivered", vehicle=vehicle, reason=str(error))
         if active is not None and not active.done and active.failed is None:
             active.failed = f"{error}; it belongs to another run, or has another local model"
+
+    def let_go(self, turn: Turn, reason: str) -> None:
+        """Tell a vehicle that its turn is over without it."""
+        told = Reject(
+            vehicle=turn.vehicle, grant=turn.grant, step=WHOLE_TURN, reason=reason[:1000], final=False
+        )
+        self.send(turn.vehicle, told)
 
     def _reject(self, vehicle: str, grant: str, step: int, reason: str, *, final: bool) -> None:
         self._note_reject(vehicle, reason)

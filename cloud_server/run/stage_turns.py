@@ -194,6 +194,7 @@ class StageTurns:
         vehicle = active.turn.vehicle
         active.abandoned = True
         self._discard(active)
+        self._desk.let_go(active.turn, f"it {why}")
         log.warning("turn %d of vehicle %s %s: dropped", active.turn.turn_id, vehicle, why)
         self._events.event("dropped", vehicle=vehicle, stage=stage.number, round=stage.round)
 

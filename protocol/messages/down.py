@@ -26,6 +26,10 @@ class Resend(Turned, frozen=True, array_like=True, kw_only=True, tag="resend"):
     """The request that is recalled has not arrived, or was lost with a process: send it again."""
 
 
+WHOLE_TURN = 2**53
+"""`Reject.step` of a turn that is over for the vehicle, whatever it has asked in it."""
+
+
 class Reject(Message, frozen=True, array_like=True, kw_only=True, tag="reject"):
     """What was sent does not fit and has changed nothing."""
 
@@ -33,6 +37,7 @@ class Reject(Message, frozen=True, array_like=True, kw_only=True, tag="reject"):
     grant: str
     """Of the rejected request, or the session of a rejected hello; empty where it could not be read."""
     step: Step
+    """Of the rejected request; `WHOLE_TURN`: the round went on without the vehicle, which is not to go on."""
     reason: Text
     final: bool
     """True: the same message would be rejected again, the vehicle should stop and show the reason. False: the

@@ -101,6 +101,7 @@ def test_round_of_the_first_drops_the_work_of_the_others_who_go_on(
     late = fleet.result()["vehicles"][of(world, "slow")]
     assert late["local_miou"] is not None, "it was there for the evaluation"
     assert late["uploads"]["acknowledged"] == 0
+    assert late["rejects"] == 0, "it has heard that its turns were over, and sent nothing more in them"
 
 
 @pytest.mark.parametrize("work", ["drop", "keep"])
