@@ -79,8 +79,8 @@ def write_profiles(path: Path) -> None:
 
 
 def weights_curve(log: Path, vehicles: int) -> list[Point]:
-    """Mean validation mIoU by the time at which each vehicle fetched the weights that it scored, the latest of
-    each, from where all `vehicles` have scored some."""
+    """Mean validation mIoU by when each vehicle fetched the weights that it scored, the latest of each, from
+    where all `vehicles` have scored some."""
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     begun: dict[str, float] = {}
     scored: list[tuple[float, str, float]] = []
@@ -154,9 +154,7 @@ def main() -> None:
             )
     Console(width=100).print(table)
     means = {algorithm: float(np.mean(found)) for algorithm, found in ratios.items()}
-    print(
-        json.dumps({"benchmark": "asynchrony", "mean_ratio": means, "ratios": ratios, "when_known": known})
-    )
+    print(json.dumps({"benchmark": "asynchrony", "mean_ratio": means, "ratios": ratios, "when_known": known}))
     if any(mean > MOST for mean in means.values()):
         raise SystemExit(f"async takes {means} of the time of sync to equal quality, more than {MOST}")
 
