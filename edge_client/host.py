@@ -238,7 +238,7 @@ class Host:
             states=opening.states(opened),
             updates=opening.intake(link, frames, retry_s=host.retry_s, pulled=self._pulled),
             local_model=opened.models.local_model(
-                config.local_model, bundle, config.predictions, config.latest
+                config.local_model, bundle, config.predictions, config.latest, config.update
             ),
             local_head=opened.local_head,
             against_decoder=opened.models.against_decoder(config.decoder, bundle, config.decoder_weight),

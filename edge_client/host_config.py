@@ -11,6 +11,7 @@ from edge_client.conversation import DEFAULT_OFFLINE_S
 from edge_client.errors import VehicleError
 from edge_client.frames import Sight
 from edge_client.local.network import TRAINING_DEVICES
+from edge_client.local.noised_update import UpdateNoise
 from edge_client.naming import KEYS, check_naming
 from edge_client.source.settings import SourceConfig
 from edge_client.spool import DEFAULT_SPOOL_MB
@@ -83,10 +84,26 @@ class VehicleConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     names: str = KEYS
     """What its frames are called to the cloud: by their `keys`, or by their `numbers` alone."""
 
+    update_clip: float | None = None
+    """Of federated averaging: longest change of all weights, as one vector, that is sent; None = any."""
+    update_noise: float = 1.0
+    """Standard deviation of the noise on each number of a clipped change, in clips."""
+    noise_seed: int | None = None
+    """The vehicle's secret, of which that noise is made; needed with `update_clip`."""
+
     def __post_init__(self) -> None:
         check_vehicle_id(self.id)
+        if self.update_clip is not None and self.noise_seed is None:
+            raise SettingError("update_clip needs a noise_seed, a large number that nobody else knows")
         check_naming(self.names)
         at_least(self.decoder_weight, 0, "decoder_weight")
+
+    @property
+    def update(self) -> UpdateNoise | None:
+        """How updates are noised."""
+        if self.update_clip is None or self.noise_seed is None:
+            return None
+        return UpdateNoise(clip=self.update_clip, noise=self.update_noise, seed=self.noise_seed)
 
 
 class HostConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True):

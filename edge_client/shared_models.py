@@ -16,6 +16,7 @@ from edge_client.errors import VehicleError
 from edge_client.local.against_decoder import PICTURES, AgainstDecoder
 from edge_client.local.head import HeadFolder, LocalHead, head_outputs
 from edge_client.local.network import require_torch
+from edge_client.local.noised_update import UpdateNoise
 from edge_client.turn import LocalModelTools
 from protocol.local_model import LocalModel
 
@@ -80,9 +81,15 @@ class SharedModels:
         return Encoder(bundle, mode=shared.mode, threads=self._threads, providers=[shared.provider])
 
     def local_model(
-        self, folder: str | None, bundle: EncoderBundle, predictions: Mapping[str, str], latest: str | None
+        self,
+        folder: str | None,
+        bundle: EncoderBundle,
+        predictions: Mapping[str, str],
+        latest: str | None,
+        update_noise: UpdateNoise | None,
     ) -> LocalModelTools | None:
-        """The whole network of a folder, and where what it predicts goes; None without a folder.
+        """The whole network of a folder, where what it predicts goes, and how what it learns is noised; None
+        without a folder.
 
         Raises:
             VehicleError: torch or its device is missing, or it is for other labels or images.
@@ -107,6 +114,7 @@ class SharedModels:
             latest=Path(latest) if latest else None,
             threads=self._threads,
             device=self._training_device,
+            update_noise=update_noise,
         )
 
     def local_head(self, folder: str | None, bundle: EncoderBundle) -> LocalHead | None:

@@ -25,6 +25,7 @@ from edge_client.frames import VehicleFrames
 from edge_client.local.against_decoder import AgainstDecoder
 from edge_client.local.cross_entropy import downsample_label
 from edge_client.local.head import LocalHead
+from edge_client.local.noised_update import UpdateNoise
 from edge_client.spool import Spool, digest
 from edge_client.train_views import TrainViews
 from edge_client.work import metered
@@ -82,6 +83,8 @@ class LocalModelTools:
     """Folder for the latest predictions of a few frames, for whoever looks on; None: none are kept."""
     threads: int
     """Of torch."""
+    update_noise: UpdateNoise | None = None
+    """How what it sends is clipped and noised; None = not at all."""
     device: str = "cpu"
     """Of torch."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edge_client.naming import KEYS, NAMINGS
+from protocol.errors import SettingError
 from protocol.plans.checks import Section
 
 
@@ -19,6 +20,17 @@ class PrivacyPart(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
     """How much encoders that learn from their own labels also learn that a decoder on the vehicle can't paint
     their frames from the features: of −log of its squared error beside the loss of labels. 0 = no decoder."""
 
+    update_clip: float | None = None
+    """Of `fedavg` and `fedprox`: C, the longest change of all weights together, as one vector, that a
+    vehicle sends of a turn: longer ones are shortened, and all get noise. None = sent as they are."""
+    update_noise: float = 1.0
+    """σ: standard deviation of the noise on each number of a change, in C."""
+    delta: float = 1e-5
+    """δ, with which ε is stated."""
+
     def __post_init__(self) -> None:
+        self._above(0, "update_clip", "update_noise", "delta")
+        if not self.delta < 1:
+            raise SettingError(f"{self.key('delta')} must be below 1, got {self.delta}")
         self._at_least(0, "decoder_weight")
         self._one_of(NAMINGS, "names")

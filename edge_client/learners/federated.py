@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from edge_client.errors import TurnRefused
 from edge_client.learners.progress import Progress
 from edge_client.local.network import Batch, LocalNetwork, LocalTraining
+from edge_client.local.noised_update import noised
 from edge_client.state import VehicleState, state_bytes
 from edge_client.turn import LocalModelTools, TurnTools
 from evaluation.latest import FRAMES_A_VEHICLE, evenly, write_predictions
@@ -50,6 +51,11 @@ def learn_with_weights(tools: TurnTools, state: VehicleState) -> tuple[VehicleSt
         raise TurnRefused("the turn does not say how the network is trained (first_order)")
     if turn.epochs != len(turn.rate_shares):
         raise TurnRefused(f"the turn has {turn.epochs} epochs but {len(turn.rate_shares)} rates")
+    if local.update_noise is not None and plan.statistics == "average":
+        raise TurnRefused(
+            "this vehicle sends noised weights, and statistics can't be noised: set federated.statistics to "
+            "local or frozen"
+        )
     spec = local.model.spec
     exchanged = spec.shapes(statistics=plan.statistics == "average")
     [answer] = tools.ask([FetchWeights(**tools.header())])
@@ -79,16 +85,19 @@ def learn_with_weights(tools: TurnTools, state: VehicleState) -> tuple[VehicleSt
         losses = _train(tools, network, plan, first_order)
         learnt = VehicleState(theta=state.theta, optimizer=network.weights)
         progress.note(losses, lambda: learnt, is_end=True)
+    learnt_weights, told = {name: network.weights[name] for name in exchanged}, losses[-1]
+    if local.update_noise is not None:  # a loss would tell of the frames without noise
+        learnt_weights, told = noised(learnt_weights, received, local.update_noise), 0.0
     update = Update(
         **tools.header(),
         samples=len(tools.frames.splits["train"]),
-        loss=losses[-1],
-        tensors=pack({name: network.weights[name] for name in exchanged}),
+        loss=told,
+        tensors=pack(learnt_weights),
     )
     tools.ask([update])
     kept = spec.statistic_names if plan.statistics == "local" else ()
     statistics = {_STATISTIC + name: network.weights[name] for name in kept}
-    return VehicleState(theta=state.theta, optimizer=statistics), losses[-1]
+    return VehicleState(theta=state.theta, optimizer=statistics), told
 
 
 def _train(

@@ -21,12 +21,14 @@ from fleet.broker import MEMORY_BUS, OWN_BROKERS
 from fleet.errors import OperatorError
 from fleet.export.encoders import check_image_size
 from fleet.export.onnx_encoder import OnnxEncoder
+from fleet.privacy_budget import guarantee
 from fleet.run.file_encoders import check_file_encoder
 from fleet.scenario import Scenario
 from fleet.simulation.availability import check_availability
 from fleet.start import StartSpec
 from protocol.messages import OwnPlan
 from protocol.mqtt.broker_url import parse_broker_url
+from protocol.plans.federated import FederatedPlan
 from protocol.plans.local_loss import LocalLossPlan
 
 
@@ -59,6 +61,7 @@ def check_runnable(scenario: Scenario) -> None:
         broker.choose_kind(scenario.broker)
     elif scenario.broker != MEMORY_BUS:
         parse_broker_url(scenario.broker)
+    _check_noise(scenario)
     if scenario.privacy.decoder_weight and not algorithm_row(scenario.algorithm).needs.local_head:
         raise OperatorError(
             "privacy.decoder_weight needs vehicles that learn from their own labels, as those of blackfleet; "
@@ -73,6 +76,24 @@ def check_runnable(scenario: Scenario) -> None:
         )
     if scenario.broker_port is not None:
         broker.check_port_number(scenario.broker_port)
+
+
+def _check_noise(scenario: Scenario) -> None:
+    """Whether noised updates can keep what they promise."""
+    if scenario.privacy.update_clip is None:
+        return
+    if not algorithm_row(scenario.algorithm).needs.whole_network:
+        raise OperatorError(
+            f"privacy.update_clip needs vehicles that send weights, as those of fedavg; those of "
+            f"{scenario.algorithm} don't: leave it out"
+        )
+    statistics = scenario.way(FederatedPlan).statistics
+    if statistics == "average":
+        raise OperatorError(
+            "privacy.update_clip needs federated.statistics to be local or frozen, as statistics can't be "
+            f"noised; got {statistics!r}"
+        )
+    guarantee(scenario)
 
 
 def _check_simulation(scenario: Scenario) -> None:

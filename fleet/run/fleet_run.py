@@ -44,6 +44,7 @@ from fleet.simulation.world import World
 from protocol.atomic import write_json_atomic
 from protocol.local_model import FOLDER_NAME
 from protocol.mqtt.broker_url import BROKER_VARIABLE
+from protocol.noise import derive_seed
 from protocol.seal_files import FOLDER_NAME as SEALS
 from protocol.seal_files import make_seals
 from protocol.session.transport import BrokerUnreachable
@@ -169,6 +170,9 @@ def _write_settings(job: Job) -> list[Path]:
             local_head=heads.get(share.encoder),
             decoder=decoders.get(share.encoder),
             decoder_weight=weight,
+            update_clip=scenario.privacy.update_clip,
+            update_noise=scenario.privacy.update_noise,
+            noise_seed=derive_seed(scenario.seed, "noise", vehicle) if scenario.privacy.update_clip else None,
             predictions={split: str(run_folder / name / vehicle) for split, name in PREDICTED.items()}
             if trains
             else {},

@@ -25,6 +25,7 @@ from fleet.frames.allocation import open_data, source_test_frames
 from fleet.frames.check import check_before_allotting, check_shares
 from fleet.frames.partition_record import PARTITION_NAME, record_shares, settle_classes, settle_shares
 from fleet.many_vehicles import remark_on_many
+from fleet.privacy_budget import guarantee
 from fleet.run.centralized import run_centralized
 from fleet.run.checks import check_runnable, check_start
 from fleet.run.controls import Controls
@@ -50,6 +51,7 @@ from fleet.show.progress import result_table
 from fleet.simulation.patience import remark_on_absences
 from fleet.start import FOLDER_NAME as START_FOLDER
 from fleet.start import Start
+from protocol.atomic import write_json_atomic
 from protocol.doors import file_name
 from protocol.session.topics import CLOUD_ID
 
@@ -161,6 +163,10 @@ def _launch(
     if scenario.privacy.names == NUMBERS:
         name_predictions(run_folder, shares)
     result = read_object(run_folder / RESULT_NAME)
+    privacy = guarantee(scenario)
+    if privacy is not None and result.get("privacy") != privacy:
+        result["privacy"] = privacy
+        write_json_atomic(run_folder / RESULT_NAME, result)
     failed = result.get("failed", {})
     lasting = {name: shares[name] for name in scenario.evaluated_vehicles if name not in failed}
     overlays = draw_overlays(source, lasting, run_folder, per_vehicle=scenario.evaluation.overlays)

@@ -255,6 +255,11 @@ def result_table(result: Mapping[str, Any]) -> FittedTable:
         reasons = "\n".join(f"{vehicle}: {reason}" for vehicle, reason in failed.items())
         failures = f"without what has failed (the means are of the others):\n{reasons}"
         table.caption = "\n".join(str(text) for text in (table.caption, failures) if text)
+    if privacy := result.get("privacy"):
+        spent = (
+            f"updates noised: ε {privacy['epsilon']:.3g} at δ {privacy['delta']:g}, for {privacy['protects']}"
+        )
+        table.caption = "\n".join(str(text) for text in (table.caption, spent) if text)
     if makers := label_makers(result):
         table.caption = "\n".join(str(text) for text in (table.caption, *makers) if text)
     shown, left_out = movers(vehicles)
