@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 AUTO = "auto"
 _REACH_S = 5.0
-_LOOK_S = 90.0
+_LOOK_S = 300.0
 """For a node to start a worker of Ray, import this, and look around."""
 
 
