@@ -17,6 +17,9 @@ FORGIVEN_PER_S, MOST_OFFENCES = 50.0, 200
 """Refused messages: more in short time than any accident brings."""
 HEARD_PER_S, MOST_HEARD = 1_000.0, 10_000
 """All messages and parts: more than a vehicle sends that waits for answers."""
+STATUSES_PER_S, MOST_STATUSES = 10.0, 4_000
+"""Statuses: nobody waits for an answer to one, and of a flood a slow reader gets fewer in a second than are
+forgiven of messages."""
 _MUTED_S, _LONGEST_MUTE_S = 10.0, 320.0
 
 
@@ -106,6 +109,7 @@ class _Sender:
     def __init__(self, now: float) -> None:
         self.refused = _Bucket(FORGIVEN_PER_S, MOST_OFFENCES, now)
         self.heard = _Bucket(HEARD_PER_S, MOST_HEARD, now)
+        self.statuses = _Bucket(STATUSES_PER_S, MOST_STATUSES, now)
         self.muted_until = float("-inf")
         self.mutes = 0
 
@@ -136,14 +140,15 @@ class Mutes:
         if told is not None:
             self._on_mute(sender, *told)
 
-    def hears(self, sender: str, weight: float = 1.0) -> bool:
+    def hears(self, sender: str, weight: float = 1.0, *, is_status: bool = False) -> bool:
         """Whether a message of this sender is to be kept, which counts so much; called for each of them."""
         with self._lock:
             known, now = self._sender(sender)
             if now < known.muted_until:
                 self.unheard += 1
                 return False
-            told = self._mute(known, now) if known.heard.overflows(now, weight) else None
+            bucket = known.statuses if is_status else known.heard
+            told = self._mute(known, now) if bucket.overflows(now, weight) else None
         if told is not None:
             self._on_mute(sender, *told)
         return told is None

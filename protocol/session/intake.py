@@ -140,7 +140,8 @@ class Intake:
             return
         is_large_part = len(payload) >= _LARGE_PART_BYTES and parts.is_part(payload)
         weight = 1 / 8 if is_large_part else 1.0
-        if not self.mutes.hears(self._sender(address.vehicle), weight):
+        is_status = address.channel is topics.STATUS
+        if not self.mutes.hears(self._sender(address.vehicle), weight, is_status=is_status):
             return
         word = parts.read_word(payload)
         if word is not None and address.channel is not topics.STATUS:

@@ -79,6 +79,18 @@ def test_mute_comes_of_sending_too_much_whatever_it_is() -> None:
     assert 10_000 <= heard < 20_000 and told == [("flooder", 1, 10.0)]
 
 
+def test_statuses_are_too_many_at_any_pace_at_which_they_are_read() -> None:
+    clock, told = _Clock(), list[tuple[str, int, float]]()
+    mutes = Mutes(clock, lambda *words: told.append(words))  # type: ignore[arg-type]  # tells the time only
+    for _ in range(4_000):
+        clock.time_s += 0.1
+        assert mutes.hears("frequent", is_status=True)
+    while not told:
+        clock.time_s += 0.02
+        mutes.hears("flooder", is_status=True)
+    assert told == [("flooder", 1, 10.0)]
+
+
 def test_refused_flood_is_cut_off_before_it_is_read(caplog: pytest.LogCaptureFixture) -> None:
     bus = MemoryBus()
     transport = bus.client("cloud", on_connect=lambda: None)
