@@ -6,7 +6,7 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +42,8 @@ class Run:
     folder: Path
     settings: Mapping[str, Any] = field(repr=False)
     """Over the embedded defaults, by scenario key."""
+    prepare: Callable[[], None] | None = field(default=None, repr=False)
+    """Called in the run's process before it."""
 
     @property
     def is_complete(self) -> bool:
@@ -110,6 +112,8 @@ def _check_same(run: Run) -> None:
 
 def _launch(run: Run) -> float:
     """The mean local mIoU of a run, done in this process, its progress in a file of its folder."""
+    if run.prepare is not None:
+        run.prepare()
     run.folder.mkdir(parents=True, exist_ok=True)
     begun = (run.folder / SCENARIO_NAME).exists()
     with (run.folder / _LOG_NAME).open("a", encoding="utf-8") as log:

@@ -186,6 +186,8 @@ class TrainingProgress:
     """By vehicle: how often what it made of the fleet's encoder, or network, was not taken."""
     taken_back: dict[str, int] = field(default_factory=dict)
     """By vehicle: how many of its turns did not count."""
+    doubted: dict[str, int] = field(default_factory=dict)
+    """By vehicle: how many of its turns looked like a liar's, and counted nevertheless."""
 
     @property
     def mean_loss(self) -> float | None:
@@ -206,12 +208,17 @@ class TrainingProgress:
             "val_miou": dict(self.val_miou),
             "left_out": dict(self.left_out),
             "taken_back": dict(self.taken_back),
+            "doubted": dict(self.doubted),
         }
 
     def leave_out(self, vehicles: Iterable[str]) -> None:
         """Count that what these vehicles made of the fleet's encoder, or network, was not taken."""
         for vehicle in vehicles:
             self.left_out[vehicle] = self.left_out.get(vehicle, 0) + 1
+
+    def doubt(self, vehicle: str) -> None:
+        """Count that a turn of the vehicle looked like a liar's."""
+        self.doubted[vehicle] = self.doubted.get(vehicle, 0) + 1
 
     def take_back(self, vehicle: str) -> None:
         """Count that a turn of the vehicle does not count."""

@@ -24,7 +24,7 @@ from cloud_server.desk.handlers.feedback import Judge
 from cloud_server.desk.turns import Features
 from cloud_server.schedule import Kind, Stage, round_robin
 from evaluation.latest import FRAMES_A_VEHICLE, evenly
-from protocol.batches import batch_bounds
+from protocol.batches import batch_bounds, batch_count
 from protocol.noise import derive_seed
 from protocol.plans.sharing import Sharing
 
@@ -94,7 +94,11 @@ class BlackFed(OneNetwork):
         if stage.kind is Kind.TRAIN:
             self.progress.leave_out(self.shared_encoder.hand_on(stage, vehicle))
             if self._config.network.learns:
-                self._learn(stage, vehicle, uploads["train"])
+                self._agreement.look(vehicle, uploads["train"])
+                if self._agreement.counts(stage, vehicle, self.progress):
+                    self._learn(stage, vehicle, uploads["train"])
+                else:
+                    self._pass_over(vehicle, uploads["train"])
             if self._present.take(stage, vehicle, uploads, self.progress):
                 self._validate(stage, vehicle, uploads["val"])
         else:
@@ -106,6 +110,12 @@ class BlackFed(OneNetwork):
     def _feedback_weights(self, vehicle: str) -> AbstractContextManager[None]:
         own = self._config.feedback_network == "best"
         return self._trainer.borrowed_weights(self._best_weights(vehicle) if own else None)
+
+    def _pass_over(self, vehicle: str, train: Features) -> None:
+        """Learn nothing from a turn; the rates are those of the run's schedule all the same."""
+        first = self._config.first_order
+        self._trainer.advance_schedule(first.passes * batch_count(len(train.indices), first.batch_size))
+        self._replay.forget(vehicle)
 
     def _learn(self, stage: Stage, vehicle: str, train: Features) -> None:
         """First-order epochs over the features that were uploaded once, each step followed by replay."""

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cloud_server.algorithms.agreement import folds
 from cloud_server.algorithms.base import Context, TurnPlan, evaluation_plan, upload_limits
 from cloud_server.algorithms.closing import overlaps
 from cloud_server.algorithms.kept_loss_maps import KeptLossMaps
@@ -213,15 +214,15 @@ class BlackFleet(OneNetwork):
         """First-order epochs over the union of the uploads: no vehicle's frames come last; each step is
         followed by replay."""
         first, log = self._config.first_order, self._context.events
-        groups = self._groups(stage)
+        heard = self._heard(stage)
+        groups = self._groups(stage, heard)
         seed = derive_seed(self._config.seed, "first-order", stage.number)
         frames = sum(len(group.frames) for group in groups)
         steps = first.passes * sum(batch_count(len(g.frames), first.batch_size) for g in groups)
         if steps == 0:
             return
-        for vehicle in stage.vehicles:
-            train = self._arrived[vehicle]["train"]
-            self._replay.keep(vehicle, train)
+        for vehicle in heard:
+            self._replay.keep(vehicle, self._arrived[vehicle]["train"])
         self._trainer.span_schedule(self._config.rounds * steps)
         means: list[float] = []
         done = replayed_frames = 0
@@ -244,10 +245,41 @@ class BlackFleet(OneNetwork):
         log.event("learned", stage=stage.number, losses=[round(mean, 5) for mean in means])
         log.scalar("loss", means[-1], stage.number)
 
-    def _groups(self, stage: Stage) -> list[_Group]:
-        """The stage's train frames by the shape of their features, vehicles in the stage's order."""
+    def _heard(self, stage: Stage) -> tuple[str, ...]:
+        """Those of the stage's vehicles whose train frames are learnt from."""
+        if not self._agreement.is_on:
+            return stage.vehicles
+        if self._trainer.steps == 0:
+            self._look_by_folds(stage)
+        else:
+            for vehicle in stage.vehicles:
+                self._agreement.look(vehicle, self._arrived[vehicle]["train"])
+        heard = tuple(
+            vehicle for vehicle in stage.vehicles if self._agreement.counts(stage, vehicle, self.progress)
+        )
+        for vehicle in set(stage.vehicles).difference(heard):
+            self._replay.forget(vehicle)
+        return heard
+
+    def _look_by_folds(self, stage: Stage) -> None:
+        """Of a network that knows nothing yet: train it for the round's epochs on all parts of the vehicles
+        but one, look at that one, and go back; for each part."""
+        first, untrained = self._config.first_order, self._trainer.state_dict()
+        for part in folds(stage.vehicles):
+            groups = self._groups(stage, [vehicle for vehicle in stage.vehicles if vehicle not in part])
+            seed = derive_seed(self._config.seed, "part", stage.number, part[0])
+            for epoch in range(first.epochs):
+                for group, chosen in _batches(groups, first.batch_size, seed, epoch):
+                    self._context.check_stop()
+                    self._trainer.train_step(group.features_nCHW[chosen], group.label_nHW[chosen])
+            for vehicle in part:
+                self._agreement.look(vehicle, self._arrived[vehicle]["train"])
+            self._trainer.load_state_dict(untrained)
+
+    def _groups(self, stage: Stage, vehicles: Sequence[str]) -> list[_Group]:
+        """Train frames of the stage by the shape of their features, vehicles in the stage's order."""
         pieces: dict[tuple[int, ...], list[_Group]] = {}
-        for vehicle in stage.vehicles:
+        for vehicle in vehicles:
             train = self._arrived[vehicle]["train"]
             label_nHW = self._context.labels_of(vehicle, train)
             frames = [(vehicle, index) for index in train.indices]

@@ -64,6 +64,11 @@ class Replay:
             used += len(drawn)
         return used
 
+    def forget(self, vehicle: str) -> None:
+        """Replay nothing that this vehicle has uploaded so far."""
+        for cache in self._caches.values():
+            cache.remove(vehicle)
+
     def begin(self, vehicle: str) -> None:
         """A turn starts, perhaps over again: back to what was kept of the stages before."""
         name = self._name(vehicle)

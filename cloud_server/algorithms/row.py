@@ -112,6 +112,8 @@ class AlgorithmRow(Generic[A]):
     """A vehicle's turn may begin in one round and count in a later one."""
     own_passes: Callable[[RunSettings], int] = no_passes
     """How often a vehicle goes through its train frames by itself in its first round, at least."""
+    looks_at_agreement: bool = False
+    """What `trust` says is done: a turn that contradicts all others' can be told, and left out."""
     cloud_rests: bool = False
     """The cloud's network does next to nothing during a turn: every core may be a vehicle's."""
     trains_in_turns: bool = False

@@ -123,6 +123,7 @@ _BLACKFLEET: AlgorithmRow[BlackFleet] = AlgorithmRow(
     side_by_side=True,
     rounds_overlap=True,
     own_passes=local_passes,
+    looks_at_agreement=True,
     cloud_rests=True,
     shares=("weights",),
     ends_with_one_model=shares_all,
@@ -149,6 +150,7 @@ _ROWS: tuple[AlgorithmRow[Any], ...] = (
         heeds_views=True,
         follows_estimator=True,
         knows_present_frames=True,
+        looks_at_agreement=True,
         may_go_on=True,
     ),
     AlgorithmRow(
@@ -161,6 +163,7 @@ _ROWS: tuple[AlgorithmRow[Any], ...] = (
         heeds_views=True,
         follows_estimator=True,
         knows_present_frames=True,
+        looks_at_agreement=True,
         may_go_on=True,
     ),
     AlgorithmRow(
@@ -172,6 +175,7 @@ _ROWS: tuple[AlgorithmRow[Any], ...] = (
         colour="#8a94a3",
         heeds_views=True,
         knows_present_frames=True,
+        looks_at_agreement=True,
         may_go_on=True,
         ends_with_one_model=same_statistics,
     ),
@@ -186,6 +190,7 @@ _ROWS: tuple[AlgorithmRow[Any], ...] = (
         trains_in_turns=True,
         heeds_views=True,
         knows_present_frames=True,
+        looks_at_agreement=True,
         may_go_on=True,
     ),
     AlgorithmRow(

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from cloud_server.algorithms.agreement import Agreement
 from cloud_server.algorithms.base import (
     Context,
     Scores,
@@ -91,6 +92,7 @@ class WhiteBox:
         self._networks = networks
         self._replay = replay
         self._present = PresentFrames(context)
+        self._agreement = Agreement(context)
         self._losses: dict[str, list[tuple[float, int]]] = {}
         """By vehicle: (loss, frames) of each step of its turn that it took part in."""
         self._replayed_frames: dict[str, int] = {}
@@ -128,6 +130,8 @@ class WhiteBox:
         indices, features_BCHW = batch.indices, batch.features_BCHW
         self._networks.learn(vehicle)
         rate_share = self._trainer.rate_share
+        if not self._losses[vehicle]:
+            self._agreement.look(vehicle, batch)
         if self._config.network.learns:
             loss, gradient_BCHW = self._trainer.train_step_with_gradient(
                 features_BCHW, self._context.labels_of(vehicle, batch)
@@ -160,6 +164,8 @@ class WhiteBox:
             self.progress.leave_out(self.shared_encoder.hand_on(stage, vehicle))
             self._networks.learn(vehicle)
             self._note_losses(stage, vehicle)
+            if not self._agreement.counts(stage, vehicle, self.progress):
+                self._go_back(vehicle)
             counts = self._present.take(stage, vehicle, uploads, self.progress)
             score = self._validate(stage, vehicle, uploads["val"]) if counts else 0.0
             self._networks.keep(vehicle, stage.number, score)
@@ -172,6 +178,14 @@ class WhiteBox:
             self._present.take(stage, vehicle, uploads, self.progress)
             if "val" in uploads:  # what a first turn that does not count goes back to
                 self.progress.val_miou[vehicle] = self._val_miou(vehicle, uploads["val"])
+
+    def _go_back(self, vehicle: str) -> None:
+        """Let the vehicle's turn have changed nothing in the cloud but the schedule of rates."""
+        steps = self._trainer.steps
+        self._networks.begin(vehicle)
+        self._networks.learn(vehicle)
+        self._trainer.advance_schedule(steps - self._trainer.steps)
+        self._replay.begin(vehicle)
 
     def took_back(self, stage: Stage, vehicle: str) -> bool:
         return self._present.took_back(stage, vehicle)
@@ -195,6 +209,7 @@ class WhiteBox:
             "progress": self.progress.to_dict(),
             "sharing": self.shared_encoder.meta(),
             "present": self._present.meta(),
+            "agreement": self._agreement.meta(),
         }
 
     def restore(self, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
@@ -202,6 +217,7 @@ class WhiteBox:
         self._replay.restore(tensors, meta["replay"])
         self.shared_encoder.restore(tensors, meta.get("sharing", {}))
         self._present.restore(meta.get("present", {}))
+        self._agreement.restore(meta.get("agreement", {}))
         self.scores = Scores.from_dict(meta["scores"], self._context.label_space)
         self.progress = TrainingProgress.from_dict(meta["progress"])
 

@@ -22,6 +22,7 @@ from protocol.plans.own import OwnSettings
 from protocol.plans.participation import drawn_of
 from protocol.plans.present import Present
 from protocol.plans.sharing import Sharing
+from protocol.plans.trust import Trust
 
 
 def check_combination(config: CloudConfig) -> None:
@@ -82,6 +83,7 @@ def check_combination(config: CloudConfig) -> None:
             f"that learns with it collapses, certain of one class everywhere"
         )
     _check_present_frames(row, config)
+    _check_trust(row, config)
 
 
 def check_liars(config: CloudConfig) -> None:
@@ -98,6 +100,25 @@ def check_liars(config: CloudConfig) -> None:
             f"federated.aggregate {federated.aggregate} bears {liars} liar(s) of at least {2 * liars + 1} "
             f"vehicles a round, and a round of this run has {drawn}: have more vehicles, or fewer "
             f"federated.liars, or average"
+        )
+
+
+def _check_trust(row: AlgorithmRow[Any], config: CloudConfig) -> None:
+    """Whether one vehicle's turns can be told from the others'."""
+    trust = config.way(Trust)
+    if not trust.is_on:
+        return
+    if not row.looks_at_agreement:
+        able = [name for name, other in ALGORITHMS.items() if other.looks_at_agreement]
+        instead = "; it has federated.aggregate" if row.needs.whole_network else ""
+        raise SettingError(
+            f"trust.quarantine {trust.quarantine} is for {', '.join(able)}, got {row.name}{instead}; "
+            f"set it to none"
+        )
+    if not config.network.learns:
+        raise SettingError(
+            f"trust.quarantine {trust.quarantine} is about what the network learns from vehicles, and "
+            f"network.learns is false: set it to none"
         )
 
 

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from cloud_server.algorithms.base import Scores, TrainingProgress
+from cloud_server.algorithms.table import algorithm_row
 from cloud_server.config import CloudConfig
 from cloud_server.desk.declaration import Declaration
 from cloud_server.desk.registry import Registry
@@ -84,6 +85,7 @@ def assemble(
             "served_downlink_bytes": record.served.downlink_bytes,
             "left_out": progress.left_out.get(vehicle, 0),
             "taken_back": progress.taken_back.get(vehicle, 0),
+            "doubted": progress.doubted.get(vehicle, 0),
             "uploads": msgspec.to_builtins(record.uploads),
             "versions": msgspec.to_builtins(record.versions),
         }
@@ -98,6 +100,7 @@ def assemble(
         "seed": config.seed,
         "rounds": config.rounds,
         "objective": config.adaptation.objective,
+        "scored_by": "vehicles" if algorithm_row(config.algorithm).needs.whole_network else "cloud",
         "vehicles": vehicles,
         "failed": failed,
         "strangers": registry.strangers,

@@ -90,6 +90,11 @@ class FeatureCache:
                 del self._entries[frame]
         self._order = None
 
+    def remove(self, vehicle: str) -> None:
+        """Keep no frame of this vehicle."""
+        self._entries = {frame: entry for frame, entry in self._entries.items() if frame[0] != vehicle}
+        self._order = None
+
     def sample(self, count: int, seed: int) -> tuple[tuple[Frame, ...], NDArray[np.float32]]:
         """Draw a batch without replacement: its frames and their features, float32[B, C, H, W].
 

@@ -270,9 +270,9 @@ class Trainer(Inference):
             [gradient_BCHW] = torch.autograd.grad(self._scaler.scale(loss), leaf_BCHW)
             return loss.item(), self._finite(gradient_BCHW / scale)
 
-    def advance_schedule(self) -> None:
-        """Let the rate schedule go on by a step that this network does not take."""
-        self._steps += 1
+    def advance_schedule(self, steps: int = 1) -> None:
+        """Let the rate schedule go on by steps that this network does not take."""
+        self._steps += steps
 
     # Snapshots
 

@@ -33,6 +33,15 @@ _LIVE_COLUMNS = (
     Column("down", 4),
 )
 
+_MOST_UNLIKELY = 10
+"""Vehicles that a table names."""
+_UNLIKELY = {
+    "left-out": "is left out of this turn: what it sent is unlike that of the others",
+    "doubted": "sent something unlike that of the others; it counts",
+    "shortened": "moved the weights farther than the bound; it counts as far as that",
+}
+"""What is said of a vehicle, by event."""
+
 
 @dataclass
 class _VehicleView:
@@ -148,6 +157,9 @@ class Progress(Recorder):
             case "taken_back":
                 line = f"{event['vehicle']}'s turn does not count: it was for the worse"
                 self._say(*self._summaries.incident("turns that do not count", line))
+            case "left-out" | "doubted" | "shortened":
+                line = f"{event['vehicle']} {_UNLIKELY[event['event']]}"
+                self._say(*self._summaries.incident("turns unlike those of the others", line))
             case "reject":
                 line = f"rejected a message of {event['vehicle']}: {event['reason']}"
                 self._say(*self._summaries.incident("rejected messages", line))
@@ -260,6 +272,11 @@ def result_table(result: Mapping[str, Any]) -> FittedTable:
             f"updates noised: ε {privacy['epsilon']:.3g} at δ {privacy['delta']:g}, for {privacy['protects']}"
         )
         table.caption = "\n".join(str(text) for text in (table.caption, spent) if text)
+    if unlikely := _unlikely(vehicles):
+        table.caption = "\n".join(str(text) for text in (table.caption, unlikely) if text)
+    if result.get("scored_by") == "vehicles":
+        own = "each vehicle has scored itself: the cloud has no frame of its own to check it by"
+        table.caption = "\n".join(str(text) for text in (table.caption, own) if text)
     if makers := label_makers(result):
         table.caption = "\n".join(str(text) for text in (table.caption, *makers) if text)
     shown, left_out = movers(vehicles)
@@ -303,6 +320,18 @@ def format_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     raise AssertionError("the loop ends with GB")
+
+
+def _unlikely(vehicles: Mapping[str, Mapping[str, Any]]) -> str:
+    """Who was unlike the others, and how often; empty: nobody."""
+    said = []
+    for key, words in (("left_out", "left out"), ("doubted", "doubted, and counted")):
+        often = {name: entry.get(key, 0) for name, entry in vehicles.items() if entry.get(key)}
+        most = sorted(often, key=lambda name: (-often[name], name))[:_MOST_UNLIKELY]
+        if often:
+            more = f" and {len(often) - len(most)} more" if len(often) > len(most) else ""
+            said.append(f"{words}: {', '.join(f'{name} ({often[name]} turns)' for name in most)}{more}")
+    return "\n".join(said)
 
 
 def _time(result: Mapping[str, Any]) -> str:

@@ -7,10 +7,10 @@ const Fold = (() => {
   const [STARTING, JOINED, LEARNING, TRAINED_ON, TESTED, WAITING, LOST, FAILED, DONE] = STATES.keys();
   const COLUMNS = [
     "stage", "round", "learnt", "loss", "cloudLoss", "val", "start", "local", "ood", "fleet",
-    "queries", "up", "down", "rejects", "returns", "seen", "pictures",
+    "queries", "up", "down", "rejects", "returns", "leftOut", "seen", "pictures",
     "roundTrip", "reconnects", "losses", "rate", "ratedAt", "ratedBytes",
   ];
-  const COUNTED = ["queries", "up", "down", "rejects", "returns", "pictures", "reconnects", "losses"];
+  const COUNTED = ["queries", "up", "down", "rejects", "returns", "leftOut", "pictures", "reconnects", "losses"];
   // After which there may be other pictures of a vehicle's frames.
   const PICTURED = ["validation", "evaluation", "turn_done"];
   const MOST_NEWS = 500;
@@ -223,6 +223,16 @@ const Fold = (() => {
     },
     taken_back(state, event, at) {
       tell(state, event, "loss", `its turn of round ${event.round} does not count: it was for the worse`);
+    },
+    "left-out"(state, event, at) {
+      state.columns.leftOut[at] += 1;
+      tell(state, event, "loss", "is left out of this turn: what it sent is unlike that of the others");
+    },
+    doubted(state, event) {
+      tell(state, event, "loss", "sent something unlike that of the others; it counts");
+    },
+    shortened(state, event) {
+      tell(state, event, "loss", "moved the weights farther than the bound; it counts as far as that");
     },
     dropped(state, event, at) {
       state.state[at] = WAITING;

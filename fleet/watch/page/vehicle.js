@@ -22,6 +22,7 @@ const Vehicle = (() => {
     ["down", (state, at) => Show.bytes(state.columns.down[at])],
     ["stale rounds", (state, at) => Show.whole(Fold.staleness(state, at))],
     ["came back", (state, at) => Show.whole(state.columns.returns[at])],
+    ["left out", (state, at) => Show.whole(state.columns.leftOut[at])],
     ["rejects", (state, at) => Show.whole(state.columns.rejects[at])],
   ];
   const MORE = [

@@ -1,0 +1,109 @@
+"""Whether what a vehicle says of its train frames contradicts what the network has learnt from all others.
+
+Before the network learns from a vehicle's frames, its predictions for them are compared with their labels. A
+car in another town, by night or in rain agrees with it less than usual; wrong labels, or features of
+nothing, no more than chance would. The measure is Cohen's κ (1960), which is 0 then whatever the classes'
+shares are; the yardstick is the median of all others' latest turns, so that most must be honest.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloud_server.algorithms.base import Context, TrainingProgress
+from cloud_server.desk.turns import Features
+from cloud_server.schedule import Stage
+from evaluation.latest import evenly
+from evaluation.scores import ConfusionMatrix
+from protocol.plans.trust import Trust
+
+log = logging.getLogger(__name__)
+
+_FEWEST_OTHERS = 2
+"""Vehicles that another can be told from."""
+_LEAST_USUAL = 0.1
+"""κ below which the network knows too little for anybody to be judged by it."""
+_FOLDS = 4
+
+
+class Agreement:
+    """κ of each vehicle's latest turn; nothing where nobody wants to know."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._plan = context.config.way(Trust)
+        self.is_on = self._plan.is_on
+        self._kappa: dict[str, float] = {}
+        """By vehicle."""
+
+    def look(self, vehicle: str, train: Features) -> None:
+        """The network is about to learn from these train frames, or from the first of them."""
+        if not self.is_on:
+            return
+        few = list(evenly(len(train.indices), self._plan.frames))
+        label_BHW = self._context.labels_of(vehicle, train)[few]
+        height, width = label_BHW.shape[1:]
+        prediction_BHW = self._context.trainer.predict(train.features_BCHW[few], (height, width))
+        matrix = ConfusionMatrix(self._context.label_space)
+        for label_HW, prediction_HW in zip(label_BHW, prediction_BHW, strict=True):
+            matrix.add(label_HW, prediction_HW)
+        self._kappa[vehicle] = cohens_kappa(matrix.counts[:, :-1])
+
+    def counts(self, stage: Stage, vehicle: str, progress: TrainingProgress) -> bool:
+        """Whether the network is to learn from the turn that was looked at last; one that looks like a liar's
+        is told and counted."""
+        if not self.is_on or vehicle not in self._kappa:
+            return True
+        kappa = round(self._kappa[vehicle], 4)
+        told = {"vehicle": vehicle, "stage": stage.number, "round": stage.round, "agreement": kappa}
+        self._context.events.event("agreement", **told)
+        others = [value for other, value in self._kappa.items() if other != vehicle]
+        usual = median(others) if len(others) >= _FEWEST_OTHERS else 0.0
+        if usual < _LEAST_USUAL or self._kappa[vehicle] >= self._plan.agreement * usual:
+            return True
+        leaves_out = self._plan.quarantine == "leave-out"
+        log.warning(
+            "the train frames of vehicle %s in turn %d contradict those of the others: the network agrees "
+            "with their labels by %.2f, usual is %.2f%s",
+            vehicle,
+            stage.number,
+            kappa,
+            usual,
+            "; it does not learn from them" if leaves_out else "",
+        )
+        self._context.events.event("left-out" if leaves_out else "doubted", **told, usual=round(usual, 4))
+        if leaves_out:
+            progress.leave_out((vehicle,))
+        else:
+            progress.doubt(vehicle)
+        return not leaves_out
+
+    def meta(self) -> dict[str, float]:
+        """See `Algorithm.meta`."""
+        return dict(self._kappa)
+
+    def restore(self, meta: Mapping[str, Any]) -> None:
+        """See `Algorithm.restore`."""
+        self._kappa = dict(meta)
+
+
+def folds(vehicles: Sequence[str]) -> list[Sequence[str]]:
+    """Vehicles in parts: each is judged by a network that has learnt from the other parts alone."""
+    parts = min(_FOLDS, len(vehicles))
+    return [vehicles[number::parts] for number in range(parts)]
+
+
+def cohens_kappa(counts_KK: NDArray[np.int64]) -> float:
+    """κ of a confusion matrix; 0 where nothing was counted, or chance alone would agree."""
+    total = counts_KK.sum()
+    if total == 0:
+        return 0.0
+    by_chance = float(counts_KK.sum(axis=0) @ counts_KK.sum(axis=1)) / float(total) ** 2
+    agreed = float(np.trace(counts_KK)) / float(total)
+    return (agreed - by_chance) / (1 - by_chance) if by_chance < 1 else 0.0
