@@ -212,7 +212,7 @@ def test_settings_named_in_a_document_exist(document: Path) -> None:
     known = set(setting_names(Scenario))
     parts = "|".join(sorted({name.partition(".")[0] for name in known if "." in name}))
     text = document.read_text(encoding="utf-8")
-    for name in re.findall(rf"(?<![\w/])(?:{parts})\.(?!py\b|json\b|onnx\b)[a-z_]+", text):
+    for name in re.findall(rf"(?<![\w/])(?:{parts})\.(?!py\b|json\b|md\b|onnx\b)[a-z_]+", text):
         assert name in known, f"{names(document)}: {name}"
 
 
