@@ -4,7 +4,8 @@
 vehicles and broker are killed and stopped at random moments; processes also die between two changes of their
 files, or in the middle of a write, or find no room; lines are cut or fall silent; the broker comes back with
 nothing; wall clocks jump by years. Each end is compared with that of the same run undisturbed: weights,
-moments, states, scores and counters. Finished seeds are lines of `OUT/storm.jsonl`, and none is run twice;
+moments, states, scores and counters. Finished seeds are lines of `OUT/storm.jsonl`, and none is run twice; one
+that had no end when its time was over is run again by the next command, and counts as neither.
 `--merge` adds up those of several machines. A run that ends otherwise keeps its folder.
 """
 
@@ -60,6 +61,7 @@ def main() -> None:
         "--seeds", type=int, default=10_000, help="at most so many from there (default 10000)"
     )
     parser.add_argument("--faults", type=int, default=24, help="from outside, in a run (default 24)")
+    parser.add_argument("--limit-s", type=float, default=600.0, help="for a run (default 600)")
     parser.add_argument("--cases", type=some_of(CASES), default=tuple(CASES), help="some, with semicolons")
     parser.add_argument("--out", type=Path, default=Path("runs/storm"), help="folder of runs and results")
     parser.add_argument("--merge", type=Path, nargs="+", metavar="FILE", help="only add up these results")
@@ -70,8 +72,8 @@ def main() -> None:
     options.out = options.out.resolve()
     (options.out / "runs").mkdir(parents=True, exist_ok=True)
     results = options.out / _RESULTS
-    done = {line["seed"] for line in read_results(results)}
-    weather = Weather(faults=options.faults, within_share=0.4)
+    done = {line["seed"] for line in read_results(results) if line.get("ended", True)}
+    weather = Weather(faults=options.faults, within_share=0.4, limit_s=options.limit_s)
     context = forked()
     deadline = time.monotonic() + 60 * options.minutes
     console = Console(stderr=True, width=150)
@@ -86,7 +88,7 @@ def main() -> None:
             file.write(json.dumps(record(outcome)) + "\n")
         console.print(
             f"{seed} {case}: {outcome.faults.total()} faults, {outcome.seconds:.0f} s, "
-            + ("same bits" if outcome.same_bits else f"NOT THE SAME: {outcome.differences[:5]}")
+            + _said(outcome)
             + (f"; {outcome.surprises}" if outcome.surprises else ""),
             highlight=False,
             markup=False,
@@ -110,6 +112,12 @@ def _run(seed: int, case: str, out: Path, weather: Weather, context: Any) -> Out
     return outcome
 
 
+def _said(outcome: Outcome) -> str:
+    if not outcome.ended:
+        return "not ended when its time was over"
+    return "same bits" if outcome.same_bits else f"NOT THE SAME: {outcome.differences[:5]}"
+
+
 def read_results(path: Path) -> list[dict[str, Any]]:
     """The seeds that are finished; a line that was cut off is none."""
     if not path.exists():
@@ -119,13 +127,16 @@ def read_results(path: Path) -> list[dict[str, Any]]:
 
 
 def add_up(lines: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """By case, and `all`: runs, how many ended with the same bits, and what struck; each seed once."""
+    """By case, and `all`: runs, how many had no end in time and how many ended with the same bits, and what
+    struck; each seed once, as it was last."""
     once = {(line["seed"], line["case"]): line for line in lines}
     rows: dict[str, dict[str, Any]] = {}
     for line in once.values():
         for name in (line["case"], "all"):
-            row = rows.setdefault(name, {"runs": 0, "same": 0, "surprises": 0, "faults": Counter()})
+            empty = {"runs": 0, "not_ended": 0, "same": 0, "surprises": 0, "faults": Counter()}
+            row = rows.setdefault(name, empty)
             row["runs"] += 1
+            row["not_ended"] += not line.get("ended", True)
             row["same"] += line["same_bits"]
             row["surprises"] += len(line["surprises"])
             row["faults"].update(line["faults"])
@@ -136,11 +147,11 @@ def print_table(lines: Iterable[dict[str, Any]]) -> None:
     """The table for people, and a JSON line."""
     rows = add_up(lines)
     table = Table(title="runs in a storm, compared with the same runs undisturbed")
-    for column in ("case", "runs", "same bits", "kills", "other faults", "odd ends"):
+    for column in ("case", "runs", "not ended", "same bits", "kills", "other faults", "odd ends"):
         table.add_column(column, justify="left" if column == "case" else "right")
     for name, row in rows.items():
         kills, others = (_sum(row["faults"], kinds) for kinds in (KILLS, OTHERS))
-        numbers = (row["runs"], row["same"], kills, others, row["surprises"])
+        numbers = (row["runs"], row["not_ended"], row["same"], kills, others, row["surprises"])
         table.add_row(name, *map(str, numbers))
     Console(width=110).print(table)
     print(json.dumps({"benchmark": "storm", "cases": rows}))
