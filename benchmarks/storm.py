@@ -4,8 +4,8 @@
 vehicles and broker are killed and stopped at random moments; processes also die between two changes of their
 files, or in the middle of a write, or find no room; lines are cut or fall silent; the broker comes back with
 nothing; wall clocks jump by years. Each end is compared with that of the same run undisturbed: weights,
-moments, states, scores and counters. Finished seeds are lines of `OUT/storm.jsonl`, and none is run twice; one
-that had no end when its time was over is run again by the next command, and counts as neither.
+moments, states, scores and counters. Finished seeds are lines of `OUT/storm.jsonl`, and none is run twice;
+one that had no end when its time was over is run again by the next command, and counts as neither.
 `--merge` adds up those of several machines. A run that ends otherwise keeps its folder.
 """
 

@@ -163,6 +163,15 @@ def test_words_of_others_are_one_line_and_command_no_terminal() -> None:
     assert second == "car-01's turn does not count: it was for the worse"
 
 
+def test_who_was_unlike_the_others_is_told_and_counted() -> None:
+    console = screen(file=io.StringIO(), width=80)
+    with Progress(Scenario(vehicles=1), console) as progress:
+        for name in ("left-out", "doubted", "shortened"):
+            progress.event(name, {"vehicle": "car-01"})
+    told = console.file.getvalue()  # type: ignore[attr-defined]
+    assert told.count("car-01 ") == 3 and "left out of this turn" in told
+
+
 def test_every_console_of_the_command_is_made_in_one_place() -> None:
     making = [
         str(path.relative_to(ROOT))
