@@ -170,6 +170,10 @@ def test_who_was_unlike_the_others_is_told_and_counted() -> None:
             progress.event(name, {"vehicle": "car-01"})
     told = console.file.getvalue()  # type: ignore[attr-defined]
     assert told.count("car-01 ") == 3 and "left out of this turn" in told
+    result = _result("car-01", "car-02") | {"scored_by": "vehicles"}
+    result["vehicles"]["car-02"] |= {"left_out": 3, "doubted": 0}
+    text = _shown(result_table(result), 120)
+    assert "left out: car-02 (3 turns)" in text and "each vehicle has scored itself" in text
 
 
 def test_every_console_of_the_command_is_made_in_one_place() -> None:
