@@ -84,6 +84,10 @@ class LinkedTransport(Transport):
         self._closed = False
         self._lost_at: float | None = None
         self._away_s = 0.0
+        self.absences = 0
+        """How often the session was lost."""
+        self.packets_again = 0
+        """Packets that were sent again, as they were not acknowledged when it was lost."""
         self._had_session = False
         self._under_way: deque[_Packet] = deque()
         """Up, not acknowledged."""
@@ -130,6 +134,8 @@ class LinkedTransport(Transport):
                 if packet.planned is not None:
                     packet.planned.cancel()
             again = [packet for packet in self._under_way if packet.qos]
+            self.absences += 1
+            self.packets_again += len(again)
             self._waiting.extendleft(reversed(again))
             self._under_way.clear()
             for planned in self._arriving:

@@ -111,6 +111,8 @@ class World:
                 busy_s=round(busy_s, 3),
                 waiting_s=round(max(0.0, now - busy_s), 3),
                 away_s=round(transport.away_s, 3),
+                absences=transport.absences,
+                packets_again=transport.packets_again,
             )
             up, down = self._lines[vehicle]
             entry = by_link.setdefault(self.links[vehicle], {"up": 0, "down": 0})
