@@ -26,9 +26,9 @@ from protocol.noise import derive_seed
 
 _MINUTE_S = 60.0
 _SLOW = """devices:
-  slow: {forward_ms: 1500, vjp_ms: 6000, codec_ms: 300}
+  slow: {forward_ms: 40000, vjp_ms: 150000, codec_ms: 8000}
 """
-"""So that a turn takes tens of seconds, and absences fall into some."""
+"""So slow that a turn on small frames takes tens of seconds, and absences fall into some."""
 
 
 def trace(vehicles: Sequence[str], *, share: float, minutes: int, seed: int) -> Iterator[str]:
@@ -51,7 +51,9 @@ def trace(vehicles: Sequence[str], *, share: float, minutes: int, seed: int) -> 
         yield f"{vehicle},{now:.3f},,yes"
 
 
-def summarise(log: Path, result: dict[str, Any], absent: dict[str, list[tuple[float, float]]]) -> dict[str, Any]:
+def summarise(
+    log: Path, result: dict[str, Any], absent: dict[str, list[tuple[float, float]]]
+) -> dict[str, Any]:
     """What a run of comings and goings has come to; `absent` says when each vehicle was away."""
     ends: list[float] = []
     begun: dict[str, float] = {}
@@ -121,7 +123,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.churn", description=__doc__)
     parser.add_argument("--vehicles", type=int, default=100, help="default: 100")
     parser.add_argument("--rounds", type=int, default=200, help="default: 200")
-    parser.add_argument("--drawn", type=int, default=4, help="vehicles that take part in a round (default: 4)")
+    parser.add_argument(
+        "--drawn", type=int, default=4, help="vehicles that take part in a round (default: 4)"
+    )
     parser.add_argument("--share", type=float, default=0.1, help="that leaves each minute (default: 0.1)")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     parser.add_argument("--out", type=Path, default=Path("runs/churn"), help="folder of the run")

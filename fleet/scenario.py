@@ -218,6 +218,8 @@ class Scenario(RunSettings, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             ("conditions", self.conditions),
             ("encoders", self.encoders),
             ("simulation.links", self.simulation.links),
+            ("simulation.budgets", self.simulation.budgets),
+            ("simulation.cells", self.simulation.cells),
         ):
             strangers = sorted(set(named) - set(self.vehicle_ids))
             if strangers:

@@ -137,6 +137,7 @@ def _world(job: Job) -> World | None:
         vehicles=scenario.vehicle_ids,
         seed=scenario.seed,
         start_s=committed_at_s(job.run_folder) if job.has_begun else 0.0,
+        tell=partial(append_event, job.run_folder),
     )
 
 

@@ -143,6 +143,10 @@ class Progress(Recorder):
             case "failed":
                 view.state = "failed"
                 self._say(f"the run goes on without {event['vehicle']}: {event['reason']}")
+            case "out_of_data":
+                view.state = "out of data"
+                line = f"{event['vehicle']} has used its {event['budget_mb']:g} MB of this month"
+                self._say(*self._summaries.incident("vehicles out of data", line))
             case "readmitted":
                 view.state = "waiting"
                 line = f"{event['vehicle']} is back, and takes part again from round {event['round']} on"
@@ -277,6 +281,11 @@ def result_table(result: Mapping[str, Any]) -> FittedTable:
     if result.get("scored_by") == "vehicles":
         own = "each vehicle has scored itself: the cloud has no frame of its own to check it by"
         table.caption = "\n".join(str(text) for text in (table.caption, own) if text)
+    if out := [
+        f"{name} ({entry['budget_mb']:g} MB)" for name, entry in vehicles.items() if entry.get("out_of_data")
+    ]:
+        said = f"has used up its data of a month: {', '.join(out)}"
+        table.caption = "\n".join(str(text) for text in (table.caption, said) if text)
     if makers := label_makers(result):
         table.caption = "\n".join(str(text) for text in (table.caption, *makers) if text)
     shown, left_out = movers(vehicles)

@@ -19,6 +19,9 @@ class LinkProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """At most so much is added to the latency of a packet, uniformly; packets stay in order."""
     loss: float = 0.0
     """Share of segments of 1,460 bytes that are lost and sent again, a round trip later."""
+    budget_mb: float | None = None
+    """10⁶ bytes a month of 30 days, both ways together; who has used them has no link until it ends. None =
+    no bound."""
 
     def __post_init__(self) -> None:
         for name in ("up_mbit_s", "down_mbit_s"):
@@ -30,8 +33,35 @@ class LinkProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         for name in ("latency_ms", "jitter_ms"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise SettingError(f"a link's {name} must be 0 or more, got {getattr(self, name):g}")
+        check_budget("a link's budget_mb", self.budget_mb)
         if not 0 <= self.loss <= 0.5:
             raise SettingError(f"a link's loss must be from 0 to 0.5, got {self.loss:g}")
+
+
+class CellProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What vehicles of one cell share."""
+
+    up_mbit_s: float
+    """Of all packets of its vehicles to the broker, 10⁶ bits a second."""
+    down_mbit_s: float
+
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            if not 0 < getattr(self, name) < float("inf"):
+                raise SettingError(f"a cell's {name} must be above 0, got {getattr(self, name):g}")
+
+
+def check_budget(name: str, budget_mb: float | None) -> None:
+    """Refuse a budget that is none.
+
+    Raises:
+        SettingError: it is not above 0.
+    """
+    if budget_mb is not None and not 0 < budget_mb < float("inf"):
+        raise SettingError(
+            f"{name} must be above 0, got {budget_mb:g}; leave it out for no bound, and a vehicle without a "
+            f"link is what availability is for"
+        )
 
 
 LINKS = {

@@ -26,9 +26,12 @@ def put_for_absences(content: dict[str, Any]) -> None:
         away = absences(str(section.get("availability", ALWAYS)))
     except BlackfleetError:
         return
-    for name, seconds in _needed(away).items():
+    needed: dict[str, Any] = _needed(away)
+    if section.get("budget_mb") is not None or section.get("budgets"):
+        needed["on_failure"] = "readmit"  # nobody waits for the month to end
+    for name, value in needed.items():
         if name not in given:
-            put(content, f"patience.{name}", seconds)
+            put(content, f"patience.{name}", value)
 
 
 def remark_on_absences(part: SimulationPart, patience: PatienceConfig) -> str | None:

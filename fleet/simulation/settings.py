@@ -11,20 +11,21 @@ import numpy as np
 from fleet.scenario_file import read_table
 from fleet.simulation.availability import ALWAYS
 from fleet.simulation.devices import DEVICES, DeviceProfile
-from fleet.simulation.links import LINKS, LinkProfile
+from fleet.simulation.links import LINKS, CellProfile, LinkProfile, check_budget
 from protocol.errors import BlackfleetError, SettingError
 from protocol.noise import derive_seed, permutation
 from protocol.plans.checks import Section
 
 TIMES = ("real", "virtual")
-_Profile = TypeVar("_Profile", LinkProfile, DeviceProfile)
+_Profile = TypeVar("_Profile", LinkProfile, DeviceProfile, CellProfile)
 
 
 class ProfilesFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Devices and links of the user's own, by name."""
+    """Devices, links and cells of the user's own, by name."""
 
     devices: dict[str, DeviceProfile] = {}
     links: dict[str, LinkProfile] = {}
+    cells: dict[str, CellProfile] = {}
 
 
 class SimulationPart(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -45,19 +46,33 @@ class SimulationPart(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     availability: str = ALWAYS
     """When vehicles have a link: `always`, `windows:0-600,900-`, `markov:THERE/AWAY` in seconds on average,
     or a CSV file with the columns vehicle, from_s, to_s, there."""
+    budget_mb: float | None = None
+    """10⁶ bytes that each vehicle may send and receive in a month of 30 days; None = what its link says."""
+    budgets: dict[str, float] = msgspec.field(default_factory=dict)
+    """Budgets of vehicles that have another one, by id."""
+    cell: str | None = None
+    """Cell that the vehicles are in, whose bandwidth they share; one of `profiles`. None = in none."""
+    cells: dict[str, str] = msgspec.field(default_factory=dict)
+    """Cells of vehicles that are in another one, by id."""
     cloud: str = "core"
     """Device of the cloud."""
     profiles: str | None = None
-    """A YAML file with devices and links of your own, under `devices` and `links`, by name."""
+    """A YAML file with your own `devices`, `links` and `cells`, each by name."""
 
     def __post_init__(self) -> None:
         self._one_of(TIMES, "time")
+        check_budget(self.key("budget_mb"), self.budget_mb)
+        for vehicle, budget_mb in self.budgets.items():
+            check_budget(f"{self.key('budgets')} of {vehicle}", budget_mb)
         if self.is_on:
             file = self._file()
             self._mix(file)
             _find(self.cloud, DEVICES, file.devices, self.key("cloud"))
             for name in (self.link or "ethernet", *self.links.values()):
                 _find(name, LINKS, file.links, self.key("link"))
+            for cell in (self.cell, *self.cells.values()):
+                if cell is not None:
+                    _find(cell, {}, file.cells, self.key("cell"))
 
     @property
     def is_on(self) -> bool:
@@ -67,6 +82,10 @@ class SimulationPart(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
             or self.profile is not None
             or self.link is not None
             or bool(self.links)
+            or self.budget_mb is not None
+            or bool(self.budgets)
+            or self.cell is not None
+            or bool(self.cells)
             or self.availability != ALWAYS
         )
 
@@ -82,6 +101,19 @@ class SimulationPart(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     def find_link(self, name: str) -> LinkProfile:
         """A link by its name."""
         return _find(name, LINKS, self._file().links, self.key("link"))
+
+    def budget_mb_of(self, vehicle: str, link: LinkProfile) -> float | None:
+        """What a vehicle with this link may send and receive in a month; None: as much as it likes."""
+        own = self.budgets.get(vehicle, self.budget_mb)
+        return link.budget_mb if own is None else own
+
+    def cell_name(self, vehicle: str) -> str | None:
+        """The cell that a vehicle is in."""
+        return self.cells.get(vehicle, self.cell)
+
+    def find_cell(self, name: str) -> CellProfile:
+        """A cell by its name."""
+        return _find(name, {}, self._file().cells, self.key("cell"))
 
     def device_names(self, vehicles: tuple[str, ...], seed: int) -> dict[str, str]:
         """By vehicle: of a mix, each name as often as its weight says, in an order drawn with the seed."""
@@ -136,8 +168,9 @@ def is_simulated(section: object) -> bool:
 def _find(name: str, ours: dict[str, _Profile], own: dict[str, _Profile], key: str) -> _Profile:
     known = {**ours, **own}
     if name not in known:
+        some = f"one of: {', '.join(known)}; or " if known else ""
         raise SettingError(
-            f"unknown {key} {name!r}, expected one of: {', '.join(known)}; or one of your own, in the file "
-            f"that simulation.profiles (--profiles) names"
+            f"unknown {key} {name!r}, expected {some}one of your own, in the file that simulation.profiles "
+            f"(--profiles) names"
         )
     return known[name]

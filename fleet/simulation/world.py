@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from fleet.simulation.availability import Timeline, timelines
+from fleet.simulation.budget import Budget
 from fleet.simulation.bus import LinkedTransport
-from fleet.simulation.line import Line
+from fleet.simulation.line import Line, Shared
 from fleet.simulation.settings import SimulationPart
 from fleet.simulation.spent import Spent
 from fleet.simulation.throttle import ThrottledClock
@@ -39,8 +40,9 @@ class World:
         hosts: int = 1,
         start_s: float = 0.0,
         bus: MemoryBus | None = None,
+        tell: Callable[[str, Mapping[str, Any]], None] = lambda name, values: None,
     ) -> None:
-        """`start_s`: when a run that goes on was interrupted.
+        """`start_s`: when a run that goes on was interrupted; `tell` is told of events of the simulation.
 
         Raises:
             SettingError: a profile is unknown, or a trace doesn't fit.
@@ -61,6 +63,11 @@ class World:
         self.clock: VirtualClock | ThrottledClock = kind(
             (CLOUD_ID, *map(host_name, range(hosts))), self._spent, start_s=start_s
         )
+        self._tell = tell
+        self._budgets: dict[str, Budget] = {}
+        """By vehicle that has one."""
+        self._cells: dict[tuple[str, str], Shared] = {}
+        """By name and direction."""
         self._lines: dict[str, tuple[Line, Line]] = {}
         self._transports: dict[str, LinkedTransport] = {}
 
@@ -70,6 +77,9 @@ class World:
         if vehicle == CLOUD_ID:
             return self._bus.client(client_id, will=will, on_connect=on_connect)
         profile = self._part.find_link(self.links[vehicle])
+        budget_mb = self._part.budget_mb_of(vehicle, profile)
+        if budget_mb is not None:
+            self._budgets[vehicle] = Budget(budget_mb)
         up, down = (
             Line(
                 mbit_s=mbit_s,
@@ -77,10 +87,11 @@ class World:
                 jitter_ms=profile.jitter_ms,
                 loss=profile.loss,
                 random=self._random("link", vehicle, way),
+                shared=self._cell(vehicle, way),
+                spend=partial(self._spend, vehicle),
             )
             for way, mbit_s in (("up", profile.up_mbit_s), ("down", profile.down_mbit_s))
         )
-        timeline = self._timelines.get(vehicle)
         transport = LinkedTransport(
             self._bus.client(client_id, will=will),
             on_connect,
@@ -88,9 +99,10 @@ class World:
             up=up,
             down=down,
             round_trip_s=2 * profile.latency_ms / 1000,
-            next_there=timeline.next_there if timeline else lambda now: now,
+            next_there=partial(self._next_there, vehicle),
         )
         self._lines[vehicle], self._transports[vehicle] = (up, down), transport
+        timeline = self._timelines.get(vehicle)
         if timeline is not None:
             self._plan_change(transport, timeline)
         return transport
@@ -114,6 +126,10 @@ class World:
                 absences=transport.absences,
                 packets_again=transport.packets_again,
             )
+            if budget := self._budgets.get(vehicle):
+                result["vehicles"].get(vehicle, {}).update(
+                    budget_mb=budget.month_mb, out_of_data=budget.times_out
+                )
             up, down = self._lines[vehicle]
             entry = by_link.setdefault(self.links[vehicle], {"up": 0, "down": 0})
             entry["up"] += up.bytes
@@ -127,6 +143,38 @@ class World:
         if isinstance(self.clock, ThrottledClock):
             self.clock.close()
 
+    def _cell(self, vehicle: str, way: str) -> Shared | None:
+        name = self._part.cell_name(vehicle)
+        if name is None:
+            return None
+        profile = self._part.find_cell(name)
+        mbit_s = profile.up_mbit_s if way == "up" else profile.down_mbit_s
+        return self._cells.setdefault((name, way), Shared(mbit_s))
+
+    def _next_there(self, vehicle: str, now: float) -> float:
+        """`now`, or when the vehicle has a link again, as far as is known now."""
+        timeline, budget = self._timelines.get(vehicle), self._budgets.get(vehicle)
+        now = max(now, budget.out_until) if budget else now
+        return timeline.next_there(now) if timeline else now
+
+    def _spend(self, vehicle: str, packet_bytes: int) -> None:
+        budget, now = self._budgets.get(vehicle), self.clock.now()
+        if budget is not None and budget.spend(now, packet_bytes):
+            self.clock.at(now, partial(self._run_out, vehicle, budget))
+
+    def _run_out(self, vehicle: str, budget: Budget) -> None:
+        transport = self._transports[vehicle]
+        transport.drop()
+        self.clock.at(budget.out_until, partial(self._come_back, vehicle))
+        self._tell(
+            "out_of_data",
+            {"vehicle": vehicle, "budget_mb": budget.month_mb, "until_s": budget.out_until, **self.stamp()},
+        )
+
+    def _come_back(self, vehicle: str) -> None:
+        if self._next_there(vehicle, self.clock.now()) <= self.clock.now():
+            self._transports[vehicle].come_back()
+
     def _random(self, *parts: str) -> np.random.Generator:
         return np.random.Generator(np.random.Philox(key=derive_seed(self._seed, *parts)))
 
@@ -137,7 +185,7 @@ class World:
 
     def _change(self, transport: LinkedTransport, timeline: Timeline, at_s: float) -> None:
         if timeline.is_there(at_s):
-            transport.come_back()
+            transport.come_back()  # which looks again whether anything else keeps it away
         else:
             transport.drop()
         following = timeline.next_change(at_s)

@@ -16,12 +16,14 @@ from fleet_fixtures import World as Frames
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cloud_server.config import PatienceConfig
 from fleet.run.checks import check_runnable
 from fleet.run.in_process import run_in_process
 from fleet.scenario import load_scenario
 from fleet.simulation.availability import Timeline, timelines
+from fleet.simulation.budget import MONTH_S, Budget
 from fleet.simulation.devices import DEVICES
-from fleet.simulation.line import Line
+from fleet.simulation.line import Line, Shared
 from fleet.simulation.patience import remark_on_absences
 from fleet.simulation.settings import SimulationPart
 from fleet.simulation.spent import Spent
@@ -73,6 +75,39 @@ def test_throttled_run_takes_the_time_of_its_devices_and_has_the_same_bits(
     assert result["virtual_s"] >= result["cloud_busy_s"] + max(
         car["busy_s"] for car in result["vehicles"].values()
     )
+
+
+def test_vehicle_without_data_is_out_until_the_month_ends_and_the_run_goes_on(
+    tiny_world: Frames, tmp_path: Path
+) -> None:
+    patience = PatienceConfig(join_s=30, retry_s=0.2, give_up_s=30, heartbeat_s=5, on_failure="readmit")
+    fleet = TinyFleet(tiny_world, tmp_path, algorithm="frozen", rounds=1, patience=patience)
+    told: list[tuple[str, Any]] = []
+    part = SimulationPart(time="virtual", link="3g", budgets={CARS[1]: 0.01})
+    world = World(
+        part, fleet=FLEET, vehicles=CARS, seed=0, tell=lambda name, values: told.append((name, values))
+    )
+    run_in_process(fleet.config, [fleet.host()], fleet.run_folder, world=world)
+    [(name, values)] = told
+    assert (name, values["vehicle"], values["until_s"]) == ("out_of_data", CARS[1], MONTH_S)
+    result = fleet.result()
+    first, second = (result["vehicles"][car] for car in CARS)
+    assert (second["out_of_data"], second["budget_mb"]) == (1, 0.01) and "out_of_data" not in first
+    assert second["absences"] == 1 and second["away_s"] > 30
+    assert list(result["failed"]) == [CARS[1]]
+
+
+def test_vehicles_of_a_cell_share_its_bandwidth_and_come_back_with_the_next_month() -> None:
+    cell = Shared(1.0)
+    lines = [
+        Line(mbit_s=10, latency_ms=0, jitter_ms=0, loss=0, random=np.random.default_rng(0), shared=cell)
+        for _ in range(2)
+    ]
+    assert [line.carry(0.0, 125_000) for line in lines] == [1.0, 2.0]
+    assert lines[0].carry(5.0, 125_000) == 6.0, "an idle cell has saved nothing up"
+    budget = Budget(0.001)
+    assert [budget.spend(at, 600) for at in (0.0, 1.0, 2.0)] == [False, True, False]
+    assert budget.out_until == MONTH_S and not budget.spend(MONTH_S, 600) and budget.spend(MONTH_S, 600)
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans())))
@@ -145,6 +180,12 @@ def test_timeline_comes_back_when_it_says(seed: int, now: float) -> None:
         ({"link": "6g"}, "unknown simulation.link '6g', expected one of: ethernet"),
         ({"links": {"car-09": "3g"}}, "simulation.links names vehicle 'car-09'"),
         ({"cloud": "moon", "time": "virtual"}, "unknown simulation.cloud 'moon'"),
+        ({"budget_mb": 0.0}, "simulation.budget_mb must be above 0, got 0; leave it out"),
+        ({"budgets": {"car-01": -1.0}}, "simulation.budgets of car-01 must be above 0, got -1"),
+        ({"budgets": {"car-09": 1.0}}, "simulation.budgets names vehicle 'car-09'"),
+        ({"cell": "north"}, "unknown simulation.cell 'north', expected one of your own, in the file"),
+        ({"cells": {"car-09": "a"}, "profiles": "cells.yaml"}, "simulation.cells names vehicle 'car-09'"),
+        ({"cell": "b", "profiles": "narrow.yaml"}, "a cell's up_mbit_s must be above 0, got 0"),
         ({"time": "sidereal"}, "simulation.time must be one of real, virtual"),
         ({"profiles": "links.yaml", "link": "mine"}, "up_mbit_s must be above 0, got 0"),
     ],
@@ -153,6 +194,8 @@ def test_mistake_in_a_simulation_is_one_line(
     settings: dict[str, Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "cells.yaml").write_text("cells: {a: {up_mbit_s: 5, down_mbit_s: 5}}\n")
+    (tmp_path / "narrow.yaml").write_text("cells: {b: {up_mbit_s: 0, down_mbit_s: 5}}\n")
     (tmp_path / "links.yaml").write_text("links: {mine: {up_mbit_s: 0, down_mbit_s: 5}}\n")
     with pytest.raises(BlackfleetError, match=r"^[^\n]*$") as caught:
         load_scenario(None, {"simulation": settings})

@@ -242,6 +242,10 @@ const Fold = (() => {
       state.state[at] = FAILED;
       tell(state, event, "loss", `failed, the run goes on without it: ${event.reason}`);
     },
+    out_of_data(state, event, at) {
+      state.state[at] = LOST;
+      tell(state, event, "loss", `has used its ${event.budget_mb} MB of this month`);
+    },
     readmitted(state, event, at) {
       state.state[at] = WAITING;
       tell(state, event, "resume", `takes part again from round ${event.round} on: ${event.reason}`);
