@@ -75,6 +75,8 @@ class Committed:
     """Of the last stage that was committed."""
     members: tuple[str, ...] | None = None
     """The vehicles that the stages were numbered for; None, as the round: of an earlier version."""
+    simulated: Mapping[str, Any] | None = None
+    """What a simulation has kept; None: there is none."""
 
     def restore(self, algorithm: Lasting, registry: Registry) -> None:
         """Put algorithm and counters back to where they were.
@@ -174,6 +176,7 @@ class RunState:
             strangers=meta["strangers"],
             round=meta.get("round"),
             members=None if meta.get("members") is None else tuple(meta["members"]),
+            simulated=meta.get("simulated"),
         )
 
     def commit(
@@ -183,8 +186,10 @@ class RunState:
         registry: Registry,
         last_trained: Mapping[str, int],
         members: Sequence[str],
+        simulated: Mapping[str, Any] | None = None,
     ) -> None:
-        """Make everything up to the end of `stage` permanent; the run's stages are numbered for `members`.
+        """Make everything up to the end of `stage` permanent; the run's stages are numbered for `members`,
+        and `simulated` is what a simulation keeps.
 
         Raises:
             OSError: the folder is unwritable or the disk is full; the commit before this one stands.
@@ -195,6 +200,7 @@ class RunState:
             "next_stage": stage.number + 1,
             "round": stage.round,
             "members": list(members),
+            "simulated": simulated,
             "rounds": self._rounds,
             "last_trained": dict(last_trained),
             "algorithm": algorithm.meta(),

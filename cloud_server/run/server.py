@@ -183,6 +183,7 @@ class Server:
             label_space=self._label_space,
             run_folder=self._run_folder,
             events=self._events,
+            simulated=self._simulated,
         )
         loop.resume(is_same_process=has_grown)
         for vehicle, reason in absent.items():
@@ -212,7 +213,7 @@ class Server:
                 return False
             self._desk.close()
             self._count_statuses()
-            loop.conclude(self._simulated)
+            loop.conclude()
             self._go_on_serving()
         return True
 

@@ -39,7 +39,10 @@ class StageLoop:
         label_space: LabelSpace,
         run_folder: Path,
         events: Events,
+        simulated: Simulated | None = None,
     ) -> None:
+        """`simulated` is what a simulation adds to what is committed and to the result."""
+        self._simulated = simulated
         self._config = config
         self._learning = learning
         self._registry = registry
@@ -66,6 +69,8 @@ class StageLoop:
                 committed.restore_learning(self._learning)
             else:
                 committed.restore(self._learning, self._registry)
+                if self._simulated is not None and committed.simulated is not None:
+                    self._simulated.go_on(committed.simulated)
             self.last_trained.update(committed.last_trained)
             self._first = first_stage(
                 self._next_stage(committed), committed.rounds, self._config, self._learning.stages
@@ -140,7 +145,7 @@ class StageLoop:
             and (stage.round, stage.kind) == (following.round, following.kind)
         )
 
-    def conclude(self, simulated: Simulated | None = None) -> dict[str, Any]:
+    def conclude(self) -> dict[str, Any]:
         """Write `result.json`, with what a simulation tells of the run; returns its content.
 
         Raises:
@@ -154,8 +159,8 @@ class StageLoop:
             self._label_space,
             self._state.wall_s(),
         )
-        if simulated is not None:
-            simulated.add_to(result)
+        if self._simulated is not None:
+            self._simulated.add_to(result)
         write_json_atomic(self._run_folder / RESULT_NAME, result)
         fleet_miou = result["fleet_miou"]
         self._events.event("result", **{key: result[key] for key in RESULT_TOTALS})
@@ -165,7 +170,14 @@ class StageLoop:
 
     def _commit(self, stage: Stage) -> None:
         self._note_curve(stage)
-        self._state.commit(stage, self._learning, self._registry, self.last_trained, self._config.vehicles)
+        self._state.commit(
+            stage,
+            self._learning,
+            self._registry,
+            self.last_trained,
+            self._config.vehicles,
+            None if self._simulated is None else self._simulated.kept(),
+        )
         self._learning.committed()
         self._events.event("committed", stage=stage.number, round=stage.round, kind=stage.kind.value)
 

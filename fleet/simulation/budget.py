@@ -17,6 +17,14 @@ class Budget:
         self._month = 0
         self._used = 0
 
+    def kept(self) -> tuple[int, int, int, float]:
+        """What `go_on` takes."""
+        return self._month, self._used, self.times_out, self.out_until
+
+    def go_on(self, month: int, used: int, times_out: int, out_until: float) -> None:
+        """Be where it was."""
+        self._month, self._used, self.times_out, self.out_until = month, used, times_out, out_until
+
     def spend(self, now: float, packet_bytes: int) -> bool:
         """A packet crosses; whether it is the one with which the budget is used up."""
         month = int(now // MONTH_S)

@@ -150,6 +150,13 @@ class LinkedTransport(Transport):
         if self._wanted and not self._closed and not self._connected:
             self._times.at(self._times.now() + _ROUND_TRIPS * self._round_trip_s, self._establish)
 
+    def go_on(self, away_s: float, absences: int, packets_again: int) -> None:
+        """Count on from there; what this process has done so far is none of the run's."""
+        with self._lock:
+            self._away_s, self.absences, self.packets_again = away_s, absences, packets_again
+            if self._lost_at is not None:
+                self._lost_at = self._times.now()
+
     def subscribe(self, topic_filter: str, handler: Handler, qos: int = 1) -> None:
         self._inner.subscribe(topic_filter, partial(self._arrive, handler, qos), qos)
 

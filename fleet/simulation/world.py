@@ -111,6 +111,36 @@ class World:
         """What every event tells besides."""
         return {"virtual_s": round(self.clock.now(), 3)}
 
+    def kept(self) -> Mapping[str, Any]:
+        """What has been counted so far, for a run that is killed and goes on from here."""
+        self.clock.catch_up()
+        return {
+            "busy_s": dict(self._spent.busy_s),
+            "vehicles": {
+                vehicle: {
+                    "transport": (transport.away_s, transport.absences, transport.packets_again),
+                    "bytes": [line.bytes for line in self._lines[vehicle]],
+                    "budget": budget.kept() if (budget := self._budgets.get(vehicle)) else None,
+                }
+                for vehicle, transport in self._transports.items()
+            },
+        }
+
+    def go_on(self, kept: Mapping[str, Any]) -> None:
+        """Count on from what was `kept`; what it took to come together again is none of the run's."""
+        self._spent.busy_s.clear()
+        self._spent.busy_s.update(kept["busy_s"])
+        for vehicle, counted in kept["vehicles"].items():
+            if vehicle not in self._transports:
+                continue
+            self._transports[vehicle].go_on(*counted["transport"])
+            for line, sent in zip(self._lines[vehicle], counted["bytes"], strict=True):
+                line.bytes = sent
+            if counted["budget"] is not None and (budget := self._budgets.get(vehicle)):
+                budget.go_on(*counted["budget"])
+                if budget.out_until > self.clock.now():
+                    self._run_out(vehicle, budget)
+
     def add_to(self, result: dict[str, Any]) -> None:
         """Put into the result when it was there, what each vehicle's time went into, and bytes by link."""
         now = self.clock.now()

@@ -25,6 +25,7 @@ from fleet.simulation.budget import MONTH_S, Budget
 from fleet.simulation.devices import DEVICES
 from fleet.simulation.line import Line, Shared
 from fleet.simulation.patience import remark_on_absences
+from fleet.simulation.resuming import committed_at_s
 from fleet.simulation.settings import SimulationPart
 from fleet.simulation.spent import Spent
 from fleet.simulation.virtual_clock import Event, EventQueue, VirtualClock
@@ -63,6 +64,20 @@ def test_virtual_run_has_the_bits_of_a_real_one_and_the_same_moments_each_time(
     assert result["virtual_s"] >= 8 * sent["up"] / len(CARS) / 0.768e6
     assert all(0 < car["busy_s"] < result["virtual_s"] for car in result["vehicles"].values())
     assert any(car["away_s"] > 0 for car in result["vehicles"].values())
+    # A run that was killed after its last commit counts on from there when it goes on.
+    (first.run_folder / "result.json").unlink()
+    at_s = committed_at_s(first.run_folder)
+    world = World(SimulationPart(**AWAY), fleet=FLEET, vehicles=CARS, seed=0, start_s=at_s)
+    run_in_process(first.config, [first.host()], first.run_folder, world=world, resume=True)
+    resumed = first.result()
+    assert first.fingerprint() == second.fingerprint()
+    assert 0 <= resumed["virtual_s"] - result["virtual_s"] < 30, "but for coming together again"
+    assert resumed["cloud_busy_s"] == result["cloud_busy_s"]
+    for car in CARS:
+        before, after = result["vehicles"][car], resumed["vehicles"][car]
+        assert after["busy_s"] == before["busy_s"] and after["absences"] >= before["absences"]
+        assert after["away_s"] == pytest.approx(before["away_s"], abs=30)
+    assert resumed["bytes_by_link"]["3g"]["up"] == pytest.approx(sent["up"], rel=0.02)
 
 
 def test_throttled_run_takes_the_time_of_its_devices_and_has_the_same_bits(
@@ -83,7 +98,7 @@ def test_vehicle_without_data_is_out_until_the_month_ends_and_the_run_goes_on(
     patience = PatienceConfig(join_s=30, retry_s=0.2, give_up_s=30, heartbeat_s=5, on_failure="readmit")
     fleet = TinyFleet(tiny_world, tmp_path, algorithm="frozen", rounds=1, patience=patience)
     told: list[tuple[str, Any]] = []
-    part = SimulationPart(time="virtual", link="3g", budgets={CARS[1]: 0.01})
+    part = SimulationPart(time="virtual", link="3g", budgets={CARS[1]: 0.005})
     world = World(
         part, fleet=FLEET, vehicles=CARS, seed=0, tell=lambda name, values: told.append((name, values))
     )
@@ -92,7 +107,7 @@ def test_vehicle_without_data_is_out_until_the_month_ends_and_the_run_goes_on(
     assert (name, values["vehicle"], values["until_s"]) == ("out_of_data", CARS[1], MONTH_S)
     result = fleet.result()
     first, second = (result["vehicles"][car] for car in CARS)
-    assert (second["out_of_data"], second["budget_mb"]) == (1, 0.01) and "out_of_data" not in first
+    assert (second["out_of_data"], second["budget_mb"]) == (1, 0.005) and "out_of_data" not in first
     assert second["absences"] == 1 and second["away_s"] > 30
     assert list(result["failed"]) == [CARS[1]]
 
