@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -232,6 +232,32 @@ class _Clock:
         return f"{left_s // 60}:{left_s % 60:02d} left"
 
 
+def _notes(result: Mapping[str, Any]) -> Iterator[str]:
+    """What is said below a run's table, a line or a few each."""
+    vehicles = result["vehicles"]
+    if result.get("fleet_miou") is not None:
+        spread = f" ± {result['fleet_miou_std']:.3f}" if result["fleet_vehicles"] > 1 else ""
+        models = "1 model" if result["fleet_vehicles"] == 1 else f"{result['fleet_vehicles']} models"
+        sent = result["fleet_uplink_bytes"] + result["fleet_downlink_bytes"]
+        apart = f"; this evaluation's {format_bytes(sent)} are not part of up and down" if sent else ""
+        yield f"fleet: on the whole test split, {result['fleet_miou']:.3f}{spread} over {models}{apart}"
+    if failed := result.get("failed"):
+        reasons = "\n".join(f"{vehicle}: {reason}" for vehicle, reason in failed.items())
+        yield f"without what has failed (the means are of the others):\n{reasons}"
+    if privacy := result.get("privacy"):
+        spent = f"ε {privacy['epsilon']:.3g} at δ {privacy['delta']:g}"
+        yield f"updates noised: {spent}, for {privacy['protects']}"
+    if unlikely := _unlikely(vehicles):
+        yield unlikely
+    if result.get("scored_by") == "vehicles":
+        yield "each vehicle has scored itself: the cloud has no frame of its own to check it by"
+    if out := [
+        f"{name} ({entry['budget_mb']:g} MB)" for name, entry in vehicles.items() if entry.get("out_of_data")
+    ]:
+        yield f"has used up its data of a month: {', '.join(out)}"
+    yield from label_makers(result)
+
+
 def result_table(result: Mapping[str, Any]) -> FittedTable:
     """The table that a run ends with."""
     has_source = result.get("mean_source_miou") is not None
@@ -258,36 +284,7 @@ def result_table(result: Mapping[str, Any]) -> FittedTable:
         padding=0 if has_source else 1,
     )
     vehicles = result["vehicles"]
-    failed = result.get("failed", {})
-    if whole:
-        spread = f" ± {result['fleet_miou_std']:.3f}" if result["fleet_vehicles"] > 1 else ""
-        models = "1 model" if result["fleet_vehicles"] == 1 else f"{result['fleet_vehicles']} models"
-        sent = result["fleet_uplink_bytes"] + result["fleet_downlink_bytes"]
-        apart = f"; this evaluation's {format_bytes(sent)} are not part of up and down" if sent else ""
-        table.caption = (
-            f"fleet: on the whole test split, {result['fleet_miou']:.3f}{spread} over {models}{apart}"
-        )
-    if failed:
-        reasons = "\n".join(f"{vehicle}: {reason}" for vehicle, reason in failed.items())
-        failures = f"without what has failed (the means are of the others):\n{reasons}"
-        table.caption = "\n".join(str(text) for text in (table.caption, failures) if text)
-    if privacy := result.get("privacy"):
-        spent = (
-            f"updates noised: ε {privacy['epsilon']:.3g} at δ {privacy['delta']:g}, for {privacy['protects']}"
-        )
-        table.caption = "\n".join(str(text) for text in (table.caption, spent) if text)
-    if unlikely := _unlikely(vehicles):
-        table.caption = "\n".join(str(text) for text in (table.caption, unlikely) if text)
-    if result.get("scored_by") == "vehicles":
-        own = "each vehicle has scored itself: the cloud has no frame of its own to check it by"
-        table.caption = "\n".join(str(text) for text in (table.caption, own) if text)
-    if out := [
-        f"{name} ({entry['budget_mb']:g} MB)" for name, entry in vehicles.items() if entry.get("out_of_data")
-    ]:
-        said = f"has used up its data of a month: {', '.join(out)}"
-        table.caption = "\n".join(str(text) for text in (table.caption, said) if text)
-    if makers := label_makers(result):
-        table.caption = "\n".join(str(text) for text in (table.caption, *makers) if text)
+    table.caption = "\n".join(_notes(result))
     shown, left_out = movers(vehicles)
     for vehicle in shown:
         entry = vehicles[vehicle]
