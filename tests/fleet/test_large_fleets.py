@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -17,11 +18,14 @@ from rich.console import Console
 
 from datasets.frame import Frame, FrameRef, frame_key
 from datasets.labels import CITYSCAPES, LabelSpace
+from edge_client.host import HostConfig, VehicleConfig
 from fleet.frames.allocation import allocate, open_data
 from fleet.frames.rendering import rendered_cities, rendered_frames_per_city
+from fleet.run.fleet_run import _hosts_of
 from fleet.scenario import Scenario, load_scenario
 from fleet.show.progress import Progress
 from fleet.show.summaries import movers
+from protocol.atomic import write_json_atomic
 
 
 class _Names:
@@ -201,3 +205,18 @@ def test_signs_of_life_of_a_large_fleet_come_more_seldom_unless_said_otherwise(
     assert (
         load_scenario(None, {"vehicles": vehicles, "patience.heartbeat_s": 7.0}).patience.heartbeat_s == 7.0
     )
+
+
+def test_tested_vehicles_are_dealt_by_themselves_and_each_stays_where_its_state_is(tmp_path: Path) -> None:
+    scenario = load_scenario(None, {"vehicles": 1000, "cores": 2})
+    vehicles = [VehicleConfig(id=name, bundle="", state="") for name in scenario.vehicle_ids]
+    dealt = [[vehicle.id for vehicle in members] for members in _hosts_of(vehicles, scenario, None)]
+    assert [len(members) for members in dealt] == [500, 500]
+    assert [len({*members} & {*scenario.evaluated_vehicles}) for members in dealt] == [25, 25]
+    for number, members in enumerate(reversed(dealt), start=1):
+        some = tuple(vehicle for vehicle in vehicles if vehicle.id in members)
+        host = HostConfig(fleet="demo", data_root="", vehicles=some)
+        write_json_atomic(tmp_path / f"host-{number:02d}.json", msgspec.to_builtins(host))
+        kept = [[vehicle.id for vehicle in some] for some in _hosts_of(vehicles, scenario, tmp_path)]
+        # Settings of one host alone are of a launch that did not get far.
+        assert kept == (dealt if number == 1 else dealt[::-1])

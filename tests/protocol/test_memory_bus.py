@@ -185,3 +185,24 @@ def test_closed_client_does_not_connect_again() -> None:
     client.close()
     with pytest.raises(BrokerUnreachable, match="was closed"):
         client.connect(1)
+
+
+def test_a_message_costs_the_same_however_many_clients_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    bus, heard = MemoryBus(), list[str]()
+    for number in range(200):
+        client = bus.client(f"car-{number}")
+        client.subscribe(f"fleet/{number}/down", lambda delivery: heard.append(delivery.topic))
+        client.connect(0.0)
+    cloud = bus.client("cloud")
+    cloud.connect(0.0)
+    cloud.subscribe("fleet/+/up", lambda delivery: heard.append(delivery.topic))
+    asked: list[str] = []
+    hears = MemoryTransport.hears
+    monkeypatch.setattr(
+        MemoryTransport, "hears", lambda self, topic: asked.append(self.client_id) or hears(self, topic)
+    )
+    cloud.publish("fleet/7/down", b"")
+    assert (heard, asked) == (["fleet/7/down"], ["cloud"])
+    cloud.unsubscribe("fleet/+/up")
+    cloud.publish("fleet/7/up", b"")
+    assert (heard, asked) == (["fleet/7/down"], ["cloud"])
