@@ -109,6 +109,8 @@ class Outgoing:
         self._window = Window(clock)
         self._lanes: dict[str, _Lane] = {}
         self._line: deque[_Lane] = deque()
+        self._with_parts: dict[str, _Lane] = {}
+        """By topic: lanes that may hold a message in parts; few, however large the fleet."""
         self._publishing = False
         self._ticked_at = clock.now()
         self.round_trip_s: float | None = None
@@ -119,6 +121,8 @@ class Outgoing:
         with self._changed:
             lane = self._lane(sending.topic)
             lane.queue.append(sending)
+            if not sending.frames.is_whole:
+                self._with_parts[lane.topic] = lane
             self._wake(lane)
         self._publish()
 
@@ -179,9 +183,9 @@ class Outgoing:
         questions: list[tuple[str, Word]] = []
         with self._changed:
             self._ticked_at = now = self._clock.now()
-            for lane in self._lanes.values():
+            for lane in list(self._with_parts.values()):
                 if not (lane.queue or lane.unconfirmed):
-                    continue  # most of a large fleet's
+                    del self._with_parts[lane.topic]
                 for sending in lane.in_parts():
                     if not connected or sending.unacknowledged:
                         sending.moved_at = now
