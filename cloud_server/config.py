@@ -26,7 +26,7 @@ from protocol.plans.class_weights import NONE, ClassWeights, check_class_weights
 from protocol.plans.coding import Coding
 from protocol.plans.first_order import FirstOrder
 from protocol.plans.own import OwnPlan, OwnSettings
-from protocol.plans.participation import ALL, Participation, drawn_of
+from protocol.plans.participation import ALL, Participation, drawn_of, rounds_of
 from protocol.session import topics
 from protocol.session.link import DEFAULT_PAYLOAD_LIMIT_BYTES, SMALLEST_PAYLOAD_LIMIT_BYTES
 from protocol.session.presence import DEFAULT_STEP_S
@@ -77,10 +77,13 @@ class ZerothOrderConfig(Section, frozen=True, kw_only=True, forbid_unknown_field
     `package.module:name` of your own, with those of `own.estimator`."""
     max_answers_per_frame: int = 256
     """Most losses or loss maps about one frame that a vehicle may ask for in a turn."""
+    max_answers_per_vehicle: int | None = None
+    """Most of them, about all frames together, that a vehicle may have in the run, turns that it starts over
+    included; None = more than an honest one needs."""
 
     def __post_init__(self) -> None:
         self._at_least(0, "epochs", "batches")
-        self._at_least(1, "batch_size")
+        self._at_least(1, "batch_size", "max_answers_per_vehicle")
         if not is_foreign(self.estimator):
             self._one_of((*ESTIMATORS, FOREIGN_CHOICE), "estimator")
 
@@ -292,6 +295,17 @@ class CloudConfig(RunSettings, frozen=True, kw_only=True, forbid_unknown_fields=
                 "(by hand: network.source_features)"
             )
         self._at_least(1, "store_capacity", "training_threads", "inference_threads", "parallel_turns")
+
+    def answers_per_vehicle(self, train_frames: int) -> int:
+        """Most losses or loss maps that a vehicle with so many train frames may have in the run.
+
+        Where the setting doesn't say it: the most that its turns may take, twice, since turns may start over.
+        """
+        zeroth = self.zeroth_order
+        if zeroth.max_answers_per_vehicle is not None:
+            return zeroth.max_answers_per_vehicle
+        turns = self.rounds * (rounds_of(self.participation, len(self.vehicles)).buffer or 1)
+        return 2 * turns * train_frames * zeroth.max_answers_per_frame
 
 
 def network_seed(seed: int) -> int:

@@ -58,10 +58,14 @@ class Desk:
         labels: LabelStore,
         events: Events,
         max_answers_per_frame: int,
+        max_answers_per_vehicle: Callable[[int], int],
         heartbeat_s: float,
         retry_s: float,
     ) -> None:
-        """An answer that has gone out is not given again before `retry_s` have passed."""
+        """An answer that has gone out is not given again before `retry_s` have passed.
+
+        `max_answers_per_vehicle` gets the number of the vehicle's train frames.
+        """
         self._link = link
         self._registry = registry
         self._labels = labels
@@ -69,6 +73,7 @@ class Desk:
         self._newcomers = Newcomers(registry, heartbeat_s, clock=link.clock.now)
         self._events = events
         self._max_answers_per_frame = max_answers_per_frame
+        self._max_answers_per_vehicle = max_answers_per_vehicle
         self._retry_s = retry_s
         self._handlers: Handlers = {}
         self.active: dict[str, ActiveTurn] = {}
@@ -281,6 +286,9 @@ class Desk:
             checks=self._checks,
             labels=self._labels,
             max_answers_per_frame=self._max_answers_per_frame,
+            max_answers_per_vehicle=self._max_answers_per_vehicle(
+                len(self._registry.frames(request.vehicle, "train"))
+            ),
             now=self._link.clock.now(),
         )
         return handler(request, visit)

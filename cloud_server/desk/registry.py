@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from cloud_server.desk.agreement import Agreement
+from cloud_server.desk.answers import Told
 from cloud_server.desk.declaration import Declaration
 from cloud_server.desk.ledger import UploadCounts
 from cloud_server.desk.served import ServedCounts
@@ -85,6 +86,7 @@ class VehicleRecord:
     queries: int = 0
     answers_per_frame: int = 0
     """Most answers that queries have brought about any one frame in one turn."""
+    told: Told = field(default_factory=Told)
     repeated_bytes: int = 0
     """PUBLISH bytes that came again, after a lost acknowledgement or a lost answer; not part of `uplink`."""
     rejects: int = 0

@@ -15,6 +15,7 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
+from cloud_server.desk.answers import Told
 from cloud_server.errors import RequestError
 from datasets.augment import WHOLE, View
 from protocol.messages import Ack, Answer, Recall, Request, Turn, Work
@@ -53,6 +54,8 @@ class ActiveTurn:
     queries: int = 0
     frame_answers: Counter[int] = field(default_factory=Counter)
     """By frame: losses and loss maps that queries have brought."""
+    told: Told = field(default_factory=Told)
+    """What its vehicle has had in the whole run, this attempt included."""
     train_steps: int = 0
     _latest_large_step: int | None = None
     loss: float | None = None
@@ -144,6 +147,7 @@ class ActiveTurn:
     def count_answers(self, indices: tuple[int, ...], answers: int) -> None:
         """Count a query, and what it has brought about each of its frames."""
         self.queries += 1
+        self.told.answers += len(indices) * answers
         for index in indices:
             self.frame_answers[index] += answers
 

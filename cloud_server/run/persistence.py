@@ -106,6 +106,7 @@ class Committed:
             record.downlink.update(counters["downlink"])
             record.queries += counters["queries"]
             record.answers_per_frame = counters["answers_per_frame"]
+            record.told.answers += counters.get("answers", 0)
             record.repeated_bytes += counters.get("repeated_bytes", 0)
             record.rejects += counters["rejects"]
             record.fleet_bytes.update(counters.get("fleet_bytes", {}))
@@ -211,6 +212,7 @@ class RunState:
                     "downlink": _plain(record.downlink),
                     "queries": record.queries,
                     "answers_per_frame": record.answers_per_frame,
+                    "answers": record.told.answers,
                     "repeated_bytes": record.repeated_bytes,
                     "rejects": record.rejects,
                     "fleet_bytes": _plain(record.fleet_bytes),

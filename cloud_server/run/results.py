@@ -79,6 +79,7 @@ def assemble(
             "ways_back": record.work.ways_back,
             "forward_equivalents": record.work.forward_equivalents,
             "answers_per_frame": record.answers_per_frame,
+            "answers": record.told.answers,
             "rejects": record.rejects,
             "served_frames": record.served.frames,
             "served_uplink_bytes": record.served.uplink_bytes,

@@ -121,6 +121,7 @@ class Server:
             labels=self._labels,
             events=events,
             max_answers_per_frame=config.zeroth_order.max_answers_per_frame,
+            max_answers_per_vehicle=config.answers_per_vehicle,
             heartbeat_s=config.patience.heartbeat_s,
             retry_s=config.patience.retry_s,
         )

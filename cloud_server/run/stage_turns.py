@@ -260,7 +260,9 @@ class StageTurns:
             augmentation=self._config.augmentation if self._config.augmentation.is_on else None,
             **plan.told(),
         )
-        self._desk.active[vehicle] = ActiveTurn(turn=turn, granted_at=self._clock.now())
+        self._desk.active[vehicle] = ActiveTurn(
+            turn=turn, granted_at=self._clock.now(), told=self._registry.vehicles[vehicle].told
+        )
         self._algorithm.begin(stage, vehicle)
         self._events.event(
             "turn", stage=stage.number, round=stage.round, kind=stage.kind.value, vehicle=vehicle

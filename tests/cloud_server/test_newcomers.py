@@ -144,6 +144,7 @@ def desk(registry: Registry, tmp_path: Path) -> Desk:
             labels=labels,
             events=Events(),
             max_answers_per_frame=8,
+            max_answers_per_vehicle=lambda train_frames: 8 * train_frames,
             heartbeat_s=10.0,
             retry_s=1.0,
         )

@@ -17,9 +17,9 @@ from supervision import Supervisor
 from test_perturbation import grid
 
 import cloud_server.desk.handlers.feedback
-from cloud_server.config import CloudConfig, ZerothOrderConfig
+from cloud_server.config import CloudConfig, PatienceConfig, ZerothOrderConfig
 from cloud_server.errors import CloudError
-from edge_client.errors import TurnRefused
+from edge_client.errors import TurnRefused, VehicleError
 from fleet.run.in_process import run_in_process
 from protocol.codec.tensor import EncodedTensor, encode
 from protocol.errors import Mistake
@@ -95,15 +95,58 @@ def test_plan_decides_which_queries_a_turn_has(tiny_world: World, tmp_path: Path
         assert [event["reason"] for event in fleet.events("reject")] == [reason]
 
 
-def test_more_answers_than_allowed_are_rejected(tiny_world: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("limit", "reason"),
+    [
+        ({"max_answers_per_frame": 4}, "frame 0 would have 8 answers in this turn, more than the 4 allowed"),
+        (
+            {"max_answers_per_vehicle": 24},
+            "this vehicle would have 32 answers in this run, more than the 24 allowed",
+        ),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_more_answers_than_allowed_are_rejected(
+    limit: dict[str, int], reason: str, tiny_world: World, tmp_path: Path
+) -> None:
     """A limit that the honest vehicle just keeps; one query more in its name passes it."""
     bus = MemoryBus()
     interrupt(bus, "upload", lambda turn, payload: (topics.UP, request(turn, frames=(0, 1))))
-    fleet = tiny(tiny_world, tmp_path, rounds=1, zeroth_order=zeroth(max_answers_per_frame=4))
+    fleet = tiny(tiny_world, tmp_path, rounds=1, zeroth_order=zeroth(**limit))
     Supervisor(fleet, bus).run()
     [reject] = fleet.events("reject")
-    assert "frame 0 would have 8 answers in this turn, more than the 4 allowed" in reject["reason"]
-    assert fleet.result()["vehicles"][CAR]["answers_per_frame"] == 4
+    assert reason in reject["reason"]
+    entry = fleet.result()["vehicles"][CAR]
+    assert (entry["answers_per_frame"], entry["answers"], entry["rejects"]) == (4, 24, 1)
+
+
+def test_answers_of_earlier_turns_count_in_a_cloud_that_was_killed(tiny_world: World, tmp_path: Path) -> None:
+    """Two rounds fit exactly, in two processes of the cloud."""
+    fleet = tiny(tiny_world, tmp_path, zeroth_order=zeroth(max_answers_per_vehicle=48))
+    Supervisor(fleet).run_with_kills({(CAR, "turn", 3)}, victim="cloud")
+    assert [entry["answers"] for entry in fleet.result()["vehicles"].values()] == [48, 48]
+
+
+def test_vehicle_that_starts_over_has_had_its_answers(tiny_world: World, tmp_path: Path) -> None:
+    """Else who says hello again and again in its turn gets as many as it likes."""
+    patience = PatienceConfig(join_s=30, retry_s=0.2, heartbeat_s=0.5, on_failure="continue")
+    fleet = tiny(
+        tiny_world, tmp_path, rounds=1, patience=patience, zeroth_order=zeroth(max_answers_per_vehicle=24)
+    )
+    supervisor = Supervisor(fleet)
+    supervisor.kill_at({(CAR, "seeded", 2)}, of_the_cloud=())
+    with pytest.raises(VehicleError, match="would have 36 answers in this run, more than the 24 allowed"):
+        supervisor.run()
+    assert "would have 36 answers" in fleet.result()["failed"][CAR]
+    assert [entry["answers"] for entry in fleet.result()["vehicles"].values()] == [24, 24]
+
+
+def test_honest_vehicles_may_have_all_that_their_turns_allow_twice() -> None:
+    limit = ZerothOrderConfig(max_answers_per_frame=16)
+    assert _settings(rounds=3, zeroth_order=limit).answers_per_vehicle(10) == 2 * 3 * 10 * 16
+    assert _settings(rounds=3, zeroth_order=limit, participation="async:1").answers_per_vehicle(10) == 960
+    with pytest.raises(ValueError, match="max_answers_per_vehicle must be at least 1, got 0"):
+        ZerothOrderConfig(max_answers_per_vehicle=0)
 
 
 def test_plan_that_asks_for_more_answers_than_allowed_makes_no_run() -> None:

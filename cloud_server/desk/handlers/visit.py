@@ -48,6 +48,8 @@ class Visit:
     labels: LabelStore
     max_answers_per_frame: int
     """Losses or loss maps about one frame in one attempt."""
+    max_answers_per_vehicle: int
+    """The same about all frames together, in the whole run."""
     now: float
     """By the clock of the link."""
 
@@ -63,9 +65,10 @@ class Visit:
         """Check that so many more answers about each of these frames are allowed.
 
         Raises:
-            RequestError: one of them would have had too many in this attempt.
+            RequestError: one of them would have had too many in this attempt, or the vehicle in this run.
         """
         self.active.check_answers(frames, answers, self.max_answers_per_frame)
+        self.active.told.check(frames, answers, self.max_answers_per_vehicle)
 
 
 Handler = Callable[[Any, Visit], Answer]
