@@ -52,6 +52,7 @@ from protocol.session.transport import BrokerUnreachable
 CLOUD_SETTINGS_NAME = "cloud.json"
 _POLL_S = 0.2
 _LEAVE_S = 15.0
+_FOREVER_S = 366 * 86400.0
 
 
 def run_fleet(job: Job) -> None:
@@ -209,7 +210,8 @@ def _write_settings(job: Job) -> list[Path]:
             connect_timeout_s=scenario.patience.join_s,
             retry_s=scenario.patience.retry_s,
             give_up_s=scenario.patience.give_up_s,
-            offline_s=scenario.patience.give_up_s,
+            # One that a simulation takes away is no process that has lost its network: it comes back.
+            offline_s=_FOREVER_S if scenario.simulation.is_on else scenario.patience.give_up_s,
             frames_checked=True,
             step_s=scenario.patience.step_s,
             seals=seals,
