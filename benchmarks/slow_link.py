@@ -43,9 +43,11 @@ from protocol.local_model import FOLDER_NAME
 from protocol.messages import Request, Up
 from protocol.mqtt.broker_url import BROKER_VARIABLE
 from protocol.mqtt.transport import MqttTransport, NetworkLoop
+from protocol.seal_files import FOLDER_NAME as SEALS
 from protocol.session import topics
 from protocol.session.parts import PartsError, read_word
 from protocol.session.reassembly import Reassembler
+from protocol.session.seal import without_seal
 from protocol.session.transport import Delivery
 
 _RECORD = "line.json"
@@ -156,7 +158,8 @@ class Watcher:
             return
         if payload is None:
             return
-        message = self._decoder.decode(payload)
+        address = topics.parse(delivery.topic)
+        message = self._decoder.decode(without_seal(address.channel, address.vehicle, payload))
         if isinstance(message, Request):
             self.requests[message.vehicle, message.grant, message.step] += 1
         else:
@@ -240,7 +243,8 @@ def _cloud(reference: Path, folder: Path, port: int) -> Iterator[subprocess.Pope
     model = folder / FOLDER_NAME
     if (reference / FOLDER_NAME).exists() and not model.exists():
         model.symlink_to((reference / FOLDER_NAME).resolve())
-    command = _module("cloud_server", "--config", reference / "cloud.json", "--run-dir", folder)
+    seals = ("--seals", reference / SEALS)  # which the vehicles' settings name, too
+    command = _module("cloud_server", "--config", reference / "cloud.json", "--run-dir", folder, *seals)
     with _process(command, folder / "cloud.log", broker.broker_url(port)) as process:
         yield process
 
