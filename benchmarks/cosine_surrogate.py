@@ -116,4 +116,4 @@ def _begun(training: JointTraining) -> LocalHead:
     features_nCHW = training.encoder.forward(training.theta, training.batch(train)[0])
     head.settle(torch.from_numpy(quantised(features_nCHW)))
     with tempfile.TemporaryDirectory() as folder:
-        return LocalHead(write_head(head, spec, Path(folder), training.label_space))
+        return LocalHead(write_head(head, spec, Path(folder), training.label_space.name))

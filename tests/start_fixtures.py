@@ -15,6 +15,7 @@ from rich.console import Console
 
 from cloud_server.config import ZerothOrderConfig
 from cloud_server.run.persistence import RunState
+from cloud_server.schedule import Stage
 from cloud_server.storage.checkpoint import load_checkpoint
 from fleet.errors import OperatorError
 from fleet.run.launch import launch
@@ -85,9 +86,9 @@ def killed_after(commits: int) -> Iterator[None]:
     """Whatever runs in the body ends as soon as it has committed so many stages."""
     commit = RunState.commit
 
-    def commit_and_stop(self: RunState, next_stage: int, *arguments: Any) -> None:
-        commit(self, next_stage, *arguments)
-        if next_stage == commits:
+    def commit_and_stop(self: RunState, stage: Stage, *arguments: Any) -> None:
+        commit(self, stage, *arguments)
+        if stage.number + 1 == commits:
             raise Killed
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):

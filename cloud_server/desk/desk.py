@@ -232,10 +232,12 @@ class Desk:
                 self._events.event("joined", vehicle=hello.vehicle, encoder=encoder, frames=hello.frames)
         active = self.active.get(hello.vehicle)
         if active and not active.done:
-            if is_new:
-                active.abandoned = True
-            elif not active.begun:  # it has said hello again because nobody answered, or missed the grant
+            if not active.begun and not is_new:  # nobody answered its hello, or it has missed the grant
                 active.may_have_missed_grant()
+            elif (
+                is_new or not self._link.is_sealed
+            ):  # where others can lie to it, it may have been led astray
+                active.abandoned = True
 
     def _request(self, request: Request | Recall) -> None:
         active = self.active.get(request.vehicle)

@@ -140,6 +140,11 @@ class End:
         del receiver
         return MAX_MESSAGE_BYTES
 
+    @property
+    def is_sealed(self) -> bool:
+        """Whether only who has the run's keys is heard."""
+        return self._seal is not None
+
     def _send(self, channel: topics.Channel, vehicle: str, receiver: str, message: AnyMessage) -> Sending:
         """Put a message on its way.
 

@@ -13,6 +13,7 @@ from fleet_fixtures import World
 from rich.console import Console
 
 from cloud_server.run.persistence import RunState
+from cloud_server.schedule import Stage
 from cloud_server.storage.checkpoint import load_checkpoint, unflatten_state
 from fleet.run.launch import launch
 from fleet.scenario import DatasetPart, EncoderPart, Scenario
@@ -111,9 +112,9 @@ def test_interrupted_run_resumes_to_the_same_bits(
     expected = _result(complete)
     commit = RunState.commit
 
-    def commit_and_stop(self: RunState, next_stage: int, *arguments: Any) -> None:
-        commit(self, next_stage, *arguments)
-        if next_stage == commits:
+    def commit_and_stop(self: RunState, stage: Stage, *arguments: Any) -> None:
+        commit(self, stage, *arguments)
+        if stage.number + 1 == commits:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

@@ -22,7 +22,9 @@ from fleet import broker
 from fleet.provision import openssl
 from fleet.provision.command import Wishes, provision
 from protocol import messages
+from protocol.session import topics
 from protocol.session.parts import whole_message
+from protocol.session.seal import without_seal
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -85,7 +87,8 @@ def days_told(witness: Client) -> set[int | None]:
     """What the statuses of car-01 have told of its certificate's end."""
     decode = msgspec.msgpack.Decoder(messages.Status).decode
     heard = [payload for topic, payload in witness.heard if topic == f"{TOPICS}/demo/car-01/status"]
-    return {decode(whole).certificate_days for whole in map(whole_message, heard) if whole is not None}
+    told = (whole for whole in map(whole_message, heard) if whole is not None)
+    return {decode(without_seal(topics.STATUS, "car-01", whole)).certificate_days for whole in told}
 
 
 @contextlib.contextmanager
