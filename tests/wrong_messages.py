@@ -208,7 +208,11 @@ def wrong_hellos(hello: Hello) -> list[Wrong]:
         ("another feature shape", {"feature_shape": (9, 9, 9)}, "features of shape 9x9x9"),
         ("another image size", {"image_size": (640, 480)}, "images of 640x480 pixels"),
         ("no frames", {"frames": {}}, "no train frames"),
-        ("other frames", {"frames": {"train": 1, "val": 1, "test": 1, "ood": 0}, "labels": {}}, "other frames"),
+        (
+            "other frames",
+            {"frames": {"train": 1, "val": 1, "test": 1, "ood": 0}, "labels": {}},
+            "other frames",
+        ),
         ("another bundle", {"bundle_digest": "0"}, "came back with the bundle"),
     ]
     return [
