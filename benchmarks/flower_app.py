@@ -151,7 +151,7 @@ def evaluate(message: Message, context: Context) -> Message:
 def main() -> int:
     """Run it: the JSON file is the argument. To be imported, not run: clients find it by its name."""
     # Ray would let its workers wait for whatever else the machine does: 15 nicer than what starts them.
-    os.environ["RAY_worker_niceness"] = "0"
+    os.environ.update(RAY_worker_niceness="0")
     path = sys.argv[1]
     work, fleet = Work.read(path), _fleet(path)
     vehicles = len(fleet.splits)
