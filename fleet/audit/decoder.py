@@ -25,7 +25,9 @@ _BATCH = 8
 _RATE = 2e-3
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
+    """Two convolutions beside a way past them."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.first = nn.Conv2d(width, width, 3, padding=1)
@@ -53,7 +55,7 @@ class Decoder(nn.Module):
         self._size_HW = image_size_HW
         width = _WIDTH
         layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1)]
-        layers += [_Block(width) for _ in range(_BLOCKS)]
+        layers += [Block(width) for _ in range(_BLOCKS)]
         while 2 * rows <= image_size_HW[0]:
             rows *= 2
             narrower = max(_LEAST_WIDTH, width // 2) if 2 * rows <= image_size_HW[0] else 3

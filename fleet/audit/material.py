@@ -30,6 +30,7 @@ from fleet.export.local_model import WholeNetwork
 from fleet.frames.allocation import Share, data_folder, evenly_spaced, vehicle_encoder
 from fleet.frames.partition_record import settle_shares
 from fleet.model.check import coded
+from fleet.model.export import read_ended
 from fleet.model.served import Served, read_served
 from fleet.scenario import Scenario
 from fleet.start import ENCODER_NAME
@@ -132,6 +133,12 @@ class Material:
     def sends_features(self) -> bool:
         """Whether vehicles do."""
         return self.row.build is not None and not self.row.needs.whole_network
+
+    @cached_property
+    def answers_a_frame(self) -> int:
+        """Losses or loss maps about one of its train frames that the vehicle had in a turn, at most."""
+        _, result = read_ended(self.run_folder)
+        return int(result["vehicles"][self.vehicle].get("answers_per_frame", 0))
 
     @property
     def encoders_cross(self) -> bool:

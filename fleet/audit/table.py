@@ -9,6 +9,7 @@ from functools import partial
 from torch import nn
 
 from edge_client.naming import KEYS
+from fleet.audit.extraction import by_answers, planted_extraction
 from fleet.audit.material import UNROUNDED, Material
 from fleet.audit.recognition import drive_by_features, drive_by_name, membership
 from fleet.audit.reconstruction import (
@@ -25,6 +26,9 @@ from protocol.plans.coding import Coding
 
 WIDTHS = (2, 4, 8)
 """Bits of features that are also attacked besides those of the run and float32."""
+
+MOST_ANSWERS = 32
+"""About a frame, of those that a student is trained on."""
 
 _BROKER = "broker"
 _CLOUD = "cloud"
@@ -62,7 +66,7 @@ def _unrelated(material: Material) -> nn.Module:
 def attacks_on(material: Material) -> list[Attack]:
     """All that this run gives anyone the means for, cheap ones first."""
     if material.sends_features:
-        return [*_on_labels(material), *_on_features(material)]
+        return [*_on_labels(material), *_on_answers(material), *_on_features(material)]
     if material.row.build is None:
         return list(_on_features_in_the_clear(material))
     return list(_on_updates())
@@ -83,6 +87,25 @@ def _on_labels(material: Material) -> Iterator[Attack]:
     if material.scenario.privacy.names == KEYS:
         yield Attack(
             name="names", observer=_BROKER, sees="names of frames", knows="names of drives", run=drive_by_name
+        )
+
+
+def _on_answers(material: Material) -> Iterator[Attack]:
+    """What a vehicle can do that learns from losses."""
+    answers = min(material.answers_a_frame, MOST_ANSWERS)
+    if not answers:
+        return
+    yield _planted("planted-extraction", planted_extraction)
+    for name, every_class, seen in (
+        ("extraction", False, f"loss maps of each frame: {answers}"),
+        ("extraction-every-class", True, "a loss map of each class, by labels that lie"),
+    ):
+        yield Attack(
+            name=name,
+            observer="the vehicle itself",
+            sees=seen,
+            knows="its features, its labels",
+            run=partial(by_answers, answers=1 if every_class else answers, every_class=every_class),
         )
 
 

@@ -14,6 +14,7 @@ from fleet.report.tables import Table
 
 FOLDER_NAME = "audit"
 AUDIT_NAME = "audit.json"
+_DIGITS = {"psnr_db": 1, "ssim": 2, "top1": 2, "auc": 2, "agreement": 2, "miou": 2}
 
 
 class Scores(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -26,6 +27,10 @@ class Scores(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Share of frames whose drive was told right."""
     auc: float | None = None
     """Of telling frames that were trained on from others; 0.5 is chance."""
+    agreement: float | None = None
+    """Of a copy of the cloud's network with it: share of the cells of class maps."""
+    miou: float | None = None
+    """The same, as mean IoU over classes."""
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,7 +48,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     """Size of what is seen of a frame; None where it isn't of single frames."""
     scores: Scores
     nothing: Scores
-    """Of one who sees nothing: the mean frame, or chance."""
+    """Of one who sees nothing: the mean frame, or chance; of a copy: who has labels and no answers."""
     frames: int
     """How many were attacked."""
     wall_s: float
@@ -135,9 +140,22 @@ def audit_table(audit: Audit) -> Table:
         caption=f"What an observer can learn of the frames of {audit.vehicle}. In brackets: one who sees "
         "nothing, and says the mean of the frames that attackers have, or guesses; of AUC, the same for two "
         f"splits that nobody trained on. Attackers have {audit.shadow}. Top-1: the drive is told right. AUC: "
-        "frames that were trained on are told from test frames. Planted cases: the attack where all there is "
-        "to be found is there.",
-        columns=("attack", "observer", "sees", "knows", "bits a frame", "PSNR", "SSIM", "top-1", "AUC"),
+        "frames that were trained on are told from test frames. Alike, IoU: share of "
+        "cells, and mean IoU, of a copy of the cloud's network with its class maps; in brackets a copy by "
+        "labels alone. Planted cases: the attack where all there is to be found is there.",
+        columns=(
+            "attack",
+            "observer",
+            "sees",
+            "knows",
+            "bits a frame",
+            "PSNR",
+            "SSIM",
+            "top-1",
+            "AUC",
+            "alike",
+            "IoU",
+        ),
         rows=[
             (
                 finding.attack,
@@ -145,10 +163,7 @@ def audit_table(audit: Audit) -> Table:
                 finding.sees,
                 finding.knows,
                 text.NONE if finding.bits_a_frame is None else f"{finding.bits_a_frame:,.0f}",
-                *(
-                    _score(finding, name, digits)
-                    for name, digits in (("psnr_db", 1), ("ssim", 2), ("top1", 2), ("auc", 2))
-                ),
+                *(_score(finding, name, digits) for name, digits in _DIGITS.items()),
             )
             for finding in audit.findings
         ],

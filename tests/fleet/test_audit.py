@@ -12,6 +12,7 @@ from rich.console import Console
 
 from evaluation.predictions import prediction_name
 from fleet.audit.command import Settings, audit
+from fleet.audit.extraction import alike_maps, by_answers, planted_extraction
 from fleet.audit.material import Material
 from fleet.audit.recognition import drive_by_name
 from fleet.audit.reconstruction import Effort, by_gradient, planted_features, planted_gradient
@@ -35,7 +36,7 @@ def run(tiny_world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("audit") / "run"
     scenario = Scenario(
         vehicles=2,
-        rounds=1,
+        rounds=2,
         image_size="64x48",
         cores=1,
         broker="memory",
@@ -99,6 +100,25 @@ def test_gradient_of_the_run_s_own_networks_can_be_searched(material: Material) 
     assert outcome.recovered_BHWC.shape == (2, 48, 64, 3)
 
 
+def test_answers_of_every_class_give_an_easy_network_away(material: Material) -> None:
+    outcome = planted_extraction(material, effort(60))
+    assert outcome.scores.agreement > 0.6  # type: ignore[operator]
+    assert outcome.nothing.agreement < 0.3  # type: ignore[operator]
+
+
+def test_the_run_s_own_network_can_be_imitated_with_one_answer_and_with_more(material: Material) -> None:
+    for answers in (1, 3):
+        outcome = by_answers(material, effort(2), answers=answers)
+        assert 0 <= outcome.scores.miou <= outcome.scores.agreement <= 1  # type: ignore[operator]
+        assert outcome.bits_a_frame == answers * 8 * 6 * 8
+
+
+def test_class_maps_are_compared_cell_by_cell_and_class_by_class() -> None:
+    theirs = np.array([[[0, 0], [1, 2]]])
+    assert alike_maps(np.zeros_like(theirs), theirs).agreement == 0.5
+    assert alike_maps(np.zeros_like(theirs), theirs).miou == pytest.approx((0.5 + 0 + 0) / 3)
+
+
 # Names ------------------------------------------------------------------------------------------------
 
 
@@ -116,7 +136,7 @@ def test_names_tell_the_drive_unless_frames_are_called_by_numbers(run: Path, mat
 
 
 def test_audit_keeps_what_is_done_and_ends_in_table_and_report(run: Path) -> None:
-    names = ("labels", "membership", "places", "decoder-initial", "inversion-trained")
+    names = ("labels", "membership", "places", "extraction", "decoder-initial", "inversion-trained")
     first = audit(run, Settings(**FEW, attacks=names[:2]), QUIET)
     kept = (run / "audit" / "labels.json").read_bytes()
     found = audit(run, Settings(**FEW, attacks=names), QUIET)
@@ -125,6 +145,7 @@ def test_audit_keeps_what_is_done_and_ends_in_table_and_report(run: Path) -> Non
     assert {finding.attack for finding in found.findings} == set(names)
     assert read_audit(run) == found
     by_name = {finding.attack: finding for finding in found.findings}
+    assert by_name["extraction"].sees == "loss maps of each frame: 1"
     assert by_name["labels"].scores.psnr_db > by_name["labels"].nothing.psnr_db  # type: ignore[operator]
     assert 0 <= by_name["membership"].scores.auc <= 1  # type: ignore[operator]
     assert by_name["decoder-initial"].bits_a_frame > 0  # type: ignore[operator]
