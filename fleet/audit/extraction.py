@@ -1,9 +1,10 @@
 """What answers tell a vehicle of the cloud's network: a student that imitates it, trained on them.
 
-An answer is a loss map, −log p(y) in each cell at features and labels y that are the vehicle's own. The student
-is fitted to how likely each map says that y is (Tramèr et al., 2016, "Stealing Machine Learning Models via
-Prediction APIs"; here from losses alone). Who has no answers has the labels.
-Legend: N answers, B frames, C feature channels, h w feature rows and columns, K classes, y x logit rows and columns.
+An answer is a loss map, −log p(y) in each cell at features and labels y that are the vehicle's own. The
+student is fitted to how likely each map says that y is (Tramèr et al., 2016, "Stealing Machine Learning Models
+via Prediction APIs"; here from losses alone). Who has no answers has the labels.
+Legend: N answers, B frames, C feature channels, h w feature rows and columns, K classes, y x rows and columns
+of logits.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Answers:
 
 
 class Student(nn.Module):
-    """features_BChw → logits_BKyx: two residual blocks on the features' grid, of an architecture of its own."""
+    """features_BChw → logits_BKyx: two residual blocks on the features' grid, its own architecture."""
 
     mean: Tensor
     std: Tensor
@@ -87,7 +88,7 @@ def ask(
 ) -> Answers:
     """As many loss maps about each frame, the first at its features as they are, the others at moved ones.
 
-    With `classes` the vehicle lies: it says of each frame that it is all of the first class, then of the next.
+    With `classes` the vehicle lies: it says of each frame that all of it is the first class, then the next.
     """
     features = torch.from_numpy(features_BChw)
     spread_C11 = _SPREAD * features.std(dim=(0, 2, 3), keepdim=True)[0]
