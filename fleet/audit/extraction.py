@@ -1,8 +1,8 @@
 """What answers tell a vehicle of the cloud's network: a student that imitates it, trained on them.
 
 An answer is a loss map, −log p(y) in each cell at features and labels y that are the vehicle's own. The
-student is fitted to how likely each map says that y is (Tramèr et al., 2016, "Stealing Machine Learning Models
-via Prediction APIs"; here from losses alone). Who has no answers has the labels.
+student is fitted to how likely each map says that y is (Tramèr et al., 2016, "Stealing Machine Learning
+Models via Prediction APIs"; here from losses alone). Who has no answers has the labels.
 Legend: N answers, B frames, C feature channels, h w feature rows and columns, K classes, y x rows and columns
 of logits.
 """
