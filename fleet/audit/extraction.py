@@ -102,7 +102,7 @@ def ask(
             if number:
                 noise = signs(derive_seed(seed, "moved", number), tuple(features.shape))
                 moved = features + spread_C11 * torch.from_numpy(noise).float()
-            logits_BKyx = torch.cat([network(piece) for piece in moved.split(_BATCH)])
+            logits_BKyx = torch.cat([network(piece) for piece in torch.split(moved, _BATCH)])
             said = [torch.full_like(true_Byx, k) for k in range(classes)] or [true_Byx]
             asked += [(moved, label_Byx, likely(logits_BKyx, label_Byx, cells_hw)) for label_Byx in said]
     parts = [torch.cat(part).clone() for part in zip(*asked, strict=True)]
@@ -147,7 +147,7 @@ def _train(
 
 def _classes_of(network: nn.Module, features_BChw: Features) -> NDArray[np.int64]:
     with torch.inference_mode():
-        pieces = torch.from_numpy(features_BChw).split(_BATCH)
+        pieces = torch.split(torch.from_numpy(features_BChw), _BATCH)
         return np.asarray(torch.cat([network(piece).argmax(dim=1) for piece in pieces]).numpy())
 
 
