@@ -40,7 +40,7 @@ def put_for_many(content: dict[str, Any]) -> None:
         "patience.heartbeat_s": _heartbeat_s(vehicles),
         "patience.join_s": max(_LEAST_JOIN_S, vehicles / _JOINS_PER_S),
     }
-    content.setdefault("commit_every", vehicles // _COMMITS_A_ROUND)
+    content.setdefault("commit_every", max(1, vehicles // _COMMITS_A_ROUND))
     for key, value in {**many, **_cities(vehicles, content.get("dataset"))}.items():
         section, _, name = key.partition(".")
         given = content.get(section, {})

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from fleet.errors import OperatorError
 
-_GROUP = "Several machines"
+GROUP = "Several machines"
 
 RAY = Annotated[
     str | None,
@@ -19,7 +19,7 @@ RAY = Annotated[
         metavar="ADDRESS",
         help="Put vehicle hosts on the nodes of this Ray cluster: HOST:PORT of its head, or auto: the one "
         "that this machine is a node of.",
-        rich_help_panel=_GROUP,
+        rich_help_panel=GROUP,
     ),
 ]
 RAY_RESOURCES = Annotated[
@@ -28,7 +28,7 @@ RAY_RESOURCES = Annotated[
         metavar="NAME=AMOUNT",
         help="What each vehicle host reserves on its node, such as CPU=2,orin=1; default: CPU=1, shared "
         "where no node has room.",
-        rich_help_panel=_GROUP,
+        rich_help_panel=GROUP,
     ),
 ]
 RAY_CLOUD = Annotated[
@@ -36,7 +36,7 @@ RAY_CLOUD = Annotated[
     typer.Option(
         metavar="NAME=AMOUNT",
         help="Put the cloud on a node, too, which has this, such as CPU=4,GPU=1 or node:10.0.0.5=0.1.",
-        rich_help_panel=_GROUP,
+        rich_help_panel=GROUP,
     ),
 ]
 

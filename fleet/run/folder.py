@@ -29,6 +29,7 @@ LEFT_BY_RUNS = LEFT_BY_COMPARISONS | frozenset(
         *("cloud", "vehicles", "hosts", "processes", "bundles", "local_heads", "decoders"),
         *("local_model", "start"),
         *("predictions", "fleet_predictions", "latest", "overlays", "tensorboard", "run.rrd", "audit"),
+        "seals",
         # of pretraining
         *("start.json", "encoder", "cloud_network.safetensors", "source_features.msgpack", "surrogate"),
     }

@@ -95,6 +95,7 @@ class Town:
                         self.algorithm.train_step(car, batch)
             self.algorithm.turn_done(stage, car, uploads)
         self.algorithm.stage_done(stage)
+        self.algorithm.stage_kept()
         self.algorithm.committed()
 
     def run(self) -> dict[str, int]:

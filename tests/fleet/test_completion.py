@@ -44,7 +44,8 @@ def test_words_are_completed(line: str, offered: list[str]) -> None:
 def test_every_setting_is_offered_and_explained() -> None:
     offered = dict(complete_setting(""))
     settings = {key for key in flat(Scenario()) if not key.endswith(".type")}
-    tables = {"conditions", "encoders", "own.algorithm", "own.estimator", "simulation.links"}
+    tables = {"conditions", "encoders", "own.algorithm", "own.estimator"}
+    tables |= {f"simulation.{name}" for name in ("budgets", "cells", "links")}
     assert {key.removesuffix("=") for key in offered} == settings | tables
     assert all(offered.values())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from protocol.session.seal import SealError
 from protocol.session.transport import Delivery
 
 FLEET, CAR, OTHER = "test", "car-1", "car-2"
+_CLIENTS = map(str, count())
 CLOUD_1, CLOUD_2, CAR_1, CAR_2 = (letter * 16 for letter in "abcd")
 
 
@@ -28,13 +30,15 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _cloud(bus: MemoryBus, keys: Path | None, session: str = CLOUD_1) -> CloudLink:
-    link = CloudLink(bus.client(), FLEET, seal=keys and cloud_seal(keys, FLEET, session))
+    link = CloudLink(bus.client(next(_CLIENTS)), FLEET, seal=keys and cloud_seal(keys, FLEET, session))
     link.open(0)
     return link
 
 
 def _car(bus: MemoryBus, keys: Path | None, session: str = CAR_1, cloud: str = CLOUD_1) -> VehicleLink:
-    link = VehicleLink(bus.client(), FLEET, CAR, seal=keys and vehicle_seal(keys, FLEET, CAR, session))
+    link = VehicleLink(
+        bus.client(next(_CLIENTS)), FLEET, CAR, seal=keys and vehicle_seal(keys, FLEET, CAR, session)
+    )
     link.open(0)
     link.meet(cloud)
     return link
@@ -73,7 +77,6 @@ def test_words_of_who_has_the_key_are_heard_by_the_process_that_they_are_for(key
     words = [Welcome(vehicle=CAR, session=CAR_1), _turn(), Finish(vehicle=CAR, reason="over")]
     for word in words:
         cloud.send(CAR, word)
-    bus.run()
     assert _heard(car) == words
     next_life, next_cloud = _car(bus, keys, CAR_2), _car(bus, keys, cloud=CLOUD_2)
     for delivery in said:
@@ -92,7 +95,6 @@ def test_words_without_the_key_are_nobody_s(keys: Path, tmp_path: Path) -> None:
         _cloud(bus, stranger).send(CAR, Finish(vehicle=CAR, reason="forged"))
         _cloud(bus, stranger).announce(Status(vehicle="cloud", session=CLOUD_2, online=True, beat=0))
         _car(bus, stranger).announce(Status(vehicle=CAR, session=CAR_2, online=False, beat=0))
-        bus.run()
         for end, count in ((car, 2), (cloud, 2)):
             heard = _heard(end)
             assert len(heard) == count
@@ -114,7 +116,6 @@ def test_who_has_no_key_reads_what_is_sealed_and_hears_anybody(keys: Path) -> No
     car = _car(bus, None)
     cloud = _cloud(bus, keys)
     cloud.send(CAR, Finish(vehicle=CAR, reason="over"))
-    bus.run()
     assert _heard(car) == [Finish(vehicle=CAR, reason="over")]
 
 
