@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import count
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from protocol.session.seal import SealError
 from protocol.session.transport import Delivery
 
 FLEET, CAR, OTHER = "test", "car-1", "car-2"
-_CLIENTS = map(str, count())
+_CLIENTS = map(str, itertools.count())
 CLOUD_1, CLOUD_2, CAR_1, CAR_2 = (letter * 16 for letter in "abcd")
 
 
