@@ -233,7 +233,9 @@ class Vehicle:
         self._labels.forget()
         self._link.forget()
         self._updates.met_cloud()
-        self._introduction = self._link.send(self._hello)
+        # A hello is sealed for one cloud: it is said to the first that is heard.
+        is_for_somebody = self._conversation.has_heard_a_cloud or not self._link.is_sealed
+        self._introduction = self._link.send(self._hello) if is_for_somebody else None
 
     def _nobody_answers(self) -> bool:
         """Whether the last hello has arrived at the broker, and no welcome has come since for a while."""
