@@ -94,8 +94,8 @@ class BlackFed(OneNetwork):
         if stage.kind is Kind.TRAIN:
             self.progress.leave_out(self.shared_encoder.hand_on(stage, vehicle))
             if self._config.network.learns:
-                self._agreement.look(vehicle, uploads["train"])
-                if self._agreement.counts(stage, vehicle, self.progress):
+                self._quarantine.look(vehicle, uploads["train"])
+                if self._quarantine.counts(stage, vehicle, self.progress):
                     self._learn(stage, vehicle, uploads["train"])
                 else:
                     self._pass_over(vehicle, uploads["train"])

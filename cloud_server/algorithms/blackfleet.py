@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cloud_server.algorithms.agreement import folds
 from cloud_server.algorithms.base import Context, TurnPlan, evaluation_plan, upload_limits
 from cloud_server.algorithms.closing import overlaps
 from cloud_server.algorithms.kept_loss_maps import KeptLossMaps
 from cloud_server.algorithms.one_network import OneNetwork
+from cloud_server.algorithms.quarantine import folds
 from cloud_server.algorithms.replay import EVERYONE
 from cloud_server.algorithms.shared_encoder import SharedEncoder
 from cloud_server.algorithms.traits import one_encoder
@@ -247,15 +247,15 @@ class BlackFleet(OneNetwork):
 
     def _heard(self, stage: Stage) -> tuple[str, ...]:
         """Those of the stage's vehicles whose train frames are learnt from."""
-        if not self._agreement.is_on:
+        if not self._quarantine.is_on:
             return stage.vehicles
         if self._trainer.steps == 0:
             self._look_by_folds(stage)
         else:
             for vehicle in stage.vehicles:
-                self._agreement.look(vehicle, self._arrived[vehicle]["train"])
+                self._quarantine.look(vehicle, self._arrived[vehicle]["train"])
         heard = tuple(
-            vehicle for vehicle in stage.vehicles if self._agreement.counts(stage, vehicle, self.progress)
+            vehicle for vehicle in stage.vehicles if self._quarantine.counts(stage, vehicle, self.progress)
         )
         for vehicle in set(stage.vehicles).difference(heard):
             self._replay.forget(vehicle)
@@ -273,7 +273,7 @@ class BlackFleet(OneNetwork):
                     self._context.check_stop()
                     self._trainer.train_step(group.features_nCHW[chosen], group.label_nHW[chosen])
             for vehicle in part:
-                self._agreement.look(vehicle, self._arrived[vehicle]["train"])
+                self._quarantine.look(vehicle, self._arrived[vehicle]["train"])
             self._trainer.load_state_dict(untrained)
 
     def _groups(self, stage: Stage, vehicles: Sequence[str]) -> list[_Group]:

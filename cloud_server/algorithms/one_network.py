@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from cloud_server.algorithms.agreement import Agreement
 from cloud_server.algorithms.base import (
     Context,
     Scores,
@@ -17,6 +16,7 @@ from cloud_server.algorithms.base import (
     evaluation_splits,
 )
 from cloud_server.algorithms.present_frames import PresentFrames
+from cloud_server.algorithms.quarantine import Quarantine
 from cloud_server.algorithms.replay import Replay
 from cloud_server.algorithms.scoring import evaluate_test_frames, validation_miou
 from cloud_server.algorithms.shared_encoder import SharedEncoder
@@ -36,7 +36,7 @@ class OneNetwork:
         self._trainer = context.trainer
         self._replay = Replay(context)
         self._present = PresentFrames(context)
-        self._agreement = Agreement(context)
+        self._quarantine = Quarantine(context)
         self.shared_encoder = shared
         """What vehicles have in common of their encoders."""
         self._best = (
@@ -63,7 +63,7 @@ class OneNetwork:
             "best": self._best.references() if self._best else {},
             "sharing": self.shared_encoder.meta(),
             "present": self._present.meta(),
-            "agreement": self._agreement.meta(),
+            "agreement": self._quarantine.meta(),
         }
 
     def restore(self, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
@@ -71,7 +71,7 @@ class OneNetwork:
         self._replay.restore(tensors, meta["replay"])
         self.shared_encoder.restore(tensors, meta.get("sharing", {}))
         self._present.restore(meta.get("present", {}))
-        self._agreement.restore(meta.get("agreement", {}))
+        self._quarantine.restore(meta.get("agreement", {}))
         self.scores = Scores.from_dict(meta["scores"], self._context.label_space)
         self.progress = TrainingProgress.from_dict(meta["progress"])
         if self._best:

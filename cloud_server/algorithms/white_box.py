@@ -15,7 +15,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from cloud_server.algorithms.agreement import Agreement
 from cloud_server.algorithms.base import (
     Context,
     Scores,
@@ -27,6 +26,7 @@ from cloud_server.algorithms.base import (
     upload_limits,
 )
 from cloud_server.algorithms.present_frames import PresentFrames
+from cloud_server.algorithms.quarantine import Quarantine
 from cloud_server.algorithms.replay import Replay
 from cloud_server.algorithms.scoring import evaluate_test_frames, validation_miou
 from cloud_server.algorithms.shared_encoder import SharedEncoder
@@ -92,7 +92,7 @@ class WhiteBox:
         self._networks = networks
         self._replay = replay
         self._present = PresentFrames(context)
-        self._agreement = Agreement(context)
+        self._quarantine = Quarantine(context)
         self._losses: dict[str, list[tuple[float, int]]] = {}
         """By vehicle: (loss, frames) of each step of its turn that it took part in."""
         self._replayed_frames: dict[str, int] = {}
@@ -131,7 +131,7 @@ class WhiteBox:
         self._networks.learn(vehicle)
         rate_share = self._trainer.rate_share
         if not self._losses[vehicle]:
-            self._agreement.look(vehicle, batch)
+            self._quarantine.look(vehicle, batch)
         if self._config.network.learns:
             loss, gradient_BCHW = self._trainer.train_step_with_gradient(
                 features_BCHW, self._context.labels_of(vehicle, batch)
@@ -164,7 +164,7 @@ class WhiteBox:
             self.progress.leave_out(self.shared_encoder.hand_on(stage, vehicle))
             self._networks.learn(vehicle)
             self._note_losses(stage, vehicle)
-            if not self._agreement.counts(stage, vehicle, self.progress):
+            if not self._quarantine.counts(stage, vehicle, self.progress):
                 self._go_back(vehicle)
             counts = self._present.take(stage, vehicle, uploads, self.progress)
             score = self._validate(stage, vehicle, uploads["val"]) if counts else 0.0
@@ -209,7 +209,7 @@ class WhiteBox:
             "progress": self.progress.to_dict(),
             "sharing": self.shared_encoder.meta(),
             "present": self._present.meta(),
-            "agreement": self._agreement.meta(),
+            "agreement": self._quarantine.meta(),
         }
 
     def restore(self, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
@@ -217,7 +217,7 @@ class WhiteBox:
         self._replay.restore(tensors, meta["replay"])
         self.shared_encoder.restore(tensors, meta.get("sharing", {}))
         self._present.restore(meta.get("present", {}))
-        self._agreement.restore(meta.get("agreement", {}))
+        self._quarantine.restore(meta.get("agreement", {}))
         self.scores = Scores.from_dict(meta["scores"], self._context.label_space)
         self.progress = TrainingProgress.from_dict(meta["progress"])
 

@@ -234,9 +234,7 @@ class Desk:
         if active and not active.done:
             if not active.begun and not is_new:  # nobody answered its hello, or it has missed the grant
                 active.may_have_missed_grant()
-            elif (
-                is_new or not self._link.is_sealed
-            ):  # where others can lie to it, it may have been led astray
+            elif is_new or not self._link.is_sealed:  # unsealed, others' words may have led it astray
                 active.abandoned = True
 
     def _request(self, request: Request | Recall) -> None:

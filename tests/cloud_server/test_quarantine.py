@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from cloud_server.algorithms.agreement import cohens_kappa
 from cloud_server.algorithms.base import Context
+from cloud_server.algorithms.quarantine import cohens_kappa
 from cloud_server.algorithms.table import build_algorithm
 from cloud_server.config import CloudConfig, NetworkConfig
 from cloud_server.desk.ledger import UploadLedger

@@ -32,7 +32,7 @@ _LEAST_USUAL = 0.1
 _FOLDS = 4
 
 
-class Agreement:
+class Quarantine:
     """κ of each vehicle's latest turn; nothing where nobody wants to know."""
 
     def __init__(self, context: Context) -> None:
