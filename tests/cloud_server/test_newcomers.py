@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from fleet_fixtures import CARS, TinyFleet, tag
 from supervision import Supervisor
+from turn_fixtures import empty_turn
 
 from cloud_server.desk.desk import Desk
 from cloud_server.desk.newcomers import Newcomers
@@ -19,7 +20,7 @@ from cloud_server.events import Events
 from cloud_server.storage.label_store import LabelStore
 from edge_client.errors import VehicleError
 from edge_client.host import Host
-from protocol.messages import PROTOCOL_VERSION, Hello, Status, Turn
+from protocol.messages import PROTOCOL_VERSION, Hello, Status
 from protocol.session.link import CloudLink, Received
 from protocol.session.memory import MemoryBus
 
@@ -177,24 +178,11 @@ def test_process_that_was_only_silent_is_the_vehicle_again_when_it_speaks(
 
 
 def test_vehicle_that_says_that_it_takes_nothing_fails_alone(registry: Registry, desk: Desk) -> None:
-    turn = Turn(
-        vehicle="car-1",
-        grant="0" * 16,
-        turn_id=0,
-        step=0,
-        after_turn=None,
-        seed=0,
-        learner=None,
-        epochs=0,
-        batches=0,
-        batch_size=1,
-        uploads=(),
-    )
-    desk.active["car-1"] = active = ActiveTurn(turn=turn, granted_at=0.0)
+    desk.active["car-1"] = active = ActiveTurn(turn=empty_turn(), granted_at=0.0)
     _say(desk, _hello(FIRST))
     for session, is_heeded in ((SECOND, False), (FIRST, True)):
         desk._link._note_limit(_lives(session, limit_bytes=1))
-        desk.send("car-1", turn)
+        desk.send("car-1", active.turn)
         assert bool(active.failed) == is_heeded
     assert desk.failure is None and "takes; it belongs to another run" in str(active.failed)
 

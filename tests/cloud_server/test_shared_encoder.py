@@ -13,6 +13,7 @@ import pytest
 from fleet_fixtures import CARS, IMAGE_SIZE, TinyFleet, World, tag
 from supervision import Supervisor
 from test_local_loss import LOCAL, fleet_of
+from turn_fixtures import empty_turn
 
 from cloud_server.algorithms.base import Context
 from cloud_server.algorithms.shared_encoder import SharedEncoder
@@ -199,20 +200,7 @@ def _says_in_turns(car: str, turns: set[int]) -> Callable[[str, bytes], bool]:
 
 
 def turn_of(vehicle: str, shares: Shared | None = None) -> Turn:
-    return Turn(
-        vehicle=vehicle,
-        grant="0" * 8,
-        turn_id=1,
-        step=0,
-        after_turn=None,
-        seed=0,
-        learner=None,
-        epochs=0,
-        batches=0,
-        batch_size=1,
-        uploads=(),
-        sharing=shares,
-    )
+    return empty_turn(vehicle=vehicle, grant="0" * 8, turn_id=1, sharing=shares)
 
 
 def context_of(fleet: TinyFleet) -> Context:

@@ -8,25 +8,17 @@ from collections.abc import Callable
 
 import pytest
 from slow_bus import ActingClock, SlowBus, SlowTransport
+from turn_fixtures import empty_turn
 
 from edge_client.conversation import Conversation, Patience
 from edge_client.errors import TurnRefused, VehicleError
 from protocol.codec.weights import WeightTensor
-from protocol.messages import Ack, Down, FetchWeights, Recall, Resend, Status, Turn, TurnDone, Up, Weights
+from protocol.messages import Ack, Down, FetchWeights, Recall, Resend, Status, TurnDone, Up, Weights
 from protocol.session.link import CloudLink, Received, VehicleLink
 
 CAR, SESSION = "car-1", "0" * 16
 HEADER = {"vehicle": CAR, "grant": "a" * 16, "turn_id": 1, "step": 0}
-TURN = Turn(
-    **HEADER,  # type: ignore[arg-type]
-    after_turn=None,
-    seed=0,
-    learner=None,
-    epochs=0,
-    batches=0,
-    batch_size=1,
-    uploads=(),
-)
+TURN = empty_turn(**HEADER)
 DONE = TurnDone(**HEADER, loss=None)  # type: ignore[arg-type]
 ACK = Ack(**HEADER)  # type: ignore[arg-type]
 

@@ -7,23 +7,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from turn_fixtures import empty_turn
 
 from edge_client.spool import Spool
 from protocol.messages import Turn
 
-TURN = Turn(
-    vehicle="car-1",
-    grant="a" * 16,
-    turn_id=1,
-    step=0,
-    after_turn=None,
-    seed=0,
-    learner=None,
-    epochs=0,
-    batches=0,
-    batch_size=1,
-    uploads=(),
-)
+TURN = empty_turn(grant="a" * 16, turn_id=1)
 
 
 def _spool(folder: Path, turn: Turn = TURN, *, model: str = "m", quota_bytes: int = 1000) -> Spool:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import pytest
+from turn_fixtures import empty_turn
 
-from protocol.messages import Finish, Status, Turn, Welcome
+from protocol.messages import Finish, Status, Welcome
 from protocol.seal_files import SealFault, cloud_seal, make_seals, vehicle_seal
 from protocol.session import topics
 from protocol.session.link import CloudLink, Received, VehicleLink
@@ -44,23 +43,6 @@ def _car(bus: MemoryBus, keys: Path | None, session: str = CAR_1, cloud: str = C
     return link
 
 
-def _turn(**changes: Any) -> Turn:
-    turn = Turn(
-        vehicle=CAR,
-        grant="0" * 16,
-        turn_id=0,
-        step=0,
-        after_turn=None,
-        seed=0,
-        learner=None,
-        epochs=0,
-        batches=0,
-        batch_size=1,
-        uploads=(),
-    )
-    return msgspec.structs.replace(turn, **changes)
-
-
 def _heard(link: VehicleLink | CloudLink) -> list[object]:
     found = []
     while (received := link.receive(0.0)) is not None:
@@ -74,7 +56,7 @@ def test_words_of_who_has_the_key_are_heard_by_the_process_that_they_are_for(key
     cloud, car = _cloud(bus, keys), _car(bus, keys)
     bus.record(lambda topic, payload, qos: said.append(Delivery(topic, payload, False)))
     cloud.meet(CAR, CAR_1)
-    words = [Welcome(vehicle=CAR, session=CAR_1), _turn(), Finish(vehicle=CAR, reason="over")]
+    words = [Welcome(vehicle=CAR, session=CAR_1), empty_turn(), Finish(vehicle=CAR, reason="over")]
     for word in words:
         cloud.send(CAR, word)
     assert _heard(car) == words
