@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,7 +22,7 @@ from evaluation.latest import FRAMES_A_VEHICLE, evenly, write_predictions
 from evaluation.predictions import write_prediction
 from protocol.batches import batch_bounds
 from protocol.codec.weights import WeightArrays, WeightsError, pack, unpack
-from protocol.messages import FederatedPlan, FetchWeights, FirstOrder, SplitScores, Update, Weights
+from protocol.messages import FederatedPlan, FetchWeights, FirstOrder, SplitScores, Turn, Update, Weights
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ def learn_with_weights(tools: TurnTools, state: VehicleState) -> tuple[VehicleSt
         progress.note(losses, lambda: learnt, is_end=True)
     learnt_weights, told = {name: network.weights[name] for name in exchanged}, losses[-1]
     if local.update_noise is not None:  # a loss would tell of the frames without noise
-        learnt_weights, told = noised(learnt_weights, received, local.update_noise), 0.0
+        learnt_weights, told = noised(learnt_weights, received, local.update_noise, _asked(turn)), 0.0
     update = Update(
         **tools.header(),
         samples=len(tools.frames.splits["train"]),
@@ -98,6 +99,11 @@ def learn_with_weights(tools: TurnTools, state: VehicleState) -> tuple[VehicleSt
     kept = spec.statistic_names if plan.statistics == "local" else ()
     statistics = {_STATISTIC + name: network.weights[name] for name in kept}
     return VehicleState(theta=state.theta, optimizer=statistics), told
+
+
+def _asked(turn: Turn) -> bytes:
+    """A turn as all its attempts have it."""
+    return msgspec.msgpack.encode(msgspec.structs.replace(turn, grant=""))
 
 
 def _train(

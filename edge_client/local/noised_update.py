@@ -30,13 +30,15 @@ class UpdateNoise:
     """The vehicle's secret: who knows it takes the noise off."""
 
 
-def noised(weights: WeightArrays, before: WeightArrays, noise: UpdateNoise) -> WeightArrays:
-    """`before` and the clipped, noised change to `weights`, float32 by name.
+def noised(weights: WeightArrays, before: WeightArrays, noise: UpdateNoise, asked: bytes) -> WeightArrays:
+    """`before` and the clipped, noised change to `weights`, float32 by name; `asked` is all that decides what
+    is learnt besides.
 
-    The noise follows from the secret and from `before`: the same turn done again sends the same, and no two
-    updates from different weights have the same noise, of which the difference would be clean.
+    The noise follows from the secret, from `before` and from `asked`: the same turn done again sends the
+    same, and no two updates that could differ have the same noise, of which the difference would be clean.
     """
-    seed = derive_seed(noise.seed, "update-noise", _digest(before))
+    told = hashlib.sha256(asked).hexdigest()
+    seed = derive_seed(noise.seed, "update-noise", _digest(before), told)
     changes = {
         name: weights[name].astype(np.float64) - before[name].astype(np.float64) for name in sorted(before)
     }

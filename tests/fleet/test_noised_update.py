@@ -22,7 +22,7 @@ AFTER = {"a": np.full((100, 100), 3, np.float32), "b": np.full(4000, -2, np.floa
 
 
 def change(noise: float, *, seed: int = 1, clip: float = 2.0) -> dict[str, np.ndarray]:
-    sent = noised(AFTER, BEFORE, UpdateNoise(clip=clip, noise=noise, seed=seed))
+    sent = noised(AFTER, BEFORE, UpdateNoise(clip=clip, noise=noise, seed=seed), b"turn 1")
     return {name: sent[name].astype(np.float64) - BEFORE[name] for name in BEFORE}
 
 
@@ -39,12 +39,14 @@ def test_update_is_as_long_as_the_clip_and_its_noise_normal_with_sigma() -> None
 
 def test_noise_is_the_same_when_a_turn_is_done_again_and_another_for_other_weights() -> None:
     noise = UpdateNoise(clip=1.0, noise=1.0, seed=5)
-    first = noised(AFTER, BEFORE, noise)
-    assert np.array_equal(first["a"], noised(AFTER, BEFORE, noise)["a"])
+    first = noised(AFTER, BEFORE, noise, b"turn 1")
+    assert np.array_equal(first["a"], noised(AFTER, BEFORE, noise, b"turn 1")["a"])
     moved = {**BEFORE, "b": BEFORE["b"] + 1}
-    assert not np.array_equal(first["a"], noised(AFTER, moved, noise)["a"])
+    assert not np.array_equal(first["a"], noised(AFTER, moved, noise, b"turn 1")["a"])
+    # The cloud says what a turn is: from the same weights in another way, the difference must not be clean.
+    assert not np.array_equal(first["a"], noised(AFTER, BEFORE, noise, b"turn 2")["a"])
     assert not np.array_equal(
-        first["a"], noised(AFTER, BEFORE, UpdateNoise(clip=1.0, noise=1.0, seed=6))["a"]
+        first["a"], noised(AFTER, BEFORE, UpdateNoise(clip=1.0, noise=1.0, seed=6), b"turn 1")["a"]
     )
 
 
