@@ -281,7 +281,7 @@ def compare(run: Path, flower: Path) -> dict[str, float]:
     """How far both are apart at the end: weights, validation of each round's start, test before and after."""
     last = sorted((run / "cloud" / "checkpoints").glob("*.safetensors"))[-1]
     ours = {name.removeprefix("global/"): array for name, array in load_file(last).items()}
-    theirs = np.load(flower / "weights.npz")
+    theirs = np.load(flower / "weights.npz", allow_pickle=False)
     assert set(ours) == set(theirs.files), "both have weights of one network"
     told = json.loads((flower / "flower.json").read_text())
     result = json.loads((run / "result.json").read_text())
