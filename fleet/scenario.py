@@ -35,7 +35,7 @@ from fleet.privacy import PrivacyPart
 from fleet.scenario_file import put, put_over, read_table, write_table
 from fleet.scenario_models import EncoderPart, LocalHeadPart
 from fleet.simulation.patience import put_for_absences
-from fleet.simulation.settings import SimulationPart, is_simulated
+from fleet.simulation.settings import SimulationPart, read_part
 from fleet.start import FEATURES_NAME, NETWORK_NAME
 from fleet.start import FOLDER_NAME as START_FOLDER
 from protocol.codec.bits import check_frame_bytes
@@ -367,7 +367,7 @@ def load_scenario(
     for key, value in overrides.items():
         if value is not None:
             put(content, key, value)
-    if is_simulated(content.get("simulation")) and content.get("broker", "auto") == "auto":
+    if read_part(content.get("simulation")).is_on and content.get("broker", "auto") == "auto":
         content["broker"] = MEMORY_BUS  # the one bus on which links are simulated
     if kept is None:
         put_for_many(content)

@@ -12,22 +12,22 @@ import msgspec
 
 from cloud_server.config import PatienceConfig
 from fleet.scenario_file import put
-from fleet.simulation.availability import ALWAYS, Absences, absences
-from fleet.simulation.settings import SimulationPart
+from fleet.simulation.availability import Absences, absences
+from fleet.simulation.settings import SimulationPart, read_part
 from protocol.errors import BlackfleetError
 
 
 def put_for_absences(content: dict[str, Any]) -> None:
     """Put what absences ask for under a scenario's patience; what is wrong in it is said where it is made."""
-    section, given = content.get("simulation"), content.get("patience", {})
-    if not isinstance(section, Mapping) or not isinstance(given, Mapping):
+    part, given = read_part(content.get("simulation")), content.get("patience", {})
+    if not isinstance(given, Mapping):
         return
     try:
-        away = absences(str(section.get("availability", ALWAYS)))
+        away = absences(part.availability)
     except BlackfleetError:
         return
     needed: dict[str, Any] = _needed(away)
-    if section.get("budget_mb") is not None or section.get("budgets"):
+    if part.bounds_data:
         needed["on_failure"] = "readmit"  # nobody waits for the month to end
     for name, value in needed.items():
         if name not in given:

@@ -107,6 +107,14 @@ class SimulationPart(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
         own = self.budgets.get(vehicle, self.budget_mb)
         return link.budget_mb if own is None else own
 
+    @property
+    def bounds_data(self) -> bool:
+        """Whether a vehicle can use up its month."""
+        if self.budget_mb is not None or self.budgets:
+            return True
+        names = (self.link or "ethernet", *self.links.values()) if self.is_on else ()
+        return any(self.find_link(name).budget_mb is not None for name in names)
+
     def cell_name(self, vehicle: str) -> str | None:
         """The cell that a vehicle is in."""
         return self.cells.get(vehicle, self.cell)
@@ -156,13 +164,13 @@ class SimulationPart(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
             raise SettingError(f"{self.profiles}: {error}") from error
 
 
-def is_simulated(section: object) -> bool:
-    """Whether a section as a file holds it asks for virtual time, a link or a device; what is wrong in it is
+def read_part(section: object) -> SimulationPart:
+    """A section as a file holds it; one that fits not at all is as if there were none: what is wrong in it is
     said where the scenario is made."""
     try:
-        return msgspec.convert(section or {}, SimulationPart).is_on
+        return msgspec.convert(section or {}, SimulationPart)
     except (msgspec.ValidationError, BlackfleetError):
-        return False
+        return SimulationPart()
 
 
 def _find(name: str, ours: dict[str, _Profile], own: dict[str, _Profile], key: str) -> _Profile:

@@ -282,6 +282,26 @@ def test_cloud_waits_as_long_as_vehicles_are_away_unless_told_otherwise(
 
 
 @pytest.mark.parametrize(
+    "bound",
+    [
+        {"budget_mb": 5.0},
+        {"budgets": {"car-01": 5.0}},
+        {"link": "modem", "profiles": "own.yaml"},
+        {"links": {"car-01": "modem"}, "profiles": "own.yaml"},
+    ],
+)
+def test_nobody_waits_for_the_end_of_a_month_unless_told_to(
+    bound: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own.yaml").write_text("links: {modem: {up_mbit_s: 4, down_mbit_s: 4, budget_mb: 5}}\n")
+    settings = {"simulation": {"time": "virtual", **bound}}
+    assert load_scenario(None, settings).patience.on_failure == "readmit"
+    own = {**settings, "patience": {"on_failure": "stop"}}
+    assert load_scenario(None, own).patience.on_failure == "stop"
+
+
+@pytest.mark.parametrize(
     "text", ["windows:5", "windows:9-3", "windows:0-9,5-12", "markov:3", "markov:0/3", "never"]
 )
 def test_unknown_availability_is_one_line(text: str) -> None:
