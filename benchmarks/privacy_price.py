@@ -1,8 +1,9 @@
-"""What each defence of features costs, and how much harder it makes the frames to get back.
+"""What each defence of features and labels costs, and how much harder it makes the frames to get back.
 
 `python -m benchmarks.privacy_price` runs `blackfleet` with four vehicles that share CamVid's frames block by
-block, with each defence and each seed, and lets an attacker who has the car's encoder train a decoder. Prints
-a table and one JSON line. Runs and attacks that are done are kept in `--out`; the same command goes on.
+block, with each defence and each seed, and lets an attacker who has the car's encoder train a decoder, and
+another paint what labels tell. Prints a table and one JSON line. Runs and attacks that are done are kept in
+`--out`; the same command goes on.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from fleet.broker import MEMORY_BUS
 from fleet.report.audited import Finding
 from fleet.run.processes import die_with_parent
 
-ATTACK = "decoder-trained"
+FEATURES, LABELS = "decoder-trained", "labels"
+"""The attacks."""
 _FOUR_CHANNELS = {"encoder.name": "stride8-c4"}
 DEFENCES: dict[str, dict[str, Any]] = {
     "none": {},
@@ -36,6 +38,8 @@ DEFENCES: dict[str, dict[str, Any]] = {
     "4 channels, 2 bits": {**_FOUR_CHANNELS, "coding.bits": 2},
     "decoder 0.1": {"privacy.decoder_weight": 0.1},
     "decoder 0.3": {"privacy.decoder_weight": 0.3},
+    "labels in squares of 8": {"privacy.label_square": 8},
+    "labels in squares of 16": {"privacy.label_square": 16},
     "decoder 0.1, 4 bits": {"privacy.decoder_weight": 0.1, "coding.bits": 4},
     "decoder 0.1, 4 channels, 4 bits": {**_FOUR_CHANNELS, "privacy.decoder_weight": 0.1, "coding.bits": 4},
 }
@@ -98,34 +102,45 @@ def _run(out: Path, root: Path, defence: str, seed: int) -> Run:
     return Run(folder=out / f"{defence.replace(', ', '-').replace(' ', '-')}-{seed}", settings=settings)
 
 
-def attacked(folder: Path, steps: int) -> Finding:
-    """What the attack on one run finds, in this process, by one thread; always of the same vehicle."""
+def attacked(folder: Path, steps: int) -> dict[str, Finding]:
+    """What the attacks on one run find, in this process, by one thread; always of the same vehicle."""
     settings = Settings(
-        vehicle="car-01", attacks=(ATTACK,), frames=9, shadow_frames=120, steps=steps, threads=1
+        vehicle="car-01", attacks=(FEATURES, LABELS), frames=9, shadow_frames=120, steps=steps, threads=1
     )
     with (folder / "audit.log").open("a", encoding="utf-8") as log:
-        [finding] = audit(folder, settings, Console(file=log, width=120)).findings
-    return finding
+        findings = audit(folder, settings, Console(file=log, width=120)).findings
+    return {finding.attack: finding for finding in findings}
 
 
-def summarise(results: Sequence[Mapping[str, Any]], findings: Sequence[Finding]) -> dict[str, float]:
+def summarise(
+    results: Sequence[Mapping[str, Any]], findings: Sequence[Mapping[str, Finding]]
+) -> dict[str, float]:
     """Means over seeds: mIoU of the vehicles' own test frames, bytes up of the fleet, PSNR in dB and SSIM."""
+    features, labels = ([found[attack] for found in findings] for attack in (FEATURES, LABELS))
     return {
         "miou": statistics.fmean(result["mean_local_miou"] for result in results),
         "uplink_bytes": statistics.fmean(result["uplink_bytes"] for result in results),
-        "psnr_db": statistics.fmean(finding.scores.psnr_db or 0.0 for finding in findings),
-        "ssim": statistics.fmean(finding.scores.ssim or 0.0 for finding in findings),
-        "nothing_psnr_db": statistics.fmean(finding.nothing.psnr_db or 0.0 for finding in findings),
+        "psnr_db": statistics.fmean(finding.scores.psnr_db or 0.0 for finding in features),
+        "ssim": statistics.fmean(finding.scores.ssim or 0.0 for finding in features),
+        "nothing_psnr_db": statistics.fmean(finding.nothing.psnr_db or 0.0 for finding in features),
+        "labels_psnr_db": statistics.fmean(finding.scores.psnr_db or 0.0 for finding in labels),
+        "labels_ssim": statistics.fmean(finding.scores.ssim or 0.0 for finding in labels),
     }
 
 
 def table(report: Mapping[str, Mapping[str, float]], seeds: Sequence[int]) -> Table:
     """The report for people."""
-    rows = Table(title=f"defences of features, seeds {', '.join(map(str, seeds))}")
-    for column in ("defence", "mIoU", "MB up", "PSNR, dB", "the mean frame", "SSIM"):
+    rows = Table(title=f"defences, seeds {', '.join(map(str, seeds))}; PSNR in dB, SSIM")
+    for column in ("defence", "mIoU", "MB up", "features", "", "labels", "", "the mean frame"):
         rows.add_column(column, justify="left" if column == "defence" else "right")
     for defence, entry in report.items():
-        numbers = (f"{entry['psnr_db']:.1f}", f"{entry['nothing_psnr_db']:.1f}", f"{entry['ssim']:.2f}")
+        numbers = (
+            f"{entry['psnr_db']:.1f}",
+            f"{entry['ssim']:.2f}",
+            f"{entry['labels_psnr_db']:.1f}",
+            f"{entry['labels_ssim']:.2f}",
+            f"{entry['nothing_psnr_db']:.1f}",
+        )
         rows.add_row(defence, f"{entry['miou']:.3f}", f"{entry['uplink_bytes'] / 1e6:.2f}", *numbers)
     return rows
 

@@ -19,6 +19,7 @@ from datasets.conditions import Condition, apply_condition
 from datasets.frame import FrameRef, FrameSource, resize_frame
 from datasets.label_files import count_origins, origin
 from datasets.labels import LabelSpace
+from edge_client.coarse_labels import coarsen_label
 from edge_client.errors import VehicleError
 from edge_client.naming import KEYS, number_name
 from protocol.messages import SPLITS
@@ -121,9 +122,10 @@ class VehicleFrames:
         splits: Mapping[str, Sequence[str]],
         sights: Mapping[str, Sight] = MappingProxyType({}),
         names: str = KEYS,
+        label_square: int = 1,
     ) -> None:
         """`splits` maps split names to frame keys, `sights` the keys of frames not seen clearly to theirs;
-        `names` is one of `NAMINGS`.
+        `names` is one of `NAMINGS`, `label_square` the side of `coarsen_label`.
 
         Raises:
             VehicleError: an unknown split or frame, or nothing to train on.
@@ -136,6 +138,7 @@ class VehicleFrames:
         self._cache = cache
         self._sights = sights
         self._names = names
+        self._label_square = label_square
         self.keys: list[str] = []
         self.splits: dict[str, tuple[int, ...]] = {}
         for split in SPLITS:
@@ -179,6 +182,11 @@ class VehicleFrames:
     def told_name(self, index: int) -> str:
         """What the cloud is told a frame is called."""
         return self.keys[index] if self._names == KEYS else number_name(index)
+
+    def told_label(self, index: int) -> NDArray[np.uint8]:
+        """label_HW as the cloud is told it: coarse where it is one to train on."""
+        is_train = index in self.splits["train"]
+        return coarsen_label(self.label(index), self._label_square if is_train else 1)
 
     def counts(self) -> dict[str, int]:
         """Frames per split; those of `source` and `fleet` only where there are some."""

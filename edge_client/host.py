@@ -184,7 +184,11 @@ class Host:
         bundle, host = opened.bundle, msgspec.structs.replace(self._config, **opened.settings)
         splits = self._splits(config)
         frames = VehicleFrames(
-            self._cache(bundle.spec.image_size), splits, _sights(config, splits), names=config.names
+            self._cache(bundle.spec.image_size),
+            splits,
+            _sights(config, splits),
+            names=config.names,
+            label_square=config.label_square,
         )
         session = new_session()
         seal = None if host.seals is None else vehicle_seal(Path(host.seals), host.fleet, config.id, session)

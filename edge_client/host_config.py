@@ -83,6 +83,8 @@ class VehicleConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """What its ood frames were seen through by the vehicles that own them, by key; others are clear."""
     names: str = KEYS
     """What its frames are called to the cloud: by their `keys`, or by their `numbers` alone."""
+    label_square: int = 1
+    """Train labels go to the cloud in squares of so many pixels a side; 1 = as they are."""
 
     update_clip: float | None = None
     """Of federated averaging: longest change of all weights, as one vector, that is sent; None = any."""
@@ -96,6 +98,7 @@ class VehicleConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         if self.update_clip is not None and self.noise_seed is None:
             raise SettingError("update_clip needs a noise_seed, a large number that nobody else knows")
         check_naming(self.names)
+        at_least(self.label_square, 1, "label_square")
         at_least(self.decoder_weight, 0, "decoder_weight")
 
     @property

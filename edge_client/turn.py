@@ -364,7 +364,7 @@ class TurnTools:
 
     def _label(self, index: int) -> NDArray[np.uint8]:
         """As it is to be sent: label_HW, or reduced to what the cloud compares."""
-        label_HW = self.frames.label(index)
+        label_HW = self.frames.told_label(index)
         size_hw = self.turn.train_label_size
         if size_hw is None or index not in self.frames.splits["train"]:
             return label_HW

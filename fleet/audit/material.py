@@ -23,6 +23,7 @@ from cloud_server.algorithms.row import AlgorithmRow, one_model
 from cloud_server.algorithms.table import algorithm_row
 from datasets.catalog import open_dataset
 from datasets.frame import FrameSource
+from edge_client.coarse_labels import coarsen_label
 from edge_client.encoder.bundle import EncoderBundle
 from edge_client.frames import FrameCache, Sight
 from fleet.errors import OperatorError
@@ -128,6 +129,11 @@ class Material:
         return share.sight.sight() if share is not None and share.sight else None
 
     # What crosses
+
+    def told_labels(self, frames: Frames) -> Pixels:
+        """label_BHW as the cloud would be told them, were these train frames."""
+        side = self.scenario.privacy.label_square
+        return np.stack([coarsen_label(label_HW, side) for label_HW in frames.label_BHW])
 
     @property
     def sends_features(self) -> bool:

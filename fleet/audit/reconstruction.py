@@ -80,16 +80,16 @@ def _recovered(
 
 
 def paint_labels(material: Material, effort: Effort) -> Outcome:
-    """Labels alone: each pixel in the mean colour of its class, of the mean frame where the class is void or
-    new to the attacker."""
-    shadow, target = material.shadow, material.target
-    painted_BHWC = np.stack([shadow.mean_HWC] * len(target.keys))
-    for train_id in np.unique(target.label_BHW):
+    """Labels alone, as those of train frames cross: each pixel in the mean colour of its class, of the mean
+    frame where the class is void or new to the attacker."""
+    shadow, told_BHW = material.shadow, material.told_labels(material.target)
+    painted_BHWC = np.stack([shadow.mean_HWC] * len(told_BHW))
+    for train_id in np.unique(told_BHW):
         theirs_BHW = shadow.label_BHW == train_id
         if train_id != VOID and theirs_BHW.any():
             colour = shadow.image_BHWC[theirs_BHW].mean(axis=0).round().astype(np.uint8)
-            painted_BHWC[target.label_BHW == train_id] = colour
-    bits = 8 * float(np.mean([len(encode_label(label_HW)) for label_HW in target.label_BHW]))
+            painted_BHWC[told_BHW == train_id] = colour
+    bits = 8 * float(np.mean([len(encode_label(label_HW)) for label_HW in told_BHW]))
     return _recovered(material, painted_BHWC, bits=bits)
 
 

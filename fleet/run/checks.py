@@ -62,11 +62,7 @@ def check_runnable(scenario: Scenario) -> None:
     elif scenario.broker != MEMORY_BUS:
         parse_broker_url(scenario.broker)
     _check_noise(scenario)
-    if scenario.privacy.decoder_weight and not algorithm_row(scenario.algorithm).needs.local_head:
-        raise OperatorError(
-            "privacy.decoder_weight needs vehicles that learn from their own labels, as those of blackfleet; "
-            f"those of {scenario.algorithm} don't: set it to 0"
-        )
+    _check_what_crosses(scenario)
     if scenario.simulation.is_on:
         _check_simulation(scenario)
     if scenario.broker == MEMORY_BUS and scenario.patience.on_failure == "wait":
@@ -76,6 +72,24 @@ def check_runnable(scenario: Scenario) -> None:
         )
     if scenario.broker_port is not None:
         broker.check_port_number(scenario.broker_port)
+
+
+def _check_what_crosses(scenario: Scenario) -> None:
+    """Whether there is what is to be hidden."""
+    row, objective = algorithm_row(scenario.algorithm), scenario.adaptation.objective
+    if scenario.privacy.decoder_weight and not row.needs.local_head:
+        raise OperatorError(
+            "privacy.decoder_weight needs vehicles that learn from their own labels, as those of blackfleet; "
+            f"those of {scenario.algorithm} don't: set it to 0"
+        )
+    if scenario.privacy.label_square == 1:
+        return
+    if row.build is None or row.needs.whole_network or objective != "labels":
+        without = "" if objective == "labels" else f" with the objective {objective}"
+        raise OperatorError(
+            f"privacy.label_square needs vehicles that send train labels; those of {scenario.algorithm}"
+            f"{without} don't: set it to 1"
+        )
 
 
 def _check_noise(scenario: Scenario) -> None:

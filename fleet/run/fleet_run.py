@@ -182,6 +182,7 @@ def _write_settings(job: Job) -> list[Path]:
             frames=share.splits(),
             sight=share.sight,
             names=scenario.privacy.names,
+            label_square=scenario.privacy.label_square,
             ood_sights={key: seen_through[key] for key in share.ood if key in seen_through},
         )
         for vehicle, share in job.shares.items()

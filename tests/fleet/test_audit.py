@@ -10,6 +10,8 @@ import pytest
 from fleet_fixtures import World
 from rich.console import Console
 
+from cloud_server.storage.label_store import LabelStore
+from datasets.labels import CAMVID
 from evaluation.predictions import prediction_name
 from fleet.audit.command import Settings, audit
 from fleet.audit.extraction import alike_maps, by_answers, planted_extraction
@@ -44,7 +46,7 @@ def run(tiny_world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
         dataset=DatasetPart(name="camvid", root=str(tiny_world.data_root)),
         first_order=FirstOrder(epochs=1, batch_size=4),
         local_loss=LocalLossPlan(warm_up_epochs=1, epochs=1),
-        privacy=PrivacyPart(names="numbers", decoder_weight=0.1),
+        privacy=PrivacyPart(names="numbers", decoder_weight=0.1, label_square=8),
     )
     launch(scenario, folder, resume=False, console=QUIET)
     return folder
@@ -169,3 +171,12 @@ def test_what_can_t_be_audited_is_refused_in_one_line(run: Path, tmp_path: Path)
     for wrong in ({"frames": 1}, {"steps": 0}, {"minutes": 0.0}):
         with pytest.raises(SettingError, match=f"--{next(iter(wrong))} must be"):
             Settings(**wrong)  # type: ignore[arg-type]
+
+
+def test_cloud_is_told_train_labels_in_squares_and_others_as_they_are(run: Path, material: Material) -> None:
+    share, train, val = material.shares["car-01"], material.split("train", 99), material.split("val", 99)
+    with LabelStore(run / "cloud" / "labels", num_classes=CAMVID.num_classes) as store:
+        told_BHW = store.batch("car-01", range(len(share.train) + len(share.val)))
+    (coarse_BHW, exact_BHW), places = np.split(told_BHW, [len(train.keys)]), np.arange(0, 48, 8)
+    assert (coarse_BHW == coarse_BHW[:, places.repeat(8)]).all() and (train.label_BHW != coarse_BHW).any()
+    assert (coarse_BHW == material.told_labels(train)).all() and (exact_BHW == val.label_BHW).all()

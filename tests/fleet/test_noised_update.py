@@ -63,10 +63,20 @@ def test_what_has_no_guarantee_is_refused_before_the_run(monkeypatch: pytest.Mon
         check_runnable(Scenario(broker="memory", privacy=noisy))
     with pytest.raises(OperatorError, match=r"federated.statistics.*local.*got 'average'"):
         check_runnable(Scenario(broker="memory", algorithm="fedavg", privacy=noisy))
+    coarse = PrivacyPart(label_square=8)
+    for algorithm in ("fedavg", "centralized"):
+        with pytest.raises(OperatorError, match=rf"label_square needs .* those of {algorithm} don't"):
+            check_runnable(Scenario(broker="memory", algorithm=algorithm, privacy=coarse))
     monkeypatch.setitem(sys.modules, "dp_accounting", None)
     local = FederatedPlan(statistics="local")
     with pytest.raises(OperatorError, match=r"pip install 'blackfleet\[accountant\]'"):
         check_runnable(Scenario(broker="memory", algorithm="fedavg", privacy=noisy, federated=local))
-    for wrong in ({"update_clip": 0.0}, {"update_noise": 0.0}, {"delta": 0.0}, {"delta": 1.0}):
+    for wrong in (
+        {"update_clip": 0.0},
+        {"update_noise": 0.0},
+        {"label_square": 0},
+        {"delta": 0.0},
+        {"delta": 1.0},
+    ):
         with pytest.raises(SettingError, match=f"privacy.{next(iter(wrong))}"):
             PrivacyPart(**wrong)
