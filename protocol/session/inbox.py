@@ -17,7 +17,7 @@ FORGIVEN_PER_S, MOST_OFFENCES = 50.0, 200
 """Refused messages: more in short time than any accident brings."""
 HEARD_PER_S, MOST_HEARD = 1_000.0, 10_000
 """All messages and parts: more than a vehicle sends that waits for answers."""
-STATUSES_PER_S, MOST_STATUSES = 10.0, 4_000
+STATUSES_PER_S, MOST_STATUSES = 10.0, 500
 """Statuses: nobody waits for an answer to one, and of a flood a slow reader gets fewer in a second than are
 forgiven of messages."""
 _MUTED_S, _LONGEST_MUTE_S = 10.0, 320.0
