@@ -2,10 +2,10 @@
 
 `python -m benchmarks.flood` runs three vehicles with `blackfed-v2`, one after the other, over a broker. In
 every second round, while others have their turns, somebody sends 10,000 messages a second as the third: a
-byte each, statuses, requests of turns that are over, beginnings of messages that never end. In its own
-turns it sends features, or labels, that inflate to a gigabyte. Prints, for each flood, the time and the
-cloud's CPU seconds of the other vehicles' turns with and without it, of one run, and its memory and log
-before and after; and a JSON line.
+byte each, statuses, requests of turns that are over, beginnings of messages that never end, one of them
+again and again. In its own turns it sends features, or labels, that inflate to a gigabyte. Prints, for each
+flood, the time and the cloud's CPU seconds of the other vehicles' turns with and without it, of one run, and
+its memory and log before and after; and a JSON line.
 """
 
 from __future__ import annotations
@@ -91,6 +91,10 @@ def _beginnings(flood: Flood) -> Iterator[bytes]:
         yield parts.split(bytes(2000), 1200, number)[0]
 
 
+def _repetitions(flood: Flood) -> Iterator[bytes]:
+    return itertools.repeat(parts.split(bytes(4000), 1200, 1)[0])
+
+
 def _bomb() -> bytes:
     squeeze = zlib.compressobj(9, zlib.DEFLATED, -15)
     zeros = bytes(1 << 20)
@@ -128,6 +132,7 @@ FLOODS: dict[str, tuple[Payloads, int, bool]] = {
     "statuses": (_statuses, PER_SECOND, False),
     "stale requests": (_stale_requests, PER_SECOND, False),
     "beginnings": (_beginnings, PER_SECOND, False),
+    "repetitions": (_repetitions, PER_SECOND, False),
     "zip bombs": (_bombs, 100, True),
     "label bombs": (_label_bombs, 100, True),
 }

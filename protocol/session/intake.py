@@ -36,6 +36,7 @@ _MOST_OF_ONE = 8_000
 """Messages of one sender that wait to be read; a vehicle has four requests under way."""
 _LARGE_PART_BYTES = 1000
 """What a large message is sent in at least; of these many come in a short time."""
+_LARGE_PART_WEIGHT = 1 / 8
 
 AnyMessage = (
     messages.Up | messages.Down | messages.Status | messages.Events | messages.Sight | messages.Classes
@@ -138,8 +139,7 @@ class Intake:
         except WireError as error:
             self._put(Malformed(vehicle="", reason=str(error), packet_bytes=0), len(payload))
             return
-        is_large_part = len(payload) >= _LARGE_PART_BYTES and parts.is_part(payload)
-        weight = 1 / 8 if is_large_part else 1.0
+        weight = _LARGE_PART_WEIGHT if _is_large_part(payload) else 1.0
         is_status = address.channel is topics.STATUS
         if not self.mutes.hears(self._sender(address.vehicle), weight, is_status=is_status):
             return
@@ -218,14 +218,20 @@ class Intake:
             return None
         try:
             with self._lock:
+                dropped = self._reassembler.dropped
                 arrival = self._reassembler.take(delivery.topic, delivery.payload, cost)
+                is_one_too_many = self._reassembler.dropped > dropped
         except parts.PartsError as error:
             # Counted here already: a reader that is slow would let much more come.
             self.refused(address.vehicle)
             self._put(_Item(address, str(error), cost), cost)
             return None
+        if is_one_too_many:
+            self.refused(address.vehicle)
         if arrival.repeated:
             self._repeated_bytes[delivery.topic] += cost
+            if _is_large_part(delivery.payload):  # brings nothing, and so counts as one
+                self.mutes.hears(self._sender(address.vehicle), 1 - _LARGE_PART_WEIGHT)
         if arrival.message is None:
             self.moved_at = self._clock.now()
         else:
@@ -241,6 +247,10 @@ class Intake:
                 log.warning("no room for messages of %r: %d dropped so far", vehicle, self.dropped)
         self._clock.notify(self._inbox)
         self.on_arrival()
+
+
+def _is_large_part(payload: bytes) -> bool:
+    return len(payload) >= _LARGE_PART_BYTES and parts.is_part(payload)
 
 
 def _other_way(address: topics.Address) -> str:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from protocol.session import parts
 from protocol.session.inbox import FairInbox, Mutes, Waiting
+from protocol.session.intake import Intake
 from protocol.session.link import CloudLink, Malformed
 from protocol.session.memory import MemoryBus
 from protocol.session.topics import UP, topic
+from protocol.session.transport import Delivery
 
 
 def _inbox() -> FairInbox[int]:
@@ -44,6 +49,9 @@ class _Clock:
 
     def now(self) -> float:
         return self.time_s
+
+    def notify(self, inbox: object) -> None:
+        pass
 
 
 def test_mute_takes_many_refusals_in_short_time_and_ends() -> None:
@@ -110,3 +118,50 @@ def test_refused_flood_is_cut_off_before_it_is_read(caplog: pytest.LogCaptureFix
     flooder.publish(topic(UP, "f", "car-2"), b"\x07")
     assert isinstance(link.receive(0), Malformed), "others are heard as before"
     assert transport.traffic.received_packets < 400, "the broker does not even send it"
+
+
+def _beginnings() -> Iterator[bytes]:
+    """Of messages that never end."""
+    return (parts.split(bytes(2000), 1200, number)[0] for number in itertools.count())
+
+
+def _repetitions() -> Iterator[bytes]:
+    return itertools.repeat(parts.split(bytes(4000), 1200, 1)[0])
+
+
+def _small_beginnings() -> Iterator[bytes]:
+    return (parts.split(bytes(40), 30, number)[0] for number in itertools.count())
+
+
+@pytest.mark.parametrize("payloads", [_beginnings, _repetitions, _small_beginnings])
+def test_parts_that_come_to_nothing_are_soon_too_many(payloads: Callable[[], Iterator[bytes]]) -> None:
+    intake, clock = _intake()
+    for payload in itertools.islice(payloads(), 20_000):
+        clock.time_s += 1e-4
+        intake.deliver(Delivery(topic(UP, "f", "car-1"), payload, retained=False))
+        if intake.mutes.count:
+            break
+    assert intake.mutes.muted() == {"car-1"} and clock.time_s < 1.5
+
+
+def test_large_message_is_not_too_much_with_a_repetition_of_its_latest_parts() -> None:
+    intake, clock = _intake()
+    pieces = parts.split(bytes(5_000_000), 1200, 1)
+    for number, payload in enumerate(pieces):
+        clock.time_s += 1e-3
+        sent = pieces[max(0, number - 60) : number + 1] if number % 1000 == 999 else [payload]
+        for again in sent:
+            intake.deliver(Delivery(topic(UP, "f", "car-1"), again, retained=False))
+    assert intake.mutes.count == 0 and intake.held_bytes == 0, "it has arrived"
+
+
+def _intake() -> tuple[Intake, _Clock]:
+    clock = _Clock()
+    made = Intake(
+        clock=clock,  # type: ignore[arg-type]  # tells the time only
+        limit_bytes=1 << 26,
+        may_send_parts=lambda vehicle: True,
+        say=lambda name, word: None,
+        heed=lambda name, word: None,
+    )
+    return made, clock
