@@ -132,11 +132,11 @@ class Mutes:
         self._latest_end = float("-inf")
         """Of all mutes: nobody is muted from then on, which is asked for each message."""
 
-    def refused(self, sender: str) -> None:
-        """Something that this sender said was refused; called by the reader."""
+    def refused(self, sender: str, weight: float = 1.0) -> None:
+        """Something that this sender said was refused, or so much less than that; called by the reader."""
         with self._lock:
             known, now = self._sender(sender)
-            told = self._mute(known, now) if known.refused.overflows(now) else None
+            told = self._mute(known, now) if known.refused.overflows(now, weight) else None
         if told is not None:
             self._on_mute(sender, *told)
 

@@ -37,6 +37,8 @@ _MOST_OF_ONE = 8_000
 _LARGE_PART_BYTES = 1000
 """What a large message is sent in at least; of these many come in a short time."""
 _LARGE_PART_WEIGHT = 1 / 8
+_REPETITION_WEIGHT = 1 / 5
+"""Of a part that has been here before, as an offence: a lost connection brings a window of 256 at most."""
 
 AnyMessage = (
     messages.Up | messages.Down | messages.Status | messages.Events | messages.Sight | messages.Classes
@@ -139,7 +141,8 @@ class Intake:
         except WireError as error:
             self._put(Malformed(vehicle="", reason=str(error), packet_bytes=0), len(payload))
             return
-        weight = _LARGE_PART_WEIGHT if _is_large_part(payload) else 1.0
+        is_large_part = len(payload) >= _LARGE_PART_BYTES and parts.is_part(payload)
+        weight = _LARGE_PART_WEIGHT if is_large_part else 1.0
         is_status = address.channel is topics.STATUS
         if not self.mutes.hears(self._sender(address.vehicle), weight, is_status=is_status):
             return
@@ -230,8 +233,7 @@ class Intake:
             self.refused(address.vehicle)
         if arrival.repeated:
             self._repeated_bytes[delivery.topic] += cost
-            if _is_large_part(delivery.payload):  # brings nothing, and so counts as one
-                self.mutes.hears(self._sender(address.vehicle), 1 - _LARGE_PART_WEIGHT)
+            self.mutes.refused(self._sender(address.vehicle), _REPETITION_WEIGHT)
         if arrival.message is None:
             self.moved_at = self._clock.now()
         else:
@@ -247,10 +249,6 @@ class Intake:
                 log.warning("no room for messages of %r: %d dropped so far", vehicle, self.dropped)
         self._clock.notify(self._inbox)
         self.on_arrival()
-
-
-def _is_large_part(payload: bytes) -> bool:
-    return len(payload) >= _LARGE_PART_BYTES and parts.is_part(payload)
 
 
 def _other_way(address: topics.Address) -> str:
