@@ -1,11 +1,11 @@
 """Which method reaches which quality by when, over which link: virtual time to a validation mIoU.
 
-`python -m benchmarks.links` runs three vehicles with CamVid's sequences, small by default, in virtual time:
+`python -m benchmarks.links` runs two fleets in virtual time: three vehicles with CamVid's sequences, and a
+hundred with generated frames, ten to a city, with short turns, of which ten are tested; small by default.
 `blackfed-v2`, `blackfleet`, `fedavg` and `split` over ethernet, 5G, LTE and 3G, and over LTE while half of
-the vehicles are away at random times. It prints a table and a JSON line, and draws the curves. What is learnt
-is the same over each link, to the bit, which is checked. Finished runs are kept in `--out`; the same command
-goes on. `--generated N` takes N vehicles with generated frames instead of CamVid: ten to a city, with short
-turns, of which ten are tested; `fedavg` has six rounds then.
+the vehicles are away at random times. It prints a table for each fleet and a JSON line, and draws the curves.
+What is learnt is the same over each link, to the bit, which is checked. Finished runs are kept in `--out`;
+the same command goes on.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -43,10 +44,38 @@ LINKS: dict[str, dict[str, Any]] = {
     },
 }
 """What each puts over the others' settings, by scenario key."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How much a fleet does by default."""
+
+    vehicles: int
+    frames: int
+    rounds: int
+    more: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+    """By algorithm, over the others' settings."""
+
+
+SIZES: Mapping[str, Size] = {
+    "camvid": Size(vehicles=3, frames=20, rounds=3),
+    # A hundred averaged networks that took two rounds of three steps each have learnt nothing. With twice the
+    # passes and eight rounds they get no further than with these.
+    "generated": Size(
+        vehicles=100, frames=4, rounds=2, more={"fedavg": {"rounds": 6, "first_order.epochs": 10}}
+    ),
+}
 _VEHICLES_A_CITY = 10
-_MORE: dict[str, dict[str, Any]] = {"fedavg": {"rounds": 6, "first_order.epochs": 10}}
-"""Of a fleet with generated frames, by algorithm: a hundred averaged networks that took two rounds of three
-steps each have learnt nothing. With twice the passes and eight rounds they get no further than with these."""
+_SHORT: Mapping[str, Any] = {
+    "evaluation.vehicles": 10,
+    "evaluation.ood_frames": 1,
+    "patience.heartbeat_s": 120.0,
+    "local_loss.warm_up_epochs": 8,
+    "local_loss.epochs": 2,
+    "zeroth_order.batches": 1,
+    "first_order.epochs": 3,
+}
+"""Few messages, steps and tests, of a fleet with generated frames."""
 _COLOURS = ("#2b6fe0", "#e8701a", "#2f9e55", "#d04a7a")
 
 
@@ -78,10 +107,12 @@ def common_target(curves: Sequence[Sequence[Point]]) -> float:
     return int(100 * min(max(point.val_miou for point in points) for points in curves)) / 100
 
 
-def print_table(times: Mapping[tuple[str, str], float | None], target: float, console: Console) -> None:
+def print_table(
+    fleet: str, times: Mapping[tuple[str, str], float | None], target: float, console: Console
+) -> None:
     """A row an algorithm, a column a link."""
     links = list(dict.fromkeys(link for _, link in times))
-    table = Table("algorithm", *links, title=f"virtual time to a validation mIoU of {target:g}")
+    table = Table("algorithm", *links, title=f"{fleet}: virtual time to a validation mIoU of {target:g}")
     for algorithm in dict.fromkeys(algorithm for algorithm, _ in times):
         cells = (times[algorithm, link] for link in links)
         table.add_row(algorithm, *("–" if cell is None else f"{cell:.1f} s" for cell in cells))
@@ -121,65 +152,47 @@ def draw(curves: Mapping[tuple[str, str], Sequence[Point]], target: float, path:
     figure.savefig(path, dpi=90)
 
 
-def settings(options: argparse.Namespace) -> dict[str, Any]:
-    """What all runs have in common, by scenario key."""
+def settings(options: argparse.Namespace, fleet: str) -> dict[str, Any]:
+    """What all runs of a fleet have in common, by scenario key."""
+    size = SIZES[fleet]
+    frames = options.frames or size.frames
     common: dict[str, Any] = {
+        "vehicles": size.vehicles,
         "image_size": options.image_size,
-        "rounds": options.rounds,
+        "rounds": options.rounds or size.rounds,
         "seed": options.seed,
-        "dataset.frames_per_vehicle": options.frames,
+        "dataset.frames_per_vehicle": frames,
         "encoder.mode": "rebuild",
         "evaluation.overlays": 0,
         "evaluation.ood_frames": 3,
         "simulation.time": "virtual",
         "simulation.profile": options.profile,
     }
-    if options.generated:
-        return {**common, **_many(options.generated, options.frames, options.out)}
-    root = str((options.data_root or camvid_folder()).resolve())
-    return {**common, "vehicles": 3, "dataset.name": "camvid", "dataset.root": root}
-
-
-def _many(vehicles: int, frames: int, out: Path) -> dict[str, Any]:
-    """Of a fleet with generated frames, drawn once for all runs; few messages, steps and tests of each."""
+    if fleet == "camvid":
+        root = str((options.data_root or camvid_folder()).resolve())
+        return {**common, "dataset.name": "camvid", "dataset.root": root}
     return {
-        "vehicles": vehicles,
-        "dataset.root": str((out / "frames").resolve()),
-        "dataset.generated_cities": -(-vehicles // _VEHICLES_A_CITY),
+        **common,
+        "dataset.root": str((options.out / fleet / "frames").resolve()),
+        "dataset.generated_cities": -(-size.vehicles // _VEHICLES_A_CITY),
         "dataset.frames_per_sequence": frames * _VEHICLES_A_CITY,
-        "evaluation.vehicles": 10,
-        "evaluation.ood_frames": 1,
-        "patience.heartbeat_s": 120.0,
-        "local_loss.warm_up_epochs": 8,
-        "local_loss.epochs": 2,
-        "zeroth_order.batches": 1,
-        "first_order.epochs": 3,
+        **_SHORT,
     }
 
 
-def main() -> None:
-    """Run what is not done yet; print the table and a JSON line, and draw the curves."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.links", description=__doc__)
-    parser.add_argument("--data-root", type=Path, help="CamVid's folder (default: $BLACKFLEET_CAMVID)")
-    parser.add_argument("--generated", type=int, metavar="N", help="N vehicles with generated frames")
-    parser.add_argument("--algorithms", type=some_of(ALGORITHMS, separator=","), default=ALGORITHMS)
-    parser.add_argument("--links", type=some_of(LINKS), default=tuple(LINKS), help="by name, split by ';'")
-    parser.add_argument("--image-size", default="64x48", help="default: 64x48")
-    parser.add_argument("--frames", type=int, default=24, help="of each vehicle (default: 24)")
-    parser.add_argument("--rounds", type=int, default=4, help="default: 4")
-    parser.add_argument("--seed", type=int, default=0, help="default: 0")
-    parser.add_argument("--profile", default="orin-nano", help="the vehicles' device, or a mix of some")
-    parser.add_argument("--target", type=float, help="validation mIoU (default: the best that all reach)")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
-    parser.add_argument("--out", type=Path, default=Path("runs/links"), help="folder of the runs")
-    options = parser.parse_args()
-    common = settings(options)
+def measure(options: argparse.Namespace, fleet: str) -> dict[str, Any]:
+    """Run what is not done yet of a fleet, print its table and draw its curves; what the JSON line says.
+
+    Raises:
+        SystemExit: a link has changed what is learnt.
+    """
+    common, out = settings(options, fleet), options.out / fleet
     runs = {
         (algorithm, link): Run(
-            folder=options.out / f"{algorithm}-{link.replace(', ', '-').replace(' ', '-')}",
+            folder=out / f"{algorithm}-{link.replace(', ', '-').replace(' ', '-')}",
             settings={
                 **common,
-                **(_MORE.get(algorithm, {}) if options.generated else {}),
+                **SIZES[fleet].more.get(algorithm, {}),
                 "algorithm": algorithm,
                 **LINKS[link],
             },
@@ -187,9 +200,10 @@ def main() -> None:
         for link in options.links
         for algorithm in options.algorithms
     }
-    if options.generated:  # by one, before several runs read them
-        scenario = load_scenario(None, next(iter(runs.values())).settings)
-        render_missing(scenario, Path(scenario.dataset.root or ""), Console(stderr=True))
+    scenario = load_scenario(None, next(iter(runs.values())).settings)
+    render_missing(
+        scenario, Path(scenario.dataset.root or ""), Console(stderr=True)
+    )  # before several read them
     finish(list(runs.values()), jobs=options.jobs)
     results = {key: run.result() for key, run in runs.items()}
     for algorithm in options.algorithms:
@@ -199,8 +213,8 @@ def main() -> None:
     curves = {key: curve(run.folder / LOG_NAME, common["vehicles"]) for key, run in runs.items()}
     target = options.target or common_target(list(curves.values()))
     times = {key: time_to(points, target) for key, points in curves.items()}
-    print_table(times, target, Console(width=120))
-    draw(curves, target, options.out / "links.png")
+    print_table(fleet, times, target, Console(width=120))
+    draw(curves, target, out / "links.png")
     report = {
         f"{algorithm}, {link}": {
             "time_to_target_s": times[algorithm, link],
@@ -210,7 +224,27 @@ def main() -> None:
         }
         for (algorithm, link), result in results.items()
     }
-    print(json.dumps({"benchmark": "links", "target": target, "runs": report}))
+    return {"target": target, "runs": report}
+
+
+def main() -> None:
+    """Run what is not done yet; print the tables and a JSON line, and draw the curves."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.links", description=__doc__)
+    parser.add_argument("--fleets", type=some_of(SIZES), default=tuple(SIZES), help="by name, split by ';'")
+    parser.add_argument("--data-root", type=Path, help="CamVid's folder (default: $BLACKFLEET_CAMVID)")
+    parser.add_argument("--algorithms", type=some_of(ALGORITHMS, separator=","), default=ALGORITHMS)
+    parser.add_argument("--links", type=some_of(LINKS), default=tuple(LINKS), help="by name, split by ';'")
+    parser.add_argument("--image-size", default="64x48", help="default: 64x48")
+    parser.add_argument("--frames", type=int, help="of each vehicle (default: 20 of CamVid's, 4 generated)")
+    parser.add_argument("--rounds", type=int, help="default: 3 with CamVid, 2 with generated frames")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument("--profile", default="orin-nano", help="the vehicles' device, or a mix of some")
+    parser.add_argument("--target", type=float, help="validation mIoU (default: the best that all reach)")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default: 2)")
+    parser.add_argument("--out", type=Path, default=Path("runs/links"), help="folder of the runs")
+    options = parser.parse_args()
+    report = {fleet: measure(options, fleet) for fleet in options.fleets}
+    print(json.dumps({"benchmark": "links", "fleets": report}))
 
 
 if __name__ == "__main__":
