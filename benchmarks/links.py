@@ -13,9 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -53,7 +52,7 @@ class Size:
     vehicles: int
     frames: int
     rounds: int
-    more: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+    more: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """By algorithm, over the others' settings."""
 
 
