@@ -296,7 +296,6 @@ class _Bench:
                 "conditions": {"car-01": f"{condition}:{_SEVERITY}"},
                 "start": str(self._start(seed)),
                 "adaptation.subspace": "film",
-                "encoder.mode": "rebuild",
                 "evaluation.overlays": 0,
                 **METHODS[method].settings,
                 **SETTINGS[setting],

@@ -51,7 +51,6 @@ def settings(options: argparse.Namespace, algorithm: str, seed: int, *, is_async
         "dataset.generated_cities": vehicles,
         "dataset.frames_per_vehicle": options.frames,
         "dataset.partition": options.partition,
-        "encoder.mode": "rebuild",
         "evaluation.overlays": 0,
         "evaluation.ood_frames": 1,
         "first_order.epochs": 3,

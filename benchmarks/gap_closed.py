@@ -159,7 +159,6 @@ def _settings(options: argparse.Namespace, seed: int) -> dict[str, Any]:
         "cores": 1,
         "broker": MEMORY_BUS,
         "encoder.name": options.encoder,
-        "encoder.mode": "rebuild",
         "adaptation.subspace": options.subspace,
         "rounds": _ROUNDS,
         "seed": seed,

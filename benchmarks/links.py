@@ -28,7 +28,6 @@ from benchmarks.options import some_of
 from benchmarks.runs import Run, finish
 from cloud_server.storage.recorders import LOG_NAME
 from fleet.frames.rendering import render_missing
-from fleet.scenario import load_scenario
 
 ALGORITHMS = ("blackfed-v2", "blackfleet", "fedavg", "split")
 AWAY = "lte, half away"
@@ -161,7 +160,6 @@ def settings(options: argparse.Namespace, fleet: str) -> dict[str, Any]:
         "rounds": options.rounds or size.rounds,
         "seed": options.seed,
         "dataset.frames_per_vehicle": frames,
-        "encoder.mode": "rebuild",
         "evaluation.overlays": 0,
         "evaluation.ood_frames": 3,
         "simulation.time": "virtual",
@@ -199,7 +197,7 @@ def measure(options: argparse.Namespace, fleet: str) -> dict[str, Any]:
         for link in options.links
         for algorithm in options.algorithms
     }
-    scenario = load_scenario(None, next(iter(runs.values())).settings)
+    scenario = next(iter(runs.values())).scenario()
     render_missing(
         scenario, Path(scenario.dataset.root or ""), Console(stderr=True)
     )  # before several read them

@@ -29,7 +29,7 @@ from fleet.run.folder import SCENARIO_NAME
 from fleet.run.launch import launch
 from fleet.run.pretrain import pretrain, write_start
 from fleet.run.processes import die_with_parent
-from fleet.scenario import load_scenario, save_scenario
+from fleet.scenario import Scenario, load_scenario, save_scenario
 from fleet.start import SPEC_NAME
 
 _LOG_NAME = "launch.log"
@@ -44,6 +44,12 @@ class Run:
     """Over the embedded defaults, by scenario key."""
     prepare: Callable[[], None] | None = field(default=None, repr=False)
     """Called in the run's process before it."""
+
+    def scenario(self) -> Scenario:
+        """All of its settings. Encoders run a changed θ in the same way in every run, unless the settings say
+        otherwise: which is faster is measured, the two differ in their last bits, and a comparison would have
+        both."""
+        return load_scenario(None, {"encoder.mode": "rebuild", **self.settings})
 
     @property
     def is_complete(self) -> bool:
@@ -101,7 +107,7 @@ def _check_same(run: Run) -> None:
     path = run.folder / SCENARIO_NAME
     if not path.exists():
         return
-    kept, wanted = load_scenario(path, {}), load_scenario(None, run.settings)
+    kept, wanted = load_scenario(path, {}), run.scenario()
     if wanted.cores is None:  # the run keeps how many it was planned for
         wanted = msgspec.structs.replace(wanted, cores=kept.cores)
     if wanted.fleet is None:  # it keeps the name that it drew
@@ -117,9 +123,8 @@ def _launch(run: Run) -> float:
     run.folder.mkdir(parents=True, exist_ok=True)
     begun = (run.folder / SCENARIO_NAME).exists()
     with (run.folder / _LOG_NAME).open("a", encoding="utf-8") as log:
-        result = launch(
-            load_scenario(None, run.settings), run.folder, resume=begun, console=Console(file=log, width=120)
-        )
+        console = Console(file=log, width=120)
+        result = launch(run.scenario(), run.folder, resume=begun, console=console)
     return float(result["mean_local_miou"])
 
 
