@@ -150,7 +150,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "dataset.frames_per_vehicle": 3,
             "dataset.generated_cities": max(1, options.vehicles // 20),
             "dataset.partition": "uniform",
-            "encoder.mode": "rebuild",
             "local_loss.warm_up_epochs": 1,
             "local_loss.epochs": 1,
             "first_order.epochs": 1,

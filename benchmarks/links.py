@@ -197,10 +197,9 @@ def measure(options: argparse.Namespace, fleet: str) -> dict[str, Any]:
         for link in options.links
         for algorithm in options.algorithms
     }
+    # Before several runs read them.
     scenario = next(iter(runs.values())).scenario()
-    render_missing(
-        scenario, Path(scenario.dataset.root or ""), Console(stderr=True)
-    )  # before several read them
+    render_missing(scenario, Path(scenario.dataset.root or ""), Console(stderr=True))
     finish(list(runs.values()), jobs=options.jobs)
     results = {key: run.result() for key, run in runs.items()}
     for algorithm in options.algorithms:

@@ -45,7 +45,6 @@ def main() -> None:
         "image_size": "64x48",
         "dataset.root": str((options.out / "data").resolve()),
         "dataset.frames_per_sequence": 12,
-        "encoder.mode": "rebuild",
         "first_order.epochs": 3,
         "evaluation.overlays": 0,
         "evaluation.ood_frames": 3,

@@ -59,7 +59,6 @@ FEATURES: dict[str, Any] = {
     "vehicles": 2,
     "rounds": 1,
     "dataset.frames_per_vehicle": 60,
-    "encoder.mode": "rebuild",
     "zeroth_order.batches": 2,
     "first_order.epochs": 2,
 }
@@ -69,7 +68,6 @@ WEIGHTS: dict[str, Any] = {
     "rounds": 1,
     "dataset.partition": "uniform",
     "dataset.frames_per_vehicle": 8,
-    "encoder.mode": "rebuild",
     "first_order.epochs": 1,
     "federated.optimizer": "sgd",
     "federated.deadline_s": None,

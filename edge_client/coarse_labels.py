@@ -11,6 +11,7 @@ def coarsen_label(label_HW: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     (H, W): VOID counts as one of them, ties go to the lowest, squares at the right and bottom may be cut."""
     if side == 1:
         return label_HW
+    side = min(side, max(label_HW.shape))
     firsts = [np.arange(0, length, side) for length in label_HW.shape]
     most_hw = np.zeros([len(first) for first in firsts], np.intp)
     coarse_hw = np.zeros(most_hw.shape, np.uint8)
@@ -19,5 +20,5 @@ def coarsen_label(label_HW: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
         count_hw = np.add.reduceat(count_hw, firsts[1], axis=1)
         coarse_hw[count_hw > most_hw] = train_id
         most_hw = np.maximum(most_hw, count_hw)
-    height, width = label_HW.shape
-    return coarse_hw.repeat(side, axis=0).repeat(side, axis=1)[:height, :width]
+    rows_H, columns_W = (np.arange(length) // side for length in label_HW.shape)
+    return coarse_hw[rows_H[:, None], columns_W]

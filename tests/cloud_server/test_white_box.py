@@ -21,6 +21,7 @@ from fleet_fixtures import (
 )
 from supervision import Supervisor
 from torch.nn.utils import parameters_to_vector
+from turn_fixtures import empty_turn
 
 from cloud_server.desk.turns import ActiveTurn
 from cloud_server.networks.build import build_network
@@ -35,7 +36,6 @@ from protocol.messages import (
     Ack,
     Gradient,
     TrainStep,
-    Turn,
     Upload,
 )
 from protocol.noise import derive_seed, permutation
@@ -329,17 +329,7 @@ def test_killed_processes_change_nothing(calm_white_box: TinyFleet, tmp_path: Pa
 
 def test_only_the_latest_gradient_is_kept_for_repetition() -> None:
     identity: dict[str, Any] = {"vehicle": CAR, "grant": "ab" * 8, "turn_id": 1}
-    turn = Turn(
-        **identity,
-        step=0,
-        after_turn=None,
-        seed=0,
-        learner=PLAN,
-        epochs=1,
-        batches=0,
-        batch_size=2,
-        uploads=("val",),
-    )
+    turn = empty_turn(**identity, learner=PLAN, epochs=1, batch_size=2, uploads=("val",))
     active = ActiveTurn(turn=turn, granted_at=0.0)
     gradient = encode(np.ones((1, 2, 3, 4), np.float32), 32)
     for step in (2, 3, 5):
