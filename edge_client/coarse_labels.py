@@ -21,4 +21,5 @@ def coarsen_label(label_HW: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
         coarse_hw[count_hw > most_hw] = train_id
         most_hw = np.maximum(most_hw, count_hw)
     rows_H, columns_W = (np.arange(length) // side for length in label_HW.shape)
-    return coarse_hw[rows_H[:, None], columns_W]
+    told_HW: NDArray[np.uint8] = coarse_hw[rows_H[:, None], columns_W]
+    return told_HW
