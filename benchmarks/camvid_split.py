@@ -60,6 +60,8 @@ OWN: dict[str, dict[str, Any]] = {
     },
 }
 """Of single algorithms: one encoder for the fleet; `blackfleet`'s learns before the first upload alone."""
+NETWORKS: dict[str, dict[str, Any]] = {"compact": {}, "lite0-unet": {"first_order.rate": 1e-3}}
+"""Of the cloud's networks: the smallest, and a pretrained one that wants smaller steps."""
 TARGETS: dict[str, dict[str, float]] = {
     "480x360": {"centralized": 0.66, "split": 0.63, "blackfed-v2": 0.60, "blackfleet": 0.60},
     "256x192": {"blackfleet": 0.50},
@@ -75,6 +77,9 @@ def main() -> None:
     parser.add_argument("--image-size", choices=tuple(TARGETS), default="480x360", help="default: 480x360")
     parser.add_argument(
         "--algorithms", type=parse_algorithms, default=ALGORITHMS, help=f"default: {ALGORITHMS}"
+    )
+    parser.add_argument(
+        "--network", choices=tuple(NETWORKS), default="compact", help="of the cloud (default: compact)"
     )
     parser.add_argument("--scratch", action="store_true", help="also with an encoder from scratch")
     parser.add_argument(
@@ -96,11 +101,15 @@ def main() -> None:
     if options.scratch:
         rows += [(name, SCRATCH) for name in options.algorithms if name not in SENDS_NO_FEATURES]
     folder = options.image_size + ("-no-replay" if options.no_replay else "")
+    if options.network != "compact":
+        folder += f"-{options.network}"
     runs = {
         (*row, seed): Run(
             folder=options.out / folder / f"{row[0]}-{row[1]}-{seed}",
             settings={
                 **settings(root, options.image_size),
+                **NETWORKS[options.network],
+                "network.name": options.network,
                 **_own(*row, replay=not options.no_replay),
                 **_place(row[0], options),
                 "seed": seed,
@@ -111,8 +120,9 @@ def main() -> None:
     }
     finish(list(runs.values()), jobs=options.jobs or 1)
     report = summarise({row: [runs[(*row, seed)].result() for seed in options.seeds] for row in rows})
-    Console(width=140).print(table(report, options.image_size))
-    print(json.dumps({"benchmark": "camvid_split", "image_size": options.image_size, "runs": report}))
+    Console(width=140).print(table(report, options.image_size, options.network))
+    what = {"image_size": options.image_size, "network": options.network}
+    print(json.dumps({"benchmark": "camvid_split", **what, "runs": report}))
 
 
 def settings(root: str, image_size: str) -> dict[str, Any]:
@@ -173,9 +183,9 @@ def summarise(results: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) ->
     return entries
 
 
-def table(report: Sequence[Mapping[str, Any]], image_size: str) -> Table:
+def table(report: Sequence[Mapping[str, Any]], image_size: str, network: str) -> Table:
     """The entries with their targets."""
-    shown = Table(title=f"CamVid val, {image_size}, mIoU at the labels' full resolution")
+    shown = Table(title=f"CamVid val, {image_size}, {network}, mIoU at the labels' full resolution")
     columns = ("algorithm", "encoder", "val mIoU", "target", f"of {REFERENCE}", "up, MB", "down, MB", "time")
     for column in columns:
         shown.add_column(column, justify="left" if column in columns[:2] else "right")

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -230,7 +230,25 @@ def _load(program: bytes, device: str) -> torch.jit.ScriptModule:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        return torch.jit.load(io.BytesIO(program), map_location=device)  # type: ignore[no-any-return, no-untyped-call]
+        module: torch.jit.ScriptModule = torch.jit.load(  # type: ignore[no-untyped-call]
+            io.BytesIO(program), map_location=device
+        )
+    make_on(module, device)
+    return module
+
+
+def make_on(module: torch.jit.ScriptModule, device: str) -> None:
+    """Let a program that has not run yet make its tensors on a device.
+
+    Wherever it makes one without another, a trace has kept the device that it was taken on.
+    """
+    for part in module.modules():
+        compiled: Any = part._c
+        for method in compiled._method_names():
+            graph = compiled._get_method(method).graph
+            for node in graph.findAllNodes("prim::Constant", recurse=True):
+                if node.output().type().kind() == "DeviceObjType":
+                    node.s_("value", device)
 
 
 def _optimizer(training: LocalTraining, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:

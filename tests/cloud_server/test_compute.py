@@ -80,7 +80,7 @@ def test_close_to_float32_on_the_cpu(compute: Compute) -> None:
     cosine = (
         (gradient * expected_gradient).sum() / np.linalg.norm(gradient) / np.linalg.norm(expected_gradient)
     )
-    assert cosine > 0.98
+    assert cosine > 0.95  # bfloat16 has 8 bits; on some processors and GPUs 0.976 was seen
     assert np.linalg.norm(gradient) == pytest.approx(np.linalg.norm(expected_gradient), rel=0.05)
 
 

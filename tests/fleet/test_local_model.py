@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from cloud_server.training.losses import cross_entropy, downsample_labels
 from datasets.labels import CAMVID
 from edge_client.encoder.bundle import EncoderBundle
 from edge_client.learners.federated import confusion_counts
-from edge_client.local.network import LocalNetwork, LocalTraining
+from edge_client.local.network import LocalNetwork, LocalTraining, make_on
 from edge_client.work import metered
+from fleet.export.local_model import export_local_model
 from protocol.local_model import LocalModel, LocalModelError, LocalModelSpec
 
 
@@ -71,6 +73,49 @@ def test_local_training_is_deterministic(model: LocalModel) -> None:
         network.train(_training(), [(0.1, [_batch(0, 4), _batch(1, 3)])])
         runs.append(network.weights)
     assert all(np.array_equal(runs[0][name], runs[1][name]) for name in runs[0])
+
+
+@pytest.mark.parametrize(
+    ("encoder", "network"),
+    [("stride8-c4", "compact"), ("efficientnet-lite0-s8", "lite0-unet"), ("stride8-c4", "segformer-b0")],
+)
+def test_programs_make_nothing_on_the_device_that_they_were_traced_on(
+    encoder: str, network: str, tmp_path: Path
+) -> None:
+    """Shown by torch's device without memory, on which what is elsewhere can't be used."""
+    if network.startswith("segformer"):
+        pytest.importorskip("transformers", reason="SegFormer needs transformers")
+    width, height = 64, 64
+    model = export_local_model(
+        tmp_path,
+        encoder=encoder,
+        network=network,
+        loss="cross-entropy",
+        label_space_name="camvid",
+        image_size=(width, height),
+        encoder_seed=0,
+        network_seed=0,
+    )
+    programs = {}
+    for name, program in model.programs.items():
+        programs[name] = torch.jit.load(io.BytesIO(program))
+        make_on(programs[name], "meta")
+        for part in programs[name].modules():
+            assert 'device("cpu")' not in getattr(part, "code", ""), (name, part.original_name)
+    logits_BKhw = torch.zeros(2, CAMVID.num_classes, height // 4, width // 4, device="meta")
+    labels_BHW = torch.zeros(2, height, width, dtype=torch.uint8, device="meta")
+    weight_K = torch.ones(CAMVID.num_classes, device="meta")
+    assert programs["loss"](logits_BKhw, labels_BHW).device.type == "meta"
+    assert programs["weighted_loss"](logits_BKhw, labels_BHW, weight_K).device.type == "meta"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here")
+def test_local_training_on_cuda_is_that_on_the_cpu(model: LocalModel) -> None:
+    losses = {}
+    for device in ("cpu", "cuda"):
+        network = LocalNetwork(model, model.weights, threads=1, device=device)
+        losses[device] = network.train(_training(), [(1e-2, [_batch(0, 4), _batch(1, 3)])] * 2)
+    assert losses["cuda"] == pytest.approx(losses["cpu"], rel=1e-3)
 
 
 def test_weights_of_classes_count_in_local_training(model: LocalModel) -> None:
