@@ -46,10 +46,8 @@ class Run:
     """Called in the run's process before it."""
 
     def scenario(self) -> Scenario:
-        """All of its settings. Encoders run a changed θ in the same way in every run, unless the settings say
-        otherwise: which is faster is measured, the two differ in their last bits, and a comparison would have
-        both."""
-        return load_scenario(None, {"encoder.mode": "rebuild", **self.settings})
+        """All of its settings."""
+        return load_scenario(None, self.settings)
 
     @property
     def is_complete(self) -> bool:

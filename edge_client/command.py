@@ -277,7 +277,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--encoder-mode",
         default="auto",
         choices=("auto", "bind", "rebuild"),
-        help="how changed weights run; auto measures both at the start (default)",
+        help="how changed weights run; auto (default) is rebuild on the CPU, elsewhere measured at the start",
     )
     parser.add_argument(
         "--metrics-port",

@@ -137,7 +137,8 @@ class HostConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True)
     warm_up: tuple[int, ...] = (1, 8)
     """Batch sizes for which a device other than the CPU prepares itself before the vehicle joins."""
     encoder_mode: str = "auto"
-    """How a changed θ runs: `bind`, `rebuild`, or `auto` = the faster here, measured at the start."""
+    """How a changed θ runs: `bind`, `rebuild`, or `auto` = `rebuild` on the CPU, elsewhere the faster,
+    measured at the start."""
     allowed_learners: tuple[str, ...] = ()
     """Estimators and learners that are not ours and that the cloud may name, by `package.module:name`."""
     payload_limit_bytes: int = DEFAULT_PAYLOAD_LIMIT_BYTES

@@ -19,7 +19,8 @@ class EncoderPart(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
     weights: str | None = None
     """File of pretrained weights, for an architecture that takes one; None = those that come with it."""
     mode: str = "auto"
-    """How a changed θ runs: `bind`, `rebuild`, or `auto` = the faster here, measured once at launch."""
+    """How a changed θ runs: `bind`, `rebuild`, or `auto` = `rebuild` on the CPU, elsewhere the faster,
+    measured once at launch."""
     provider: str = "auto"
     """ONNX Runtime's: `cpu`, `cuda`, `tensorrt`, or another that it has here; `auto` = CUDA where every graph
     gives what it gives on the CPU, else the CPU. With options of its own: `cuda:device_id=1`."""

@@ -36,7 +36,8 @@ class Encoder:
 
     Args:
         bundle: what to run.
-        mode: "bind", "rebuild", or "auto": measure both on this device and keep the faster.
+        mode: "bind", "rebuild", or "auto": rebuild on the CPU, where it is faster and no measurement should
+            decide which bits come out; measure both on another device and keep the faster.
         threads: intra-op threads of a session.
         providers: ONNX Runtime execution providers in order of preference; each is tried with a real
             inference and the CPU is the last resort. None: `DEFAULT_PROVIDERS`.
@@ -66,7 +67,9 @@ class Encoder:
         wanted = [name for name in DEFAULT_PROVIDERS if name in built_in] if providers is None else providers
         self.provider = _working_provider(bundle, wanted, threads, probe)
         self._forward = Graph(bundle, "forward", self.provider, threads)
-        if mode == "auto":
+        if mode == "auto" and self.provider == CPU:
+            mode = "rebuild"
+        elif mode == "auto":
             random = np.random.default_rng(0)
             frames = random.integers(0, 256, (PROBE_FRAMES, *self._frame_shape), dtype=np.uint8)
             mode = self._forward.faster_mode(bundle.theta0, {"image_BHWC": frames})

@@ -173,7 +173,7 @@ MODELS = OptionGroup(
             "encoder_mode",
             "encoder.mode",
             str,
-            "How changed weights run: bind, rebuild, or auto: the faster.",
+            "How changed weights run: bind, rebuild, or auto: rebuild on the CPU, elsewhere the faster.",
             choices=("auto", "bind", "rebuild"),
         ),
         ScenarioOption(
