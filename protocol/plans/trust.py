@@ -1,4 +1,5 @@
-"""What becomes of a vehicle whose train frames contradict what the network has learnt from all others."""
+"""What becomes of a vehicle whose train frames contradict what the network has learnt from all others, or say
+nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ class Trust(Way, frozen=True, kw_only=True, forbid_unknown_fields=True):
     nothing from them, either. Each turn is looked at by itself, so that nobody is left out for good."""
     agreement: float = 0.25
     """A turn looks like a liar's where the network, before it learns from the vehicle's train frames, agrees
-    with their labels less than this share of what is usual of the others (Cohen's κ, their median)."""
+    with their labels, or tells them from the vehicle's other frames, less than this share of what is usual of
+    the others (their median)."""
     frames: int = 8
     """Train frames of each turn that are looked at."""
 
