@@ -27,6 +27,7 @@ from protocol.plans.coding import Coding
 from protocol.plans.first_order import FirstOrder
 from protocol.plans.own import OwnPlan, OwnSettings
 from protocol.plans.participation import ALL, Participation, drawn_of, rounds_of
+from protocol.rates import SCHEDULES
 from protocol.session import topics
 from protocol.session.link import DEFAULT_PAYLOAD_LIMIT_BYTES, SMALLEST_PAYLOAD_LIMIT_BYTES
 from protocol.session.presence import DEFAULT_STEP_S
@@ -75,6 +76,8 @@ class ZerothOrderConfig(Section, frozen=True, kw_only=True, forbid_unknown_field
     estimator: str = "spsa-gc"
     """`spsa-gc`, with the settings of `spsa`, `activation`, with those of `activation`, or
     `package.module:name` of your own, with those of `own.estimator`."""
+    schedule: str = "constant"
+    """Of the estimator's rate over all rounds: `constant`, `cosine` or `one-cycle`. A turn has one rate."""
     max_answers_per_frame: int = 256
     """Most losses or loss maps about one frame that a vehicle may ask for in a turn."""
     max_answers_per_vehicle: int | None = None
@@ -84,6 +87,7 @@ class ZerothOrderConfig(Section, frozen=True, kw_only=True, forbid_unknown_field
     def __post_init__(self) -> None:
         self._at_least(0, "epochs", "batches")
         self._at_least(1, "batch_size", "max_answers_per_vehicle")
+        self._one_of(SCHEDULES, "schedule")
         if not is_foreign(self.estimator):
             self._one_of((*ESTIMATORS, FOREIGN_CHOICE), "estimator")
 

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,7 +27,9 @@ from cloud_server.schedule import Kind, Stage, round_robin
 from evaluation.latest import FRAMES_A_VEHICLE, evenly
 from protocol.batches import batch_bounds, batch_count
 from protocol.noise import derive_seed
+from protocol.plans.checks import Plan
 from protocol.plans.sharing import Sharing
+from protocol.rates import SCHEDULES
 
 
 class BlackFed(OneNetwork):
@@ -54,7 +57,7 @@ class BlackFed(OneNetwork):
             uploads = plan.uploads + self._present.uploads(stage)
             return replace(plan, uploads=uploads, sharing=self.shared_encoder.turn(stage))
         return TurnPlan(
-            learner=None if self._frozen_encoders else self._config.estimator,
+            learner=None if self._frozen_encoders else self._estimator(stage.round),
             epochs=zeroth.epochs,
             batches=zeroth.batches,
             batch_size=zeroth.batch_size,
@@ -65,6 +68,15 @@ class BlackFed(OneNetwork):
             limits=upload_limits(self._config, stage),
             sharing=self.shared_encoder.turn(stage),
         )
+
+    def _estimator(self, round_number: int) -> Plan:
+        """With the round's share of its rate, that of the schedule at the round's middle."""
+        plan, schedule = self._config.estimator, self._config.zeroth_order.schedule
+        if schedule == "constant":
+            return plan
+        share = SCHEDULES[schedule](2 * round_number - 1, 2 * self._config.rounds + 1)
+        rate: float = getattr(plan, "rate")  # noqa: B009 - `check_combination` has refused plans without
+        return msgspec.structs.replace(plan, rate=share * rate)
 
     def begin(self, stage: Stage, vehicle: str) -> None:
         self.shared_encoder.begin(vehicle)  # queries change nothing

@@ -68,6 +68,7 @@ def check_combination(config: CloudConfig) -> None:
     check_participation(config, row, ALGORITHMS.values())
     _check_augmentation(row, config)
     _check_sharing(row, config)
+    _check_rates(row, config)
     if row.needs.whole_network:
         check_liars(config)
     if not isinstance(config.class_weights, str):
@@ -217,6 +218,20 @@ def _check_sharing(row: AlgorithmRow[Any], config: CloudConfig) -> None:
                 f"sharing.{name} is for blackfleet with sharing.encoder weights, got {row.name} with "
                 f"{sharing.encoder}; remove it"
             )
+
+
+def _check_rates(row: AlgorithmRow[Any], config: CloudConfig) -> None:
+    """Whether the estimator's rate can follow the schedule."""
+    zeroth = config.zeroth_order
+    if zeroth.schedule == "constant" or not row.follows_estimator:
+        return
+    why = None
+    if is_foreign(zeroth.estimator):
+        why = f"{zeroth.estimator}, an estimator of your own with rates of its own"
+    elif config.way(Sharing).encoder == "seeds":
+        why = "sharing.encoder seeds, whose record of steps has one rate"
+    if why is not None:
+        raise SettingError(f"zeroth_order.schedule must be constant with {why}, got {zeroth.schedule}")
 
 
 def _check_own_settings(row: AlgorithmRow[Any], config: CloudConfig) -> None:
