@@ -57,7 +57,11 @@ def test_a_value_of_the_wrong_type_is_refused() -> None:
         (["seed=1", "--seed", "2"], "--set seed=1: --seed gives seed, too; keep one of them"),
         (["seed=1", "--set", "seed=2"], "--set seed=2: another --set gives seed, too; keep one of them"),
         (["first_order={epochs: 3}", "--foo-epochs", "2"], "--foo-epochs gives first_order.epochs, too"),
-        (["schedule=x"], "key schedule; did you mean local_loss.schedule or first_order.schedule?"),
+        (
+            ["schedule=x"],
+            "key schedule; did you mean local_loss.schedule or first_order.schedule or "
+            "zeroth_order.schedule?",
+        ),
         (["rounds=[1"], "--set rounds=[1: the value is not YAML: "),
         (["rounds.x=1"], "--set rounds.x=1: rounds is a single value and has no 'x'"),
         (["rounds=0"], "scenario: rounds must be at least 1, got 0"),
