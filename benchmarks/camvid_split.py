@@ -25,11 +25,14 @@ from benchmarks.options import add_device, read_seeds
 from benchmarks.runs import Run, finish
 from fleet.cli.sweep import parse_algorithms
 from fleet.compare.spread import sample_deviation
+from protocol.plans.adaptation import SUBSPACES
 
 REFERENCE = "centralized"
 ALGORITHMS = "centralized,fedavg,split,blackfed-v2,blackfleet"
 PRETRAINED, SCRATCH = "efficientnet-lite0-s8", "stride8-c8"
 """Encoders whose features have the same shape, and so the same bytes: 8 channels at stride 8."""
+SUBSPACE = "projection"
+"""Of the pretrained encoder, whose way back costs next to nothing."""
 SENDS_NO_FEATURES = frozenset({"centralized", "fedavg"})
 WHOLE_NETWORK = frozenset({"fedavg", "fedprox"})
 COMMON: dict[str, Any] = {
@@ -81,6 +84,12 @@ def main() -> None:
     parser.add_argument(
         "--network", choices=tuple(NETWORKS), default="compact", help="of the cloud (default: compact)"
     )
+    parser.add_argument(
+        "--subspace",
+        choices=SUBSPACES,
+        default=SUBSPACE,
+        help=f"what of the pretrained encoder learns (default: {SUBSPACE})",
+    )
     parser.add_argument("--scratch", action="store_true", help="also with an encoder from scratch")
     parser.add_argument(
         "--no-replay",
@@ -103,6 +112,8 @@ def main() -> None:
     folder = options.image_size + ("-no-replay" if options.no_replay else "")
     if options.network != "compact":
         folder += f"-{options.network}"
+    if options.subspace != SUBSPACE:
+        folder += f"-{options.subspace}"
     runs = {
         (*row, seed): Run(
             folder=options.out / folder / f"{row[0]}-{row[1]}-{seed}",
@@ -110,7 +121,7 @@ def main() -> None:
                 **settings(root, options.image_size),
                 **NETWORKS[options.network],
                 "network.name": options.network,
-                **_own(*row, replay=not options.no_replay),
+                **_own(*row, subspace=options.subspace, replay=not options.no_replay),
                 **_place(row[0], options),
                 "seed": seed,
             },
@@ -120,8 +131,8 @@ def main() -> None:
     }
     finish(list(runs.values()), jobs=options.jobs or 1)
     report = summarise({row: [runs[(*row, seed)].result() for seed in options.seeds] for row in rows})
-    Console(width=140).print(table(report, options.image_size, options.network))
-    what = {"image_size": options.image_size, "network": options.network}
+    what = {"image_size": options.image_size, "network": options.network, "subspace": options.subspace}
+    Console(width=140).print(table(report, what))
     print(json.dumps({"benchmark": "camvid_split", **what, "runs": report}))
 
 
@@ -151,13 +162,12 @@ def _place(algorithm: str, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _own(algorithm: str, encoder: str, *, replay: bool) -> dict[str, Any]:
-    """On the pretrained encoder its projection learns, whose way back costs next to nothing; `fedavg` trains
-    everything."""
+def _own(algorithm: str, encoder: str, *, subspace: str, replay: bool) -> dict[str, Any]:
+    """`fedavg`, and who has an encoder from scratch, trains everything."""
     whole = encoder == SCRATCH or algorithm == "fedavg"
-    subspace = {} if whole else {"adaptation.subspace": "projection"}
+    part = {} if whole else {"adaptation.subspace": subspace}
     steps = REPLAY if replay and algorithm in REPLAYING else {}
-    return {"algorithm": algorithm, "encoder.name": encoder, **subspace, **steps, **OWN.get(algorithm, {})}
+    return {"algorithm": algorithm, "encoder.name": encoder, **part, **steps, **OWN.get(algorithm, {})}
 
 
 def summarise(results: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
@@ -183,14 +193,16 @@ def summarise(results: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) ->
     return entries
 
 
-def table(report: Sequence[Mapping[str, Any]], image_size: str, network: str) -> Table:
+def table(report: Sequence[Mapping[str, Any]], what: Mapping[str, str]) -> Table:
     """The entries with their targets."""
-    shown = Table(title=f"CamVid val, {image_size}, {network}, mIoU at the labels' full resolution")
+    shown = Table(title=f"CamVid val, {', '.join(what.values())}, mIoU at the labels' full resolution")
     columns = ("algorithm", "encoder", "val mIoU", "target", f"of {REFERENCE}", "up, MB", "down, MB", "time")
     for column in columns:
         shown.add_column(column, justify="left" if column in columns[:2] else "right")
     for entry in report:
-        target = TARGETS[image_size].get(entry["algorithm"]) if entry["encoder"] == PRETRAINED else None
+        target = (
+            TARGETS[what["image_size"]].get(entry["algorithm"]) if entry["encoder"] == PRETRAINED else None
+        )
         shown.add_row(
             entry["algorithm"],
             entry["encoder"],
