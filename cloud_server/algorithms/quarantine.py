@@ -4,10 +4,10 @@ Before the network learns from a vehicle's frames, its predictions for them are 
 car in another town, by night or in rain agrees with it less than usual; wrong labels no more than chance
 would. The measure of that is Cohen's κ (1960), which is 0 then whatever the classes' shares are.
 
-Features of nothing, or of another frame, still agree: sky is above and road below. So a second measure takes
-as chance what a prediction agrees with the labels of the vehicle's *other* frames at the same places. It is 0
-where features say nothing of the frame that they are sent for. The yardstick of both is the median of all
-others' latest turns, so that most must be honest.
+The yardstick is the median of all others' latest turns, so that most must be honest.
+
+Features of nothing, or of one frame for every frame, still agree: sky is above and road below. So a second
+measure asks without a network, and of the vehicle alone, what its features say of their own frames.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloud_server.algorithms.base import Context, TrainingProgress
+from cloud_server.algorithms.linear_probe import explained_share
 from cloud_server.desk.turns import Features
 from cloud_server.schedule import Stage
-from datasets.labels import VOID
 from evaluation.latest import evenly
 from evaluation.scores import ConfusionMatrix
 from protocol.plans.trust import Trust
@@ -32,26 +32,22 @@ log = logging.getLogger(__name__)
 
 _FEWEST_OTHERS = 2
 """Vehicles that another can be told from."""
-_LEAST_USUAL = {"agreement": 0.1, "own": 0.05}
-"""Medians below which the network knows too little for anybody to be judged by it."""
-_SAID = {
-    "agreement": "contradict those of the others: the network agrees with their labels",
-    "own": "say nothing of themselves: the network tells each from the vehicle's other ones",
-}
-_ALIKE = 0.9
-"""Share of pixels with the same label in two frames of a vehicle, above which they look alike."""
+_LEAST_USUAL = 0.1
+"""κ below which the network knows too little for anybody to be judged by it."""
 _FOLDS = 4
 
 
 class Quarantine:
-    """Both measures of each vehicle's latest turn; nothing where nobody wants to know."""
+    """Measures of each vehicle's latest turn; nothing where nobody wants to know."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
         self._plan = context.config.way(Trust)
         self.is_on = self._plan.is_on
-        self._latest: dict[str, dict[str, float]] = {"agreement": {}, "own": {}}
-        """By measure and vehicle."""
+        self._kappa: dict[str, float] = {}
+        """By vehicle."""
+        self._explained: dict[str, float] = {}
+        """By vehicle, where it can be told."""
 
     def look(self, vehicle: str, train: Features) -> None:
         """The network is about to learn from these train frames, or from the first of them."""
@@ -64,59 +60,62 @@ class Quarantine:
         matrix = ConfusionMatrix(self._context.label_space)
         for label_HW, prediction_HW in zip(label_BHW, prediction_BHW, strict=True):
             matrix.add(label_HW, prediction_HW)
-        self._latest["agreement"][vehicle] = cohens_kappa(matrix.counts[:, :-1])
-        own = own_agreement(label_BHW, prediction_BHW)
-        self._latest["own"].pop(vehicle, None)
-        if own is not None:
-            self._latest["own"][vehicle] = own
+        self._kappa[vehicle] = cohens_kappa(matrix.counts[:, :-1])
+        explained = explained_share(train.features_BCHW[few], label_BHW, matrix.label_space.num_classes)
+        self._explained.pop(vehicle, None)
+        if explained is not None:
+            self._explained[vehicle] = explained
 
     def counts(self, stage: Stage, vehicle: str, progress: TrainingProgress) -> bool:
         """Whether the network is to learn from the turn that was looked at last; one that looks like a liar's
         is told and counted."""
-        if not self.is_on or vehicle not in self._latest["agreement"]:
+        if not self.is_on or vehicle not in self._kappa:
             return True
-        found = {name: round(v[vehicle], 4) for name, v in self._latest.items() if vehicle in v}
-        told = {"vehicle": vehicle, "stage": stage.number, "round": stage.round, **found}
+        found = {"agreement": self._kappa[vehicle], "explained": self._explained.get(vehicle)}
+        told = {"vehicle": vehicle, "stage": stage.number, "round": stage.round}
+        told |= {name: None if value is None else round(value, 4) for name, value in found.items()}
         self._context.events.event("agreement", **told)
-        suspicious = self._suspicious(vehicle)
-        if suspicious is None:
+        usual = self._usual(vehicle)
+        if usual and self._kappa[vehicle] < self._plan.agreement * usual:
+            why = (
+                f"contradict those of the others: the network agrees with their labels by "
+                f"{self._kappa[vehicle]:.2f}, usual is {usual:.2f}"
+            )
+        elif self._plan.explained and self._explained.get(vehicle, 1.0) < self._plan.explained:
+            why = (
+                f"say nothing of themselves: features explain {self._explained[vehicle]:.3f} of what sets "
+                f"their labels apart"
+            )
+        else:
             return True
-        name, usual = suspicious
         leaves_out = self._plan.quarantine == "leave-out"
         log.warning(
-            "the train frames of vehicle %s in turn %d %s by %.2f, usual is %.2f%s",
+            "the train frames of vehicle %s in turn %d %s%s",
             vehicle,
             stage.number,
-            _SAID[name],
-            found[name],
-            usual,
+            why,
             "; it does not learn from them" if leaves_out else "",
         )
-        event = "left-out" if leaves_out else "doubted"
-        self._context.events.event(event, **told, by=name, usual=round(usual, 4))
+        self._context.events.event("left-out" if leaves_out else "doubted", **told, usual=round(usual, 4))
         if leaves_out:
             progress.leave_out((vehicle,))
         else:
             progress.doubt(vehicle)
         return not leaves_out
 
-    def _suspicious(self, vehicle: str) -> tuple[str, float] | None:
-        """The first measure by which its turn looks like a liar's, and what is usual of it."""
-        for name, latest in self._latest.items():
-            others = [value for other, value in latest.items() if other != vehicle]
-            usual = median(others) if len(others) >= _FEWEST_OTHERS else 0.0
-            least = self._plan.agreement * usual
-            if usual >= _LEAST_USUAL[name] and latest.get(vehicle, least) < least:
-                return name, usual
-        return None
+    def _usual(self, vehicle: str) -> float:
+        """The median κ of the others; 0 where nobody can be judged by it."""
+        others = [value for other, value in self._kappa.items() if other != vehicle]
+        usual = median(others) if len(others) >= _FEWEST_OTHERS else 0.0
+        return usual if usual >= _LEAST_USUAL else 0.0
 
     def meta(self) -> dict[str, dict[str, float]]:
         """See `Algorithm.meta`."""
-        return {name: dict(values) for name, values in self._latest.items()}
+        return {"agreement": dict(self._kappa), "explained": dict(self._explained)}
 
     def restore(self, meta: Mapping[str, Any]) -> None:
         """See `Algorithm.restore`."""
-        self._latest = {name: dict(meta.get(name, {})) for name in self._latest}
+        self._kappa, self._explained = (dict(meta.get(name, {})) for name in ("agreement", "explained"))
 
 
 def folds(vehicles: Sequence[str]) -> list[Sequence[str]]:
@@ -133,31 +132,3 @@ def cohens_kappa(counts_KK: NDArray[np.int64]) -> float:
     by_chance = float(counts_KK.sum(axis=0) @ counts_KK.sum(axis=1)) / float(total) ** 2
     agreed = float(np.trace(counts_KK)) / float(total)
     return (agreed - by_chance) / (1 - by_chance) if by_chance < 1 else 0.0
-
-
-def own_agreement(label_BHW: NDArray[np.uint8], prediction_BHW: NDArray[np.uint8]) -> float | None:
-    """(a − s) / (1 − s): predictions agree with their own frames' labels on a share a of the pixels, with the
-    labels of the other frames on a share s. Void labels don't count.
-
-    None where frames can't be told apart: of a single one, or of a vehicle that stands still.
-    """
-    frames = len(label_BHW)
-    own, others = _agreement_with_each(label_BHW, prediction_BHW)
-    _, alike = _agreement_with_each(label_BHW, label_BHW)
-    if frames < 2 or alike > _ALIKE:
-        return None
-    return (own - others) / (1 - others) if others < 1 else 0.0
-
-
-def _agreement_with_each(
-    label_BHW: NDArray[np.uint8], prediction_BHW: NDArray[np.uint8]
-) -> tuple[float, float]:
-    """Shares of the labels' pixels that agree with the predictions for the same frame, and for the others."""
-    known_BHW = label_BHW != VOID
-    total = int(known_BHW.sum())
-    own = every = 0
-    for number, prediction_HW in enumerate(prediction_BHW):
-        agreed_B = ((label_BHW == prediction_HW) & known_BHW).sum(axis=(1, 2))
-        own += int(agreed_B[number])
-        every += int(agreed_B.sum())
-    return own / max(1, total), (every - own) / max(1, total * (len(label_BHW) - 1))
