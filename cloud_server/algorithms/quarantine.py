@@ -38,7 +38,7 @@ _FOLDS = 4
 
 
 class Quarantine:
-    """Measures of each vehicle's latest turn; nothing where nobody wants to know."""
+    """κ of each vehicle's latest turn, and frames of turns under way; nothing where nobody wants to know."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -46,8 +46,8 @@ class Quarantine:
         self.is_on = self._plan.is_on
         self._kappa: dict[str, float] = {}
         """By vehicle."""
-        self._explained: dict[str, float] = {}
-        """By vehicle, where it can be told."""
+        self._seen: dict[str, dict[int, tuple[NDArray[np.float32], NDArray[np.uint8]]]] = {}
+        """By vehicle and index: features and labels of the train frames of its turn that are looked at."""
 
     def look(self, vehicle: str, train: Features) -> None:
         """The network is about to learn from these train frames, or from the first of them."""
@@ -61,30 +61,40 @@ class Quarantine:
         for label_HW, prediction_HW in zip(label_BHW, prediction_BHW, strict=True):
             matrix.add(label_HW, prediction_HW)
         self._kappa[vehicle] = cohens_kappa(matrix.counts[:, :-1])
-        explained = explained_share(train.features_BCHW[few], label_BHW, matrix.label_space.num_classes)
-        self._explained.pop(vehicle, None)
-        if explained is not None:
-            self._explained[vehicle] = explained
+        self._seen[vehicle] = {
+            train.indices[place]: (train.features_BCHW[place], label_HW)
+            for place, label_HW in zip(few, label_BHW, strict=True)
+        }
+
+    def look_on(self, vehicle: str, batch: Features) -> None:
+        """It learns from more of them."""
+        seen = self._seen.get(vehicle)
+        if seen is None or len(seen) >= self._plan.frames:
+            return
+        for place, label_HW in enumerate(self._context.labels_of(vehicle, batch)):
+            if len(seen) < self._plan.frames:
+                seen.setdefault(batch.indices[place], (batch.features_BCHW[place], label_HW))
 
     def counts(self, stage: Stage, vehicle: str, progress: TrainingProgress) -> bool:
         """Whether the network is to learn from the turn that was looked at last; one that looks like a liar's
         is told and counted."""
         if not self.is_on or vehicle not in self._kappa:
             return True
-        found = {"agreement": self._kappa[vehicle], "explained": self._explained.get(vehicle)}
+        kappa, usual, explained = self._kappa[vehicle], self._usual(vehicle), self._explained(vehicle)
         told = {"vehicle": vehicle, "stage": stage.number, "round": stage.round}
-        told |= {name: None if value is None else round(value, 4) for name, value in found.items()}
+        told |= {
+            "agreement": round(kappa, 4),
+            "explained": None if explained is None else round(explained, 4),
+        }
         self._context.events.event("agreement", **told)
-        usual = self._usual(vehicle)
-        if usual and self._kappa[vehicle] < self._plan.agreement * usual:
+        if usual and kappa < self._plan.agreement * usual:
             why = (
-                f"contradict those of the others: the network agrees with their labels by "
-                f"{self._kappa[vehicle]:.2f}, usual is {usual:.2f}"
+                f"contradict those of the others: the network agrees with their labels by {kappa:.2f}, "
+                f"usual is {usual:.2f}"
             )
-        elif self._plan.explained and self._explained.get(vehicle, 1.0) < self._plan.explained:
+        elif explained is not None and self._plan.explained and explained < self._plan.explained:
             why = (
-                f"say nothing of themselves: features explain {self._explained[vehicle]:.3f} of what sets "
-                f"their labels apart"
+                f"say nothing of themselves: features explain {explained:.3f} of what sets their labels apart"
             )
         else:
             return True
@@ -103,19 +113,27 @@ class Quarantine:
             progress.doubt(vehicle)
         return not leaves_out
 
+    def _explained(self, vehicle: str) -> float | None:
+        """What its features of the turn explain of their labels; None where that can't be told."""
+        frames = self._seen.pop(vehicle, {}).values()
+        if not frames:
+            return None
+        features_BCHW, label_BHW = (np.stack(values) for values in zip(*frames, strict=True))
+        return explained_share(features_BCHW, label_BHW, self._context.label_space.num_classes)
+
     def _usual(self, vehicle: str) -> float:
         """The median κ of the others; 0 where nobody can be judged by it."""
         others = [value for other, value in self._kappa.items() if other != vehicle]
         usual = median(others) if len(others) >= _FEWEST_OTHERS else 0.0
         return usual if usual >= _LEAST_USUAL else 0.0
 
-    def meta(self) -> dict[str, dict[str, float]]:
+    def meta(self) -> dict[str, float]:
         """See `Algorithm.meta`."""
-        return {"agreement": dict(self._kappa), "explained": dict(self._explained)}
+        return dict(self._kappa)
 
     def restore(self, meta: Mapping[str, Any]) -> None:
         """See `Algorithm.restore`."""
-        self._kappa, self._explained = (dict(meta.get(name, {})) for name in ("agreement", "explained"))
+        self._kappa = dict(meta)
 
 
 def folds(vehicles: Sequence[str]) -> list[Sequence[str]]:

@@ -132,6 +132,8 @@ class WhiteBox:
         rate_share = self._trainer.rate_share
         if not self._losses[vehicle]:
             self._quarantine.look(vehicle, batch)
+        else:
+            self._quarantine.look_on(vehicle, batch)
         if self._config.network.learns:
             loss, gradient_BCHW = self._trainer.train_step_with_gradient(
                 features_BCHW, self._context.labels_of(vehicle, batch)
