@@ -60,13 +60,12 @@ def class_shares(
     frames, height, width = label_BHW.shape
     rows, columns = size_hw
     row_H, column_W = np.arange(height) * rows // height, np.arange(width) * columns // width
-    cell_BHW = (np.arange(frames)[:, None, None] * rows + row_H[:, None]) * columns + column_W
-    known_BHW = label_BHW < num_classes
-    places = cell_BHW[known_BHW] * num_classes + label_BHW[known_BHW]
-    cells = frames * rows * columns
-    count_BhwK = np.bincount(places, minlength=cells * num_classes).reshape(
-        frames, rows, columns, num_classes
-    )
+    cell_HW = row_H[:, None] * columns + column_W
+    count_BhwK = np.zeros((frames, rows, columns, num_classes), np.int64)
+    for label_HW, count_hwK in zip(label_BHW, count_BhwK, strict=True):
+        known_HW = label_HW < num_classes
+        places = cell_HW[known_HW] * num_classes + label_HW[known_HW]
+        count_hwK[...] = np.bincount(places, minlength=count_hwK.size).reshape(count_hwK.shape)
     pixels_Bhw1 = count_BhwK.sum(axis=-1, keepdims=True)
     return count_BhwK / np.maximum(1, pixels_Bhw1), pixels_Bhw1[..., 0] > 0
 
