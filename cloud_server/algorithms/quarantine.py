@@ -71,6 +71,8 @@ class Quarantine:
         seen = self._seen.get(vehicle)
         if seen is None or len(seen) >= self._plan.frames:
             return
+        if seen.keys() >= set(batch.indices):
+            return
         for place, label_HW in enumerate(self._context.labels_of(vehicle, batch)):
             if len(seen) < self._plan.frames:
                 seen.setdefault(batch.indices[place], (batch.features_BCHW[place], label_HW))
