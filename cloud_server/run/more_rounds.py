@@ -56,6 +56,8 @@ def _what_spans_all_rounds(config: CloudConfig) -> str | None:
     schedules = {"first_order.schedule": config.first_order.schedule}
     if row.needs.local_head:
         schedules["local_loss.schedule"] = config.way(LocalLossPlan).schedule
+    if row.follows_estimator:
+        schedules["zeroth_order.schedule"] = config.zeroth_order.schedule
     for key, schedule in schedules.items():
         if schedule != _CONSTANT:
             return f"{key} {schedule} lets the rates fall over all rounds"

@@ -311,6 +311,7 @@ def _with_constant_rates(scenario: Scenario) -> Scenario:
         ({"first_order": {"schedule": "cosine"}}, "first_order.schedule cosine lets the rates fall"),
         ({"first_order": {"schedule": "one-cycle"}}, "first_order.schedule one-cycle"),
         ({"algorithm": "blackfleet"}, "local_loss.schedule one-cycle"),
+        ({"zeroth_order": {"schedule": "cosine"}}, "zeroth_order.schedule cosine lets the rates fall"),
         (
             {"algorithm": "blackfleet", "local_loss": {"schedule": "constant", "weight_power": 1.0}},
             "loss maps .* are not made in the last round",
@@ -332,7 +333,7 @@ def test_rounds_that_a_setting_spans_are_refused_with_the_reason(
 def test_rates_are_constant_unless_a_setting_says_otherwise() -> None:
     """A schedule that is added somewhere must be thought of in `check_more_rounds`."""
     keys = {key for key in _all_keys(CloudConfig(fleet="f", vehicles=("v",))) if key.endswith("schedule")}
-    assert keys == {"first_order.schedule", "local_loss.schedule"}
+    assert keys == {"first_order.schedule", "local_loss.schedule", "zeroth_order.schedule"}
 
 
 def _all_keys(config: CloudConfig) -> set[str]:
