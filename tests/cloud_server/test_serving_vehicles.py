@@ -126,9 +126,11 @@ def expected_map(fleet: TinyFleet, seen_HWC: NDArray[np.uint8]) -> NDArray[np.ui
 def test_vehicle_that_drives_is_served_by_its_network_and_the_run_keeps_its_bits(
     tiny_world: World, tmp_path: Path, algorithm: str
 ) -> None:
-    plain = TinyFleet(tiny_world, tmp_path / "plain", algorithm=algorithm)
+    # Rounds enough for some to be served before the run has ended.
+    settings: dict[str, Any] = {"algorithm": algorithm, "rounds": 6}
+    plain = TinyFleet(tiny_world, tmp_path / "plain", **settings)
     Supervisor(plain).run()
-    driven = TinyFleet(tiny_world, tmp_path / "driven", algorithm=algorithm, serving=ServingConfig(share=1.0))
+    driven = TinyFleet(tiny_world, tmp_path / "driven", **settings, serving=ServingConfig(share=1.0))
     drive = Drive(driven)
     drive.run()
     assert driven.fingerprint() == plain.fingerprint()
