@@ -31,6 +31,8 @@ class _Vehicle:
     heard_at: float = 0.0
     """In seconds since 1970; 0 = never."""
     online: bool = False
+    left: bool = False
+    """Whether its connection ended, and it has not come back."""
     changed_at: float = 0.0
     """When it came or left, or failed."""
     failed: bool = False
@@ -62,6 +64,7 @@ class _Vehicle:
         return "working" if self.in_turn else "waiting"
 
 
+_RETURNS = ("joined", "back")
 _STATES = ("missing", "waiting", "working", "away", "failed")
 
 
@@ -109,7 +112,7 @@ class RunMetrics(Recorder):
                 self._numbers["stages_repeated_total"] = self._numbers.get("stages_repeated_total", 0) + 1
             case "processes" | "stopped":
                 for each in self._vehicles.values():
-                    each.online = each.in_turn = False
+                    each.online = each.in_turn = each.left = False
                     each.changed_at = now
             case "reject" if vehicle is None:
                 self._numbers["stranger_rejects_total"] = values["count"]
@@ -127,7 +130,10 @@ class RunMetrics(Recorder):
             vehicle = known
         else:
             return None
-        if name not in ("left", "failed", "dropped", "reject", "undelivered"):
+        if name in _RETURNS:
+            vehicle.left = False
+        # The cloud works for a vehicle that has left, too: what it tells of that is no sign of life.
+        if not vehicle.left and name not in ("left", "failed", "dropped", "reject", "undelivered"):
             if not vehicle.online:
                 vehicle.online, vehicle.changed_at = True, now
             vehicle.heard_at = now
@@ -136,7 +142,7 @@ class RunMetrics(Recorder):
     def _take_of(self, vehicle: _Vehicle, name: str, values: Mapping[str, Any], now: float) -> None:
         match name:
             case "left":
-                vehicle.online, vehicle.changed_at = False, now
+                vehicle.online, vehicle.left, vehicle.changed_at = False, True, now
             case "failed":
                 vehicle.failed, vehicle.in_turn, vehicle.changed_at = True, False, now
             case "readmitted":

@@ -149,8 +149,12 @@ class Desk:
         self._registry.note_status(status)
         has_left = was_online and not record.online and record.hello is not None
         if has_left and record.is_news("left"):
+            record.told_gone = True
             self._events.event("left", vehicle=status.vehicle)
         if status.online:
+            if record.told_gone and not was_there and status.session == record.session:
+                record.told_gone = False
+                self._events.event("back", vehicle=status.vehicle)
             active = self.active.get(status.vehicle)
             if active is not None and not was_there and status.session == record.session:
                 active.may_have_missed_grant()
@@ -227,7 +231,8 @@ class Desk:
             record = self._registry.vehicles[hello.vehicle]
             # A new subscriber gets the retained status of the cloud.
             record.downlink["status"] += self.status_bytes
-            if record.is_news("joined"):
+            if record.is_news("joined") or record.told_gone:
+                record.told_gone = False
                 encoder = plain(hello.encoder)
                 self._events.event("joined", vehicle=hello.vehicle, encoder=encoder, frames=hello.frames)
         active = self.active.get(hello.vehicle)

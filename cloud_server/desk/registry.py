@@ -81,6 +81,8 @@ class VehicleRecord:
     """By the registry's clock."""
     certificate_days: int | None = None
     """Until the vehicle's certificate ends, as its latest status says; None: far off."""
+    told_gone: bool = False
+    """Whether the latest that was told of its connection is that it ended."""
     warned_of_days: int = 30
     """The fewest that have been warned of; in the beginning, what is soon."""
     queries: int = 0

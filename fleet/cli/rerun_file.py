@@ -44,7 +44,7 @@ _MOST_FRAMES = 12
 """Of a vehicle's test frames, evenly spaced, as of the vehicles: a recording is looked at, not archived."""
 _WIDTH_PX = 640
 _CURVES = ("val_miou", "loss", "uplink_bytes")
-_TOLD = ("joined", "left", "restarted", "failed", "dropped", "reject", "committed", "result")
+_TOLD = ("joined", "left", "back", "restarted", "failed", "dropped", "reject", "committed", "result")
 
 
 SERVE = Path("serve")

@@ -48,3 +48,8 @@ def test_grant_that_a_car_has_missed_is_repeated_when_it_comes_back(
     returning.join()
     assert missed.is_set() and time.monotonic() - began < RETRY_S
     assert fleet.fingerprint() == undisturbed.fingerprint()
+    joined, left, back = (fleet.events(name) for name in ("joined", "left", "back"))
+    assert [event["vehicle"] for event in back] == [CAR]
+    firsts = [next(event for event in told if event["vehicle"] == CAR) for told in (joined, left, back)]
+    times = [event["time"] for event in firsts]
+    assert times == sorted(times)

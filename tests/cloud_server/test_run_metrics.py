@@ -99,6 +99,18 @@ def test_vehicles_are_counted_by_what_they_do() -> None:
     assert states == {"missing": 1, "waiting": 1, "working": 1, "away": 1, "failed": 1}
 
 
+@pytest.mark.parametrize("returns", ["joined", "back"])
+def test_vehicle_stays_away_whatever_the_cloud_does_for_it(returns: str) -> None:
+    run = _Run(1)
+    run.tell("left", vehicle="car-01")
+    run.tell("learning", vehicle="car-01", stage=1, done=3, total=3, loss=0.5)
+    run.turn("car-01", 100)
+    assert run.series("vehicles")["away",] == 1
+    run.tell(returns, vehicle="car-01", encoder="e", frames={})
+    run.turn("car-01", 100)
+    assert run.series("vehicles")["waiting",] == 1
+
+
 @pytest.mark.parametrize("event", ["left", "failed"])
 def test_series_of_a_vehicle_that_has_gone_expire_and_sums_stay(event: str) -> None:
     run = _Run()

@@ -138,6 +138,20 @@ def test_state_is_what_the_log_says(driver: webdriver.Chrome, replay: Path) -> N
     }
 
 
+def test_vehicle_that_is_lost_stays_so_until_it_is_heard_again(
+    driver: webdriver.Chrome, replay: Path
+) -> None:
+    """The cloud goes on working for it: none of that is a sign of life."""
+    told = {"vehicle": "car-1", "stage": 0, "round": 1, "loss": 1.0, "time": 1.0}
+    names = ["joined", "left", "learning", "turn_done", "turn", "dropped", "readmitted", "back", "turn"]
+    shown = """
+        const state = Fold.empty();
+        return events.map((event) => Fold.STATES[Fold.apply(state, event).state[0]]);
+    """
+    states = folded(driver, shown, [{"event": name, "kind": "train", **told} for name in names])
+    assert states == ["joined", *6 * ["lost"], "joined", "learning"]
+
+
 # What is shown ------------------------------------------------------------------------------------------
 
 

@@ -8,9 +8,9 @@ const Fold = (() => {
   const COLUMNS = [
     "stage", "round", "learnt", "loss", "cloudLoss", "val", "start", "local", "ood", "fleet",
     "queries", "up", "down", "rejects", "returns", "leftOut", "seen", "pictures",
-    "roundTrip", "reconnects", "losses", "rate", "ratedAt", "ratedBytes",
+    "roundTrip", "reconnects", "losses", "away", "rate", "ratedAt", "ratedBytes",
   ];
-  const COUNTED = ["queries", "up", "down", "rejects", "returns", "leftOut", "pictures", "reconnects", "losses"];
+  const COUNTED = ["queries", "up", "down", "rejects", "returns", "leftOut", "pictures", "reconnects", "losses", "away"];
   // After which there may be other pictures of a vehicle's frames.
   const PICTURED = ["validation", "evaluation", "turn_done"];
   const MOST_NEWS = 500;
@@ -78,9 +78,6 @@ const Fold = (() => {
     columns.ratedAt[at] = number(event.time);
     columns.ratedBytes[at] = bytes;
   }
-
-  // Whether the operator has killed its process, and not revived it.
-  const isDead = (state, vehicle) => Object.keys(state.dead).some((name) => state.processes[name]?.includes(vehicle));
 
   const PLAIN = {
     processes(state, event) {
@@ -175,25 +172,31 @@ const Fold = (() => {
     // Heard by an observer to whom the cloud tells nothing.
     present(state, event, at) {
       if (state.ended || state.state[at] === FAILED) return;
-      if (!event.online) state.state[at] = LOST;
-      else if (state.state[at] === STARTING || state.state[at] === LOST) state.state[at] = JOINED;
+      state.columns.away[at] = event.online ? 0 : 1;
+      if (state.state[at] === STARTING || state.state[at] === LOST) state.state[at] = JOINED;
     },
     joined(state, event, at) {
-      const again = state.state[at] === LOST;
+      const again = state.columns.away[at] > 0 || state.state[at] === LOST;
+      state.columns.away[at] = 0;
       if (state.state[at] !== FAILED) state.state[at] = JOINED;
       tell(state, event, "join", again ? "came back" : `joined with ${event.encoder}`);
     },
     left(state, event, at) {
       if (state.ended || state.state[at] === FAILED) return;
-      state.state[at] = LOST;
+      state.columns.away[at] = 1;
       state.columns.losses[at] += 1;
       tell(state, event, "loss", "lost: its connection ended");
     },
+    // The same process as before, over a new connection.
+    back(state, event, at) {
+      state.columns.away[at] = 0;
+      if (state.ended || state.state[at] === FAILED) return;
+      state.state[at] = JOINED;
+      tell(state, event, "join", "came back");
+    },
     turn(state, event, at) {
       Object.assign(state, { round: event.round, kind: event.kind });
-      // A turn is granted to a vehicle whose process is dead, too: it waits for it.
-      if (!isDead(state, event.vehicle))
-        state.state[at] = event.kind === "learn" || event.kind === "train" ? LEARNING : TESTED;
+      state.state[at] = event.kind === "learn" || event.kind === "train" ? LEARNING : TESTED;
       state.columns.stage[at] = event.stage;
       state.columns.round[at] = event.round;
     },
@@ -292,6 +295,8 @@ const Fold = (() => {
       state.columns.seen[at] = event.time;
       if (PICTURED.includes(name)) state.columns.pictures[at] += 1;
       OF_VEHICLES[name](state, event, at);
+      // The cloud grants turns to vehicles that are away, and works for them: they stay lost meanwhile.
+      if (state.columns.away[at] > 0 && state.state[at] !== FAILED && !state.ended) state.state[at] = LOST;
     }
     return state;
   }
