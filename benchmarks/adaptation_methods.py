@@ -31,6 +31,8 @@ class Method:
 
 
 _ZEROTH = {"algorithm": "blackfed-v1", "zeroth_order.batches": 0, "first_order.epochs": _PASSES}
+# A query takes two uploads: half the steps.
+_SPSA = {**_ZEROTH, "zeroth_order.epochs": _PASSES // 2, "spsa.queries": 1}
 _ACTIVATION = {
     **_ZEROTH,
     "zeroth_order.epochs": _PASSES,
@@ -48,10 +50,16 @@ METHODS: dict[str, Method] = {
         network_stays=False,
     ),
     "spsa-gc": Method(
-        # A query takes two uploads: half the steps.
-        settings={**_ZEROTH, "zeroth_order.epochs": _PASSES // 2, "spsa.queries": 1},
+        settings=_SPSA,
         rate_key="spsa.rate",
         rates=(3e-4, 1e-3, 3e-3),
+    ),
+    "spsa-gc cosine": Method(
+        settings={**_SPSA, "zeroth_order.schedule": "cosine"},
+        rate_key="spsa.rate",
+        rates=(3e-4, 1e-3, 3e-3),
+        without_labels=False,
+        network_learns=False,
     ),
     "activation": Method(
         settings=_ACTIVATION,
@@ -71,10 +79,11 @@ METHODS: dict[str, Method] = {
             **_ZEROTH,
             "zeroth_order.epochs": _PASSES * 3 // 4,
             "zeroth_order.estimator": "region-spsa",
+            "zeroth_order.schedule": "cosine",
             "region_spsa.map_stride": 4,
         },
         rate_key="region_spsa.rate",
-        rates=(1e-3, 3e-3, 1e-2),
+        rates=(3e-3, 1e-2, 3e-2),
     ),
     "forward-only activation": Method(
         # As many as `region-spsa` takes.
