@@ -92,6 +92,8 @@ class AlgorithmRow(Generic[A]):
     """Its vehicles learn by `zeroth_order.estimator`, and need what that needs."""
     weights_losses: bool = False
     """Its vehicles weight their own loss by the cloud's loss maps, as `local_loss.weight_power` says."""
+    control: str = ""
+    """The row that is the same without loss feedback; a comparison runs it, too."""
     moves_encoders: bool = True
     """Vehicles' encoders learn."""
     in_one_piece: bool = False

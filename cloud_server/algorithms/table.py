@@ -120,6 +120,7 @@ _BLACKFLEET: AlgorithmRow[BlackFleet] = AlgorithmRow(
     may_go_on=True,
     needs=Needs(local_head=True),
     weights_losses=True,
+    control="blackfleet-no-feedback",
     side_by_side=True,
     rounds_overlap=True,
     own_passes=local_passes,
@@ -133,10 +134,11 @@ _ROWS: tuple[AlgorithmRow[Any], ...] = (
     _BLACKFLEET,
     replace(
         _BLACKFLEET,
-        name="blackfleet-no-feedback",
+        name=_BLACKFLEET.control,
         title="the same without loss feedback: what that buys",
         build=partial(_blackfleet, feedback=False),
         weights_losses=False,
+        control="",
         colour="#7fc4cf",
     ),
     AlgorithmRow(

@@ -204,6 +204,12 @@ def compare(
             "spends. Read off their curves of validation mIoU: no run is made again, rates fell as they did."
         ),
     ] = None,
+    control: Annotated[
+        bool,
+        typer.Option(
+            help="Beside blackfleet, which learns from loss feedback, run the same without: what that buys."
+        ),
+    ] = True,
 ) -> None:
     """Run algorithms side by side, on the same frames, into one table and one report.
 
@@ -212,14 +218,15 @@ def compare(
     import fleet.cli.sweep as comparing
 
     with stopping_line("go on with the same command"):
+        console, names = screen(), comparing.parse_algorithms(algorithms)
         comparing.compare(
             scenario,
-            comparing.parse_algorithms(algorithms),
+            comparing.with_controls(names, scenario, console) if control else names,
             comparing.parse_seeds(seeds),
             compare_dir,
             reference=reference,
             equal=equal,
-            console=screen(),
+            console=console,
         )
 
 

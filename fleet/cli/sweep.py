@@ -34,6 +34,7 @@ from fleet.scenario import Scenario, load_scenario
 from protocol.atomic import write_bytes_atomic, write_json_atomic
 from protocol.doors import file_name
 from protocol.errors import SettingError
+from protocol.plans.local_loss import LocalLossPlan
 
 MARKDOWN_NAME = "compare.md"
 _OF_A_RUN = BROKER_KEYS | {"algorithm", "seed"}
@@ -64,6 +65,18 @@ def parse_algorithms(text: str) -> tuple[str, ...]:
         except SettingError as error:
             raise OperatorError(f"--algorithms: {error}") from error
     return _checked(names, "--algorithms")
+
+
+def with_controls(algorithms: Sequence[str], scenario: Scenario, console: Console) -> tuple[str, ...]:
+    """The algorithms; each that loss feedback changes is followed by the same without it, unless named."""
+    local, names = scenario.way(LocalLossPlan), list[str]()
+    for name in algorithms:
+        names.append(name)
+        control = algorithm_row(name).control
+        if control and control not in algorithms and local.weight_power > 0 and local.epochs > 0:
+            names.append(control)
+            console.print(f"beside {name} runs {control}: what feedback buys (--no-control leaves it out)")
+    return tuple(names)
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:

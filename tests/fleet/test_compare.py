@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -12,12 +13,13 @@ from rich.console import Console
 
 import fleet.run.launch
 from cloud_server.config import ZerothOrderConfig
-from fleet.cli.sweep import compare, parse_algorithms, parse_seeds
+from fleet.cli.sweep import compare, parse_algorithms, parse_seeds, with_controls
 from fleet.compare.tables import comparison_tables, markdown, summarise
 from fleet.errors import OperatorError
 from fleet.run.job import Job
 from fleet.scenario import DatasetPart, EncoderPart, EvaluationPart, Scenario
 from protocol.plans.first_order import FirstOrder
+from protocol.plans.local_loss import LocalLossPlan
 from protocol.plans.spsa import SpsaPlan
 
 _QUIET = Console(quiet=True)
@@ -138,6 +140,25 @@ def test_algorithms_are_those_of_fleets_and_those_without() -> None:
     assert parse_algorithms("split, centralized") == ("split", "centralized")
     with pytest.raises(OperatorError, match=r"unknown algorithm 'fedavgg', expected one of: .*centralized"):
         parse_algorithms("split,fedavgg")
+
+
+@pytest.mark.parametrize(
+    ("named", "power", "run"),
+    [
+        ("blackfleet,split", 0.5, "blackfleet,blackfleet-no-feedback,split"),
+        ("blackfleet-no-feedback,blackfleet", 0.5, "blackfleet-no-feedback,blackfleet"),
+        ("blackfleet,split", 0.0, "blackfleet,split"),
+        ("split,blackfed-v2", 0.5, "split,blackfed-v2"),
+    ],
+)
+def test_what_feedback_buys_is_measured_beside_whoever_learns_from_it(
+    scenario: Scenario, named: str, power: float, run: str
+) -> None:
+    scenario = msgspec.structs.replace(scenario, local_loss=LocalLossPlan(weight_power=power))
+    said = io.StringIO()
+    console = Console(file=said, width=120)
+    assert ",".join(with_controls(named.split(","), scenario, console)) == run
+    assert ("--no-control" in said.getvalue()) == (named != run)
 
 
 def test_summary_has_mean_and_sample_deviation_over_seeds() -> None:
