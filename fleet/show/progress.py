@@ -46,6 +46,8 @@ _UNLIKELY = {
 @dataclass
 class _VehicleView:
     state: str = "starting"
+    lost: bool = False
+    """Whether its connection has ended; the cloud may work for it all the same."""
     loss: float | None = None
     miou: float | None = None
     queries: int = 0
@@ -105,8 +107,10 @@ class Progress(Recorder):
             case "run":
                 self._clock.start(event["stages"], event["first"])
                 self._bar.update(self._task, total=event["stages"], completed=event["first"])
-            case "joined":
-                view.state = "joined"
+            case "joined" | "back":
+                view.state, view.lost = "joined", False
+            case "left":
+                view.lost = True
             case "turn":
                 if event["round"] != self._round:
                     self._say(*self._summaries.rest())  # of vehicles that took no part
@@ -192,7 +196,7 @@ class Progress(Recorder):
         for vehicle, view in sorted(shown):
             table.add_row(
                 vehicle,
-                view.state,
+                "lost" if view.lost and view.state != "failed" else view.state,
                 _number(view.loss),
                 _number(view.miou),
                 str(view.queries),

@@ -94,6 +94,20 @@ def test_live_table_keeps_names_and_scores_at_any_width(width: int) -> None:
     assert "cloud trains 10/12" in text
 
 
+def test_live_table_shows_a_lost_vehicle_as_lost_whatever_the_cloud_does_for_it() -> None:
+    console = screen(file=io.StringIO(), width=100, force_terminal=True)
+    learning = {"vehicle": "car-01", "done": 10, "total": 12, "loss": 1.234}
+    with Progress(Scenario(vehicles=2), console) as progress:
+        progress.event("left", {"vehicle": "car-01"})
+        progress.event("learning", learning)
+        text = _shown(progress._render(), 100)
+        assert "lost" in text and "cloud trains" not in text, text
+        progress.event("back", {"vehicle": "car-01"})
+        progress.event("learning", learning)
+        text = _shown(progress._render(), 100)
+        assert "lost" not in text and "cloud trains 10/12" in text, text
+
+
 def _comparison() -> dict[str, Any]:
     algorithms = ("blackfed-v1", "blackfed-v2", "centralized")
     runs = [
