@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -324,7 +326,10 @@ def test_page_of_an_observer_has_no_buttons_and_asks_for_no_frames(
 def test_vehicle_that_is_killed_by_its_button_comes_back_and_changes_nothing(
     driver: webdriver.Chrome, reference: Launch, frames_root: Path, tmp_path: Path
 ) -> None:
-    launch = Launch(tmp_path / "run", write_scenario(tmp_path / "scenario.yaml", frames_root))
+    patience = {"give_up_s": 2 * WAIT_S}
+    launch = Launch(
+        tmp_path / "run", write_scenario(tmp_path / "scenario.yaml", frames_root, patience=patience)
+    )
     state = "document.querySelector('#vehicle dd').textContent"
 
     def button(action: str) -> str:
@@ -332,13 +337,18 @@ def test_vehicle_that_is_killed_by_its_button_comes_back_and_changes_nothing(
 
     try:
         launch.start("--broker", "amqtt", "--watch")
+        # The whole run takes a second: its last vehicle is halted until the browser has found the button.
+        wait_for(lambda: (launch.run_folder / "log.jsonl").exists(), "a log")
+        first_test = f'"vehicle": "{CARS[-1]}", "split": "test"'
+        wait_for(lambda: first_test in (launch.run_folder / "log.jsonl").read_text(), "its first evaluation")
+        os.kill(launch.ids()[f"host-{len(CARS):02d}"], signal.SIGSTOP)
         wait_for(lambda: "token=" in launch.output.read_text(), "an address", WAIT_S)
         [address] = re.findall(r"http://\S+", launch.output.read_text())
         driver.get(address)
         until(driver, "document.getElementById('facts').innerText.includes('blackfed')")
         press(driver, "End", "Enter")
         until(driver, button("kill"))
-        wait_for(lambda: facts(driver, "#vehicle dl")["start"] != "–", "its first evaluation")
+        wait_for(lambda: facts(driver, "#vehicle dl")["start"] != "–", "its first evaluation, shown")
         driver.execute_script(f"{button('kill')}.click()")
         until(driver, f"{state} === 'lost' && {button('revive')}")
         until(driver, "document.getElementById('loads').innerText.includes('cores')")
